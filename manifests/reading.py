@@ -1,0 +1,127 @@
+"""Open a sealed round and read its labels. This is what a trainer imports; it needs numpy and pyarrow only."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from manifests.errors import RunError, SchemaError
+from manifests.layout import Seal, read_seal
+from manifests.schema import MANIFEST, SCHEMA_VERSION, VERSION_KEY, Label
+from manifests.store import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One sealed round: the labels of all pairs, shard by shard, in input order.
+
+    Attributes:
+        run: The run folder.
+        number: The round's number.
+        seal: The parsed `manifest.json`: plan, counts, mixture, cut, parts.
+    """
+
+    run: Store
+    number: int
+    seal: Seal
+
+    @property
+    def shards(self) -> list[str]:
+        """Input shards in their order, relative to the dataset root."""
+        return [part["shard"] for part in self.seal["parts"]]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards together."""
+        return int(self.seal["counts"]["rows"])
+
+    @property
+    def path(self) -> str:
+        """Folder of this round's manifest parts, on the run's file system."""
+        return self.run.path(f"rounds/{self.number:04d}/manifest")
+
+    def files(self) -> list[str]:
+        """Return the paths of all parts, from the seal, never from a listing."""
+        return [self.run.path(part["manifest"]["name"]) for part in self.seal["parts"]]
+
+    def table(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the labels of one shard, row i for its row i.
+
+        Raises:
+            RunError: The shard is not part of this round.
+            SchemaError: The part was written by a newer pairsan, or has another number of rows than the seal says.
+        """
+        entry = self._entry(shard)
+        name = entry["manifest"]["name"]
+        with self.run.fs.open_input_file(self.run.path(name)) as file, pq.ParquetFile(file) as parquet:
+            check_version(parquet.schema_arrow, name)
+            table = parquet.read(columns=list(columns) if columns is not None else None)
+        if table.num_rows != entry["rows"]:
+            raise SchemaError(f"{name} has {table.num_rows} rows where the seal says {entry['rows']}; run `pairsan verify`")
+        return table
+
+    def mask(self, shard: str, label: Label | str = Label.SAFE) -> npt.NDArray[np.bool_]:
+        """Return which rows of a shard carry a label: bool, shape (rows of the shard,), in input order."""
+        words = self.table(shard, ["label"])["label"].cast(pa.string())
+        equal: npt.NDArray[np.bool_] = words.to_numpy(zero_copy_only=False) == str(Label(label))
+        return equal
+
+    def masks(self, label: Label | str = Label.SAFE) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+        """Yield (shard, mask) for every shard in order."""
+        return ((shard, self.mask(shard, label)) for shard in self.shards)
+
+    def dataset(self) -> pads.Dataset:
+        """Return all parts as one lazy pyarrow dataset (for filters, DuckDB, polars)."""
+        return pads.dataset(self.files(), schema=MANIFEST, format="parquet", filesystem=self.run.fs)
+
+    def to_pandas(self, columns: Sequence[str] | None = None, where: pads.Expression | None = None) -> "pd.DataFrame":
+        """Return rows as a pandas frame; `where` is a pyarrow filter such as `ds.field("label") == "risky"`."""
+        return self.dataset().to_table(columns=list(columns) if columns else None, filter=where).to_pandas()
+
+    def _entry(self, shard: str) -> dict[str, Any]:
+        for part in self.seal["parts"]:
+            if part["shard"] == shard:
+                return dict(part)
+        raise RunError(f"round {self.number} of {self.run.uri} has no shard {shard!r}; it has {self.shards[:3]}...")
+
+
+def check_version(schema: pa.Schema, name: str) -> int:
+    """Return the schema version a part was written under.
+
+    Raises:
+        SchemaError: It is newer than this reader, or missing.
+    """
+    version = int((schema.metadata or {}).get(VERSION_KEY, b"0"))
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise SchemaError(
+            f"{name} was written under manifest schema {version or 'unknown'}; this pairsan reads 1 to {SCHEMA_VERSION}. "
+            "Upgrade pairsan to read it."
+        )
+    return version
+
+
+def open_round(run: str | Path | Store, number: int | None = None) -> Manifest:
+    """Open a sealed round of a run, the newest one by default.
+
+    Args:
+        run: Run folder, as a path or any URI that pyarrow.fs or fsspec opens.
+        number: Round to open.
+
+    Raises:
+        NotSealed: There is no such sealed round.
+        SchemaError: The seal was written by a newer pairsan.
+    """
+    store = run if isinstance(run, Store) else open_store(run)
+    seal = read_seal(store, number)
+    if int(seal["schema_version"]) > SCHEMA_VERSION:
+        raise SchemaError(f"{store.uri} is sealed under schema {seal['schema_version']}; this pairsan reads {SCHEMA_VERSION}")
+    return Manifest(store, int(seal["plan"]["round"]), seal)

@@ -1,0 +1,1 @@
+"""The plan: command line, settings, rounds, executors."""

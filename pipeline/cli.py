@@ -1,0 +1,165 @@
+"""The `pairsan` command: parse, build the settings, make one call, print the answer."""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from manifests.errors import PairsanError
+from manifests.reading import open_round
+from manifests.store import open_store
+from manifests.verify import problems
+from pipeline.config import load_config
+from pipeline.options import config_options
+
+_SPLIT_CHOICE = ("rule", "keep_share", "min_cosine")
+
+
+class _Group(click.Group):
+    """Prints our own errors as one message and ends with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except PairsanError as error:
+            click.echo(f"pairsan: {type(error).__name__}: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("pairsan: interrupted; what was finished is kept, the same command goes on from there", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="pairsan")
+@click.option("-v", "--verbose", is_flag=True, help="Show log messages, Ray's too.")
+@click.pass_context
+def main(ctx: click.Context, verbose: bool) -> None:
+    """Label every image-caption pair of a dataset safe or risky.
+
+    Exit codes: 0 done; 1 verify found something; 2 settings; 3 input data; 4 checkpoint; 5 run folder; 6 shards failed;
+    7 the split is not believed, the round stays unsealed; 130 interrupted.
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    ctx.obj = verbose
+
+
+def _command(*sections: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Declare a command that takes settings; the function gets `config_path` and all flags of its sections by name."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            function(*args, **kwargs)
+
+        return main.command()(config_options(*sections)(run))
+
+    return decorate
+
+
+_OUT = click.option("--out", required=True, metavar="RUN", help="Run folder: a path or any URI that pyarrow or fsspec opens.")
+
+
+@_command("data", "model", "embed", "split", "executor")
+@click.argument("data", nargs=-1, required=True)
+@_OUT
+@click.pass_obj
+def clean(verbose: bool, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+    """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
+    from pipeline import rounds, summary
+
+    manifest = rounds.clean(data, out, load_config(config_path, flags), verbose=verbose)
+    click.echo(summary.of_round(manifest))
+
+
+@_command("data", "model", "embed", "executor")
+@click.argument("data", nargs=-1, required=True)
+@_OUT
+@click.pass_obj
+def embed(verbose: bool, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+    """Score DATA and stop there; `pairsan split` makes sealed rounds of the scores."""
+    from pipeline import rounds
+
+    round_ = rounds.embed(data, out, load_config(config_path, flags), verbose=verbose)
+    click.echo(f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: pairsan split {out}")
+
+
+@_command("split", "executor")
+@click.argument("run")
+@click.option("--scores-round", type=int, help="Round whose scores are split; the newest complete ones by default.")
+@click.pass_obj
+def split(verbose: bool, run: str, scores_round: int | None, config_path: str | None, **flags: Any) -> None:
+    """Make a new sealed round of RUN from scores it already has, with other split settings."""
+    from pipeline import plans, rounds, summary
+
+    base, _ = plans.read_run(open_store(run))
+    if any(flags[name] is not None for name in _SPLIT_CHOICE):  # a choice made now replaces the run's own
+        base = base.model_copy(update={"split": base.split.model_copy(update=dict.fromkeys(_SPLIT_CHOICE) | {"rule": "monotone"})})
+    config = load_config(config_path, flags, base)
+    click.echo(summary.of_round(rounds.split(run, config, scores_round=scores_round, verbose=verbose)))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def status(run: str, as_json: bool) -> None:
+    """Say for every round of RUN what is done, what failed and why."""
+    from pipeline import status as status_
+
+    report = status_.of_run(open_store(run))
+    click.echo(json.dumps(report, indent=1) if as_json else status_.as_text(report))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
+def verify(run: str, number: int | None) -> None:
+    """Check a sealed round of RUN: hashes, counts, schema, order, labels. Reads every part; exit code 1 if one is wrong."""
+    manifest = open_round(run, number)
+    found = list(problems(manifest))
+    for problem in found:
+        click.echo(problem)
+    if found:
+        click.echo(f"round {manifest.number} of {run}: {len(found)} problems")
+        sys.exit(1)
+    click.echo(f"round {manifest.number} of {run}: {len(manifest.shards)} shards, {manifest.num_rows:,} rows, all as sealed")
+
+
+@main.command()
+@click.argument("run")
+@click.option("--round", "number", type=int, help="Round to look at; the newest sealed one by default.")
+@click.option("--label", multiple=True, help="safe, risky or quarantined; may be repeated.")
+@click.option("--reason", multiple=True, help="E.g. below_cut, image_undecodable; may be repeated.")
+@click.option("--cosine", nargs=2, type=float, metavar="LOW HIGH", help="Range of cosine, both ends included.")
+@click.option("--p-safe", nargs=2, type=float, metavar="LOW HIGH", help="Range of p_safe, both ends included.")
+@click.option("--caption", metavar="TEXT", help="Captions that contain TEXT, in any case.")
+@click.option("--shard", metavar="GLOB", help="Shards whose name matches, e.g. 'part-0*'.")
+@click.option("--key", metavar="GLOB", help="Keys that match.")
+@click.option("--sort", default="cosine", show_default=True, help="Column; a leading - sorts downwards.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Rows at most; 0 for all.")
+@click.option("--columns", default="", help="Columns by comma; by default those that fit a terminal, or all.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv", "parquet"]), default="table", show_default=True)
+@click.option("--output", metavar="FILE", help="Write there in place of standard output; needed for parquet.")
+def inspect(run: str, number: int | None, form: str, output: str | None, **filters: Any) -> None:
+    """Show pairs of a sealed round of RUN: those that are not safe, worst first, unless filters say otherwise."""
+    from pipeline import inspection
+
+    query = inspection.Query(**filters)
+    inspection.show(open_round(run, number), query, form=form, output=output)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def schema(as_json: bool) -> None:
+    """Print the columns of a manifest, their types and meanings, and all reasons."""
+    from pipeline import summary
+
+    click.echo(json.dumps(summary.schema_document(), indent=1) if as_json else summary.schema_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""All settings of a run: one frozen value, from TOML and flags, checked before any work begins."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from manifests.errors import ConfigError
+from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SplitOptions
+
+
+class ExecutorOptions(Options):
+    """Where the work runs (`[executor]`); nothing here can change a label."""
+
+    executor: Literal["ray", "local"] = Field("ray", description="ray, or local: the same stages in this process")
+    ray_address: str | None = Field(None, description="address of a Ray cluster; a local one is started if unset")
+    workers: int | None = Field(None, ge=1, description="workers; by default one per GPU, else one per CPU thread group")
+    threads_per_worker: int = Field(1, ge=1, description="CPU threads of each worker")
+    decode: Literal["worker", "cluster"] = Field(
+        "worker", description="decode images in the worker's threads, or in CPU-only tasks anywhere on the cluster"
+    )
+    max_retries: int = Field(3, ge=0, description="retries of a shard after a lost worker or a failed read")
+
+
+class RunConfig(Options):
+    """The settings of one command; its sections are the tables of the TOML file."""
+
+    data: ReadOptions = ReadOptions()
+    model: ModelOptions = ModelOptions()
+    embed: EmbedOptions = EmbedOptions()
+    split: SplitOptions = SplitOptions()
+    executor: ExecutorOptions = ExecutorOptions()
+
+
+SECTIONS: dict[str, type[Options]] = {
+    "data": ReadOptions,
+    "model": ModelOptions,
+    "embed": EmbedOptions,
+    "split": SplitOptions,
+    "executor": ExecutorOptions,
+}
+
+
+def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Build the settings of a command: defaults, then the TOML file, then flags.
+
+    Args:
+        path: TOML file with tables named like the sections; None for none.
+        flags: Values by field name; None means that the flag was not given. Field names are unique over sections.
+        base: Settings to start from in place of the defaults.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is out of range; names key, value and what is allowed.
+    """
+    given = base.model_dump() if base is not None else {}
+    for section, values in (_read_toml(path) if path is not None else {}).items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{path}: unknown table [{section}]{_nearest(section, SECTIONS)}; tables: {', '.join(SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {section} must be a table, got {values!r}")
+        given.setdefault(section, {}).update(values)
+    for section, options in SECTIONS.items():
+        chosen = {name: flags[name] for name in options.model_fields if flags.get(name) is not None}
+        given.setdefault(section, {}).update(chosen)
+    _imply_rule(given["split"])
+    try:
+        config = RunConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    _check_split(config.split)
+    return config
+
+
+def _imply_rule(split: dict[str, Any]) -> None:
+    """Let --keep-share and --min-cosine choose their rule where none was named."""
+    if "rule" not in split or split["rule"] == "monotone":
+        if split.get("min_cosine") is not None:
+            split["rule"] = "min-cosine"
+        elif split.get("keep_share") is not None:
+            split["rule"] = "keep-share"
+
+
+def _check_split(split: SplitOptions) -> None:
+    if split.keep_share is not None and split.min_cosine is not None:
+        raise ConfigError(f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other")
+    if split.rule == "keep-share" and not split.keep_share:
+        raise ConfigError("rule 'keep-share' needs keep_share above 0 (--keep-share 0.3)")
+    if split.rule == "min-cosine" and split.min_cosine is None:
+        raise ConfigError("rule 'min-cosine' needs min_cosine (--min-cosine 0.2)")
+    if split.if_unseparable == "quantile" and not split.fallback_share:
+        raise ConfigError("if_unseparable = 'quantile' needs fallback_share above 0 (--fallback-share 0.3)")
+    if split.min_safe_share > split.max_safe_share:
+        raise ConfigError(f"min_safe_share = {split.min_safe_share} is above max_safe_share = {split.max_safe_share}")
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _explain(problem: Any) -> str:
+    section, *rest = [str(part) for part in problem["loc"]]
+    key = ".".join(rest) or section
+    known = SECTIONS[section].model_fields if section in SECTIONS else {}
+    if problem["type"] == "extra_forbidden":
+        return f"[{section}] has no setting {key!r} (= {problem['input']!r}){_nearest(key, known)}; it has: {', '.join(known)}"
+    return f"[{section}] {key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,153 @@
+"""Look at the pairs of a sealed round through DuckDB: filter, sort, show or write."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from manifests.errors import ConfigError
+from manifests.reading import Manifest
+from manifests.schema import MANIFEST, Label, Reason
+
+_TABLE_COLUMNS: Final = ("label", "reason", "cosine", "p_safe", "rank", "shard", "key", "caption", "detail")
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_WIDTHS: Final = {"caption": 60, "detail": 60, "key": 36, "shard": 28}
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which pairs, in which order. Fields are those of `pairsan inspect`; empty means no filter."""
+
+    label: tuple[str, ...] = ()
+    reason: tuple[str, ...] = ()
+    cosine: tuple[float, float] | None = None
+    p_safe: tuple[float, float] | None = None
+    caption: str | None = None
+    shard: str | None = None
+    key: str | None = None
+    sort: str = "cosine"
+    limit: int = 20
+    columns: str = ""
+
+    def sql(self, columns: tuple[str, ...]) -> tuple[str, list[Any]]:
+        """Return a query over the view `pairs` and its parameters; values from outside are only ever parameters.
+
+        Raises:
+            ConfigError: A label, reason or column does not exist.
+        """
+        where, values = self._conditions()
+        sort = self.sort.removeprefix("-")
+        order = f'"{_known(sort, MANIFEST.names, "column")}" {"DESC" if self.sort.startswith("-") else "ASC"} NULLS LAST'
+        chosen = ", ".join(f'"{_known(name, MANIFEST.names, "column")}"' for name in columns)
+        limit = f" LIMIT {int(self.limit)}" if self.limit else ""
+        return f"SELECT {chosen} FROM pairs WHERE {' AND '.join(where)} ORDER BY {order}, shard, index{limit}", values  # noqa: S608
+
+    def _conditions(self) -> tuple[list[str], list[Any]]:
+        labels = [_known(word, list(Label), "label") for word in self.label]
+        reasons = [_known(word, list(Reason), "reason") for word in self.reason]
+        if not labels and not reasons and not (self.caption or self.cosine or self.p_safe or self.key):
+            labels = [Label.RISKY, Label.QUARANTINED]
+        tests: list[tuple[str, Any]] = [("list_contains(?::VARCHAR[], label)", [str(w) for w in labels])] if labels else []
+        if reasons:
+            tests.append(("list_contains(?::VARCHAR[], reason)", [str(word) for word in reasons]))
+        for column, bounds in (("cosine", self.cosine), ("p_safe", self.p_safe)):
+            if bounds:
+                tests += [(f"{column} >= ?", bounds[0]), (f"{column} <= ?", bounds[1])]
+        if self.caption:
+            tests.append(("contains(lower(caption), lower(?))", self.caption))
+        tests += [(f"{name} GLOB ?", glob) for name, glob in (("shard", self.shard), ("key", self.key)) if glob]
+        return ["TRUE", *(test for test, _ in tests)], [value for _, value in tests]
+
+
+def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> None:
+    """Print or write the pairs that a query finds.
+
+    Args:
+        manifest: The sealed round.
+        query: Which pairs.
+        form: `table`, `json`, `csv` or `parquet`.
+        output: File to write; standard output if unset.
+
+    Raises:
+        ConfigError: Parquet without a file, or a word that does not exist.
+    """
+    if form == "parquet" and output is None:
+        raise ConfigError("--format parquet writes a file: name it with --output")
+    default = _TABLE_COLUMNS if form == "table" else tuple(MANIFEST.names)
+    columns = tuple(name.strip() for name in query.columns.split(",")) if query.columns else default
+    with connect(manifest) as connection:
+        found = connection.execute(*query.sql(columns))
+        if form == "table":
+            text = _table(columns, found.fetchall())
+        else:
+            frame = found.to_arrow_table()
+            if form == "parquet":
+                import pyarrow.parquet as pq
+
+                pq.write_table(frame, output)
+                return
+            text = _csv(frame) if form == "csv" else _json(frame)
+    if output is not None:
+        Path(output).write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+def connect(manifest: Manifest) -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB connection with the round as the view `pairs`."""
+    connection = duckdb.connect()
+    if manifest.run.is_local:
+        files = ", ".join("'" + path.replace("'", "''") + "'" for path in manifest.files())
+        connection.execute(f"CREATE VIEW pairs AS SELECT * FROM read_parquet([{files}])")
+    else:
+        connection.register("pairs", manifest.dataset())
+    return connection
+
+
+def _known(word: str, allowed: list[Any], what: str) -> str:
+    if word not in [str(entry) for entry in allowed]:
+        raise ConfigError(f"no {what} {word!r}; there are: {', '.join(str(entry) for entry in allowed)}")
+    return word
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """Lay rows out for a terminal; control characters of a crawl must not reach it."""
+    cells = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells), 0) if cells else len(name) for i, name in enumerate(columns)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in [list(columns), *cells]
+    ]
+    return "\n".join([*lines, f"({len(rows)} pairs)"]) + "\n"
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value.hex() if isinstance(value, bytes) else str(value))
+    width = _WIDTHS.get(name, 40)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _csv(frame: Any) -> str:
+    import pandas as pd
+
+    rows: pd.DataFrame = frame.to_pandas()
+    if "uid" in rows:
+        rows["uid"] = rows["uid"].map(bytes.hex)
+    return str(rows.to_csv(index=False))
+
+
+def _json(frame: Any) -> str:
+    import json
+
+    rows = frame.to_pylist()
+    for row in rows:
+        if isinstance(row.get("uid"), bytes):
+            row["uid"] = row["uid"].hex()
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,101 @@
+"""Begin a run or a round: write what was decided, or refuse to go on under other settings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from manifests.errors import RunError
+from manifests.layout import (
+    PLAN,
+    RUN,
+    SCORES,
+    Plan,
+    fingerprint,
+    read_plan,
+    require_same_plan,
+    round_folder,
+    round_numbers,
+)
+from manifests.parts import write_json
+from manifests.schema import SCHEMA_VERSION
+from manifests.store import Store
+from pipeline.config import RunConfig
+from stages.pair import Shard
+from stages.shards import Dataset
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round that has its plan.
+
+    Attributes:
+        run: The run folder.
+        number: From 1.
+        plan: Everything that could change a label.
+        shards: All shards of the dataset, in order.
+    """
+
+    run: Store
+    number: int
+    plan: Plan
+    shards: tuple[Shard, ...]
+
+    @property
+    def scores_round(self) -> int:
+        """The round whose scores are labelled."""
+        return int(self.plan["scores_round"])
+
+    @property
+    def scores_fingerprint(self) -> str:
+        """What the footers of its scores carry."""
+        return fingerprint(self.plan["scores"])
+
+    def missing_scores(self) -> list[Shard]:
+        """Return the shards that have no scores part yet, largest first, so that the last to finish is a small one."""
+        done = self.run.names(f"{round_folder(self.scores_round)}/{SCORES}")
+        todo = [shard for shard in self.shards if f"{shard.name}.parquet" not in done]
+        return sorted(todo, key=lambda shard: -shard.size_bytes)
+
+
+def begin_run(run: Store, dataset: Dataset, data: list[str], config: RunConfig) -> None:
+    """Write `run.json`, or check that the folder belongs to this dataset.
+
+    Raises:
+        PlanMismatch: The folder was begun with other data.
+    """
+    facts = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
+    if run.exists(RUN):
+        old = run.read_json(RUN)["dataset"]
+        require_same_plan(
+            {key: old[key] for key in facts}, facts, where=run.uri, hint="Give another --out for other data."
+        )
+        return
+    shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
+    document = {"data": data, "dataset": {**facts, "shards": shards}, "config": config.model_dump()}
+    write_json(run, RUN, document)
+
+
+def read_run(run: Store) -> tuple[RunConfig, tuple[Shard, ...]]:
+    """Return the frozen settings and the shards of a run.
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    if not run.exists(RUN):
+        raise RunError(f"{run.uri} is no run folder: it has no {RUN}; `pairsan clean DATA --out {run.uri}` begins one")
+    document = run.read_json(RUN)
+    shards = tuple(Shard(*entry) for entry in document["dataset"]["shards"])
+    return RunConfig.model_validate(document["config"]), shards
+
+
+def begin_round(run: Store, number: int, plan: dict[str, Any], shards: tuple[Shard, ...], *, hint: str) -> Round:
+    """Write the plan of a round, or go on with it where it is the same.
+
+    Raises:
+        PlanMismatch: The round was begun under another plan.
+    """
+    whole: Plan = {"schema_version": SCHEMA_VERSION, "round": number, **plan}
+    if number in round_numbers(run):
+        require_same_plan(read_plan(run, number), whole, where=f"round {number} of {run.uri}", hint=hint)
+    else:
+        write_json(run, f"{round_folder(number)}/{PLAN}", whole)
+    return Round(run, number, whole, shards)

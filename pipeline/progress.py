@@ -1,0 +1,83 @@
+"""Say how far a stage is: one changing line on a terminal, a plain line every 30 s elsewhere."""
+
+import sys
+import threading
+import time
+from typing import Final, TextIO
+
+_TERMINAL_EVERY_S: Final = 0.5
+_PLAIN_EVERY_S: Final = 30.0
+
+
+class Progress:
+    """Counts shards and rows of one stage and prints them until it is closed."""
+
+    def __init__(self, what: str, num_shards: int, num_done_before: int = 0, stream: TextIO | None = None) -> None:
+        """Start the clock.
+
+        Args:
+            what: Name of the stage.
+            num_shards: Shards of the round.
+            num_done_before: Those that an earlier run has finished.
+            stream: Where to print; standard error if unset.
+        """
+        self._what, self._num_shards, self._num_before = what, num_shards, num_done_before
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._num_done = self._num_rows = self._num_quarantined = self._num_failed = 0
+        self._start = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        """Begin printing."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Print a last line and stop."""
+        self._closed.set()
+        self._thread.join()
+        if self._num_done or self._num_failed:
+            self._print(last=True)
+
+    def shard_done(self, num_rows: int, num_quarantined: int = 0) -> None:
+        """Count one finished shard."""
+        self._num_done += 1
+        self._num_rows += num_rows
+        self._num_quarantined += num_quarantined
+
+    def shard_failed(self) -> None:
+        """Count one failed shard."""
+        self._num_failed += 1
+
+    def line(self) -> str:
+        """Return the line of this moment."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        done = self._num_before + self._num_done
+        parts = [f"{self._what}: {done}/{self._num_shards} shards"]
+        if self._num_before:
+            parts.append(f"{self._num_before} done before")
+        parts.append(f"{self._num_rows:,} rows, {self._num_rows / seconds:,.0f} rows/s")
+        if self._num_done and done < self._num_shards:
+            parts.append(f"{_clock(seconds / self._num_done * (self._num_shards - done))} left")
+        if self._num_quarantined:
+            parts.append(f"{self._num_quarantined:,} quarantined")
+        if self._num_failed:
+            parts.append(f"{self._num_failed} shards FAILED")
+        return ", ".join(parts)
+
+    def _tick(self) -> None:
+        while not self._closed.wait(_TERMINAL_EVERY_S if self._terminal else _PLAIN_EVERY_S):
+            self._print()
+
+    def _print(self, *, last: bool = False) -> None:
+        start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
+        self._stream.write(f"{start}{self.line()}{end}")
+        self._stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

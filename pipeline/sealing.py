@@ -1,0 +1,148 @@
+"""Write the labels of a round and seal it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from manifests.errors import RunError, TooManyQuarantined
+from manifests.layout import EMBEDDINGS, LABELS, SCORES, SEAL, Seal, fingerprint, part_name, round_folder
+from manifests.parts import Part, sweep_drafts, write_json
+from manifests.schema import SCHEMA_VERSION, Label
+from pipeline.executors import Executor
+from pipeline.plans import Round
+from pipeline.work import run_stage
+from stages.histogram import Histogram
+from stages.label import Labelled, LabelRows, Tallied, Tally
+from stages.pair import Shard
+from stages.split import Decision
+
+_WORST = 5
+
+
+@dataclass
+class Totals:
+    """What all scores parts of a round add up to; grows with the number of shards, never of rows.
+
+    Attributes:
+        histogram: Of all cosines.
+        scores: Each shard's scores part.
+        embeddings: Each shard's embeddings part, where kept.
+        quarantined: Rows without a score, per shard.
+        reasons: Rows without a score, per reason.
+    """
+
+    histogram: Histogram = field(default_factory=Histogram)
+    scores: dict[str, Part] = field(default_factory=dict)
+    embeddings: dict[str, Part] = field(default_factory=dict)
+    quarantined: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(part.num_rows for part in self.scores.values())
+
+    def add(self, shard: Shard, tallied: Tallied) -> tuple[int, int]:
+        """Add one shard and return its (rows, quarantined rows)."""
+        self.histogram.add(tallied.cosines)
+        self.scores[shard.name] = tallied.part
+        if tallied.embeddings is not None:
+            self.embeddings[shard.name] = tallied.embeddings
+        num = sum(tallied.reasons.values())
+        self.quarantined[shard.name] = num
+        for reason, rows in tallied.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + rows
+        return tallied.part.num_rows, num
+
+
+def tally(executor: Executor, round_: Round) -> Totals:
+    """Count all scores parts of a round."""
+    totals = Totals()
+    stage = Tally(
+        round_.run,
+        round_.scores_round,
+        round_.scores_fingerprint,
+        with_embeddings=bool(round_.plan["scores"]["keep"]["embeddings"]),
+    )
+    run_stage(executor, stage, round_.shards, what="count", folder=(round_.run, round_.number), collect=totals.add)
+    return totals
+
+
+def check_quarantined(totals: Totals, max_share: float) -> None:
+    """Refuse a round of which too much could not be scored.
+
+    Raises:
+        TooManyQuarantined: With the counts per reason and the worst shards.
+    """
+    num, rows = sum(totals.quarantined.values()), totals.num_rows
+    if rows and num < rows and num <= max_share * rows:
+        return
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(totals.reasons.items(), key=lambda kv: -kv[1]))
+    worst = sorted(totals.scores, key=lambda name: -totals.quarantined[name] / max(1, totals.scores[name].num_rows))
+    lines = "".join(f"\n  {n}: {totals.quarantined[n]:,} of {totals.scores[n].num_rows:,}" for n in worst[:_WORST])
+    allowed = "some must be scored" if num == rows else f"allowed are {max_share:.1%} (--max-quarantined-share)"
+    raise TooManyQuarantined(
+        f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\nReasons: {reasons or 'no rows at all'}\n"
+        f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
+    )
+
+
+def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: Decision) -> Seal:
+    """Write every manifest part, check that the counts add up, and write the seal last.
+
+    Raises:
+        RunError: The counts do not add up.
+    """
+    written: dict[str, Labelled] = {}
+
+    def collect(shard: Shard, labelled: Labelled) -> tuple[int, int]:
+        written[shard.name] = labelled
+        return labelled.part.num_rows, labelled.labels[Label.QUARANTINED]
+
+    stage = LabelRows(round_.run, round_.scores_round, round_.number, fingerprint(round_.plan), decision)
+    run_stage(executor, stage, round_.shards, what="label", folder=(round_.run, round_.number), collect=collect)
+    seal = _seal(round_, totals, decision, written)
+    sweep_drafts(round_.run, round_folder(round_.number))
+    write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", seal)
+    return seal
+
+
+def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled]) -> Seal:
+    labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
+    reasons: dict[str, int] = {}
+    for labelled in written.values():
+        for reason, count in labelled.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    expected = (totals.num_rows, decision.num_safe, sum(totals.quarantined.values()))
+    if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
+        raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
+    mixture = decision.mixture
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint(round_.plan),
+        "scores_fingerprint": round_.scores_fingerprint,
+        "plan": round_.plan,
+        "counts": {"rows": totals.num_rows, "scored": decision.num_scored, "labels": labels, "reasons": reasons},
+        "rule": decision.rule,
+        "cut": decision.cut,
+        "min_posterior": decision.min_posterior,
+        "safe_share": decision.safe_share,
+        "doubts": list(decision.doubts),
+        "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
+        "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
+    }
+
+
+def _part_entry(round_: Round, shard: str, totals: Totals, labelled: Labelled) -> dict[str, Any]:
+    def entry(number: int, kind: str, part: Part) -> dict[str, Any]:
+        return {"name": part_name(number, kind, shard), "size_bytes": part.size_bytes, "sha256": part.sha256}
+
+    kept = totals.embeddings.get(shard)
+    return {
+        "shard": shard,
+        "rows": labelled.part.num_rows,
+        "labels": labelled.labels,
+        "scores": entry(round_.scores_round, SCORES, totals.scores[shard]),
+        "manifest": entry(round_.number, LABELS, labelled.part),
+        **({"embeddings": entry(round_.scores_round, EMBEDDINGS, kept)} if kept else {}),
+    }

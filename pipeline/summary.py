@@ -1,0 +1,54 @@
+"""What a command prints when it is done: a round in a few lines, and the schema."""
+
+from typing import Any
+
+from manifests.reading import Manifest
+from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, Label, Reason
+
+
+def of_round(manifest: Manifest) -> str:
+    """Return counts per label and reason, the cut, the mixture and the path of a sealed round."""
+    seal = manifest.seal
+    counts = seal["counts"]
+    rows = max(1, counts["rows"])
+    lines = [f"round {manifest.number}: {counts['rows']:,} pairs in {len(manifest.shards)} shards"]
+    lines += [f"  {label:<12}{counts['labels'][label]:>12,}  {counts['labels'][label] / rows:7.2%}" for label in Label]
+    for reason, count in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
+        lines.append(f"    {reason:<22}{count:>8,}")
+    lines += ["", f"  rule      {_rule(seal)}"]
+    if seal["mixture"]:
+        lines += [f"  mixture   {_mixture(seal['mixture'])}"]
+    lines += [f"  doubt     {doubt}" for doubt in seal["doubts"]]
+    lines += [f"  manifest  {manifest.path}"]
+    return "\n".join(lines)
+
+
+def _rule(seal: dict[str, Any]) -> str:
+    where = f"cosine >= {seal['cut']:.4f}" if seal["cut"] is not None else f"posterior >= {seal['min_posterior']:g}"
+    asked = seal["plan"]["split"]["rule"]
+    fallback = f" (fallback; {asked} was not believed)" if seal["rule"] != asked else ""
+    return f"{seal['rule']}{fallback}: safe where {where}, {seal['safe_share']:.2%} of {seal['counts']['scored']:,} scored"
+
+
+def _mixture(mixture: dict[str, Any]) -> str:
+    parts = zip(mixture["weights"], mixture["means"], mixture["stds"], strict=True)
+    text = " + ".join(f"{weight:.3f} N({mean:.4f}, {std:.4f})" for weight, mean, std in parts)
+    return f"{text}, Ashman's D {mixture['ashman_d']:.2f}, BIC gain {mixture['bic_one'] - mixture['bic_two']:.1f}"
+
+
+def schema_document() -> dict[str, Any]:
+    """Return the manifest's columns and reasons as plain values."""
+    columns = [
+        {"name": field.name, "type": str(field.type), "nullable": field.nullable, "meaning": MEANINGS[field.name]}
+        for field in MANIFEST
+    ]
+    return {"schema_version": SCHEMA_VERSION, "columns": columns, "reasons": [str(reason) for reason in Reason]}
+
+
+def schema_text() -> str:
+    """Return the manifest's columns and reasons as text."""
+    lines = [f"manifest schema {SCHEMA_VERSION}"]
+    for column in schema_document()["columns"]:
+        kind = "struct" if column["name"] == "signals" else column["type"].split("<values=")[-1].split(",")[0]
+        lines.append(f"  {column['name']:<9}{kind:<23}{'null ' if column['nullable'] else '     '} {column['meaning']}")
+    return "\n".join([*lines, "", "reasons: " + ", ".join(schema_document()["reasons"])])

@@ -1,0 +1,91 @@
+"""Read a shard and decode its images, in threads, into chunks of pixels that can travel between processes."""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.store import Store
+from stages.encoders import image_size, pixel_preprocess
+from stages.images import UndecodableImage, decode_image
+from stages.options import ReadOptions
+from stages.pair import Pair, Shard
+from stages.shards import read_shard
+
+CHUNK_ROWS: Final = 512
+_AHEAD: Final = 64  # images in flight beside the chunk that is being filled
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some consecutive rows of a shard, decoded.
+
+    Attributes:
+        pairs: The rows, in order, without their encoded images.
+        rows: Positions in `pairs` that have pixels, int64 (n,).
+        pixels: Their preprocessed images, RGB uint8 (n, size, size, 3).
+    """
+
+    pairs: list[Pair]
+    rows: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.uint8]
+
+
+class Decode:
+    """Stage: a shard in, its chunks out."""
+
+    def __init__(self, store: Store, options: ReadOptions, preprocess: dict[str, Any], num_threads: int) -> None:
+        """Prepare.
+
+        Args:
+            store: Where the dataset lies.
+            options: How pairs are read.
+            preprocess: The checkpoint's own preprocessing, as `preprocess_config` returns it.
+            num_threads: Decoding threads.
+        """
+        self._store, self._options, self._config = store, options, preprocess
+        self._num_threads, self._size = num_threads, image_size(preprocess)
+
+    def open(self) -> None:
+        """Build the transform; no weights are needed."""
+        warnings.filterwarnings("ignore", module="PIL")  # one crawl has every kind of odd EXIF block; rows carry the facts
+        self._preprocess = pixel_preprocess(self._config)
+
+    def run(self, shard: Shard, /) -> Iterator[Chunk]:
+        """Yield the rows of a shard in order, in chunks of 512."""
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            decoded = self._ahead(pool, read_shard(self._store, shard, self._options))
+            while rows := list(islice(decoded, CHUNK_ROWS)):
+                positions = [i for i, (_, pixels) in enumerate(rows) if pixels is not None]
+                stacked = np.empty((len(positions), self._size, self._size, 3), np.uint8)
+                for slot, position in enumerate(positions):
+                    stacked[slot] = rows[position][1]
+                yield Chunk([pair for pair, _ in rows], np.asarray(positions, np.int64), stacked)
+
+    def _ahead(
+        self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]
+    ) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
+        """Decode a bounded number of images ahead of the consumer, in order."""
+        waiting: deque[Future[tuple[Pair, npt.NDArray[np.uint8] | None]]] = deque()
+        for pair in pairs:
+            waiting.append(pool.submit(self._decode, pair))
+            if len(waiting) > CHUNK_ROWS + _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _decode(self, pair: Pair) -> tuple[Pair, npt.NDArray[np.uint8] | None]:
+        if pair.reason is not None or pair.image is None:
+            return pair, None
+        limit = self._options.max_image_pixels
+        try:
+            pixels = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
+        except UndecodableImage as error:
+            return pair.quarantine(error.reason, error.detail), None
+        return Pair(pair.index, pair.key, pair.uid, None, pair.caption, None, pair.detail), pixels

@@ -1,0 +1,95 @@
+"""Decode one crawled image safely: known formats only, size checked from the header before any pixel is decoded."""
+
+import io
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from manifests.schema import Reason
+
+# Only what the web serves as photographs and drawings: no PostScript, no PDF, nothing that calls other programs.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "MPO", "JPEG2000", "PPM")
+
+# Sizes are checked here, against the run's own setting, as soon as the header is read; Pillow's global limit would warn.
+Image.MAX_IMAGE_PIXELS = None
+
+Pixels = npt.NDArray[np.uint8]
+Preprocess = Callable[[Image.Image], Image.Image]
+
+
+class UndecodableImage(Exception):
+    """An image that cannot be scored, with the reason for its quarantine."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixels: int) -> Pixels:
+    """Decode, convert to RGB and preprocess one image.
+
+    The first frame of an animation is taken. Alpha is dropped as open_clip's own loaders do; CMYK and palettes are
+    converted; 16-bit and float greys are scaled to 8 bits rather than clipped.
+
+    Args:
+        data: Encoded image.
+        preprocess: The model's resize and crop, PIL image to PIL image.
+        size_px: Edge of what `preprocess` returns; for the check of extreme shapes.
+        max_pixels: Limit on pixels by the header, and on the resized canvas of very long images.
+
+    Returns:
+        RGB pixels, uint8, shape (size_px, size_px, 3).
+
+    Raises:
+        UndecodableImage: With the reason for the quarantine.
+    """
+    if not data:
+        raise UndecodableImage(Reason.IMAGE_UNDECODABLE, "0 bytes")
+    try:
+        with _open(data) as image:
+            _check_size(image.width, image.height, size_px, max_pixels)
+            pixels = np.asarray(preprocess(_to_rgb(image)), dtype=np.uint8)
+    except UndecodableImage:
+        raise
+    except Exception as error:  # noqa: BLE001  # Pillow raises a dozen unrelated types on damaged files
+        detail = f"{type(error).__name__}: {error}; {len(data)} bytes starting with {data[:16]!r}"
+        raise UndecodableImage(Reason.IMAGE_UNDECODABLE, detail[:300]) from None
+    return pixels
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        head = data[:24].lstrip()
+        kind = "HTML or XML" if head.startswith(b"<") else "no known image format"
+        raise UndecodableImage(
+            Reason.IMAGE_UNDECODABLE, f"{kind}; {len(data)} bytes starting with {data[:16]!r}"
+        ) from None
+
+
+def _check_size(width: int, height: int, size_px: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise UndecodableImage(Reason.IMAGE_UNDECODABLE, f"{width} x {height} px")
+    if width * height > max_pixels:
+        raise UndecodableImage(
+            Reason.IMAGE_TOO_LARGE, f"{width} x {height} px by its header, allowed are {max_pixels} (max_image_pixels)"
+        )
+    long, short = max(width, height), min(width, height)
+    if size_px * size_px * long > max_pixels * short:
+        raise UndecodableImage(
+            Reason.IMAGE_TOO_LARGE, f"{width} x {height} px: resized, its long side would be {size_px * long // short} px"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        grey = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") and grey.max(initial=0) > 255 else max(grey.max(initial=0), 1.0)
+        return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns, and keeps the transparent colour's index
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,71 @@
+"""The unit of data (a pair) and the unit of work (a shard)."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from manifests.schema import Reason
+
+ShardFormat = Literal["tar", "parquet", "text"]
+TRUNCATED_KEY: Final = "__truncated__"
+UNREADABLE_KEY: Final = "__unreadable__"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file.
+
+    Attributes:
+        name: Path relative to the dataset root; names the parts made of it.
+        path: Path on the dataset's file system.
+        format: How to read it.
+        size_bytes: Its length.
+    """
+
+    name: str
+    path: str
+    format: ShardFormat
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image with its caption, or the reason why there is none to score.
+
+    Attributes:
+        index: Row position inside the shard, from 0.
+        key: Name of the row in its source.
+        uid: 16 bytes; stable over runs.
+        image: Encoded image; None where `reason` is set.
+        caption: Cleaned caption; None where there was none.
+        reason: Set where the row cannot be scored.
+        detail: What was wrong, or what was repaired.
+    """
+
+    index: int
+    key: str
+    uid: bytes
+    image: bytes | None
+    caption: str | None
+    reason: Reason | None = None
+    detail: str | None = None
+
+    def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
+        """Return this pair without its image, marked as unscorable."""
+        return replace(self, image=None, reason=reason, detail=detail)
+
+
+def make_uid(shard: str, key: str, source_uid: object = None) -> bytes:
+    """Return a stable 128-bit id.
+
+    Args:
+        shard: Name of the shard, relative to the dataset root.
+        key: Key of the row inside it; must be unique there.
+        source_uid: The source's own uid; used where it is 32 hex digits (DataComp's form).
+    """
+    if isinstance(source_uid, str) and len(source_uid) == 32:
+        try:
+            return bytes.fromhex(source_uid)
+        except ValueError:
+            pass
+    return hashlib.blake2b(f"{shard}\0{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()

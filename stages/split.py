@@ -1,0 +1,159 @@
+"""Label policy: from the histogram of all cosines to one decision that every shard can apply by itself."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import SplitRefused
+from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
+from stages.mixture import Mixture, fit_mixture, published_mixture
+from stages.options import SplitOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How every row is labelled; the same for all shards.
+
+    Attributes:
+        rule: The rule that was applied: the one asked for, or `quantile` where that one was not believed.
+        mixture: The fit; None where there was nothing to fit.
+        cut: Rows at or above this cosine are safe; None under `published`, which cuts on the posterior.
+        min_posterior: Least raw posterior of a safe row under `published`, else None.
+        ranks: Share of rows with a higher cosine at every grid point, float32 (2**20 + 1,).
+        num_scored: Rows with a cosine.
+        num_safe: Rows that this decision calls safe.
+        doubts: Sentences on what speaks against believing the asked-for rule; empty where nothing does.
+    """
+
+    rule: str
+    mixture: Mixture | None
+    cut: float | None
+    min_posterior: float | None
+    ranks: npt.NDArray[np.float32]
+    num_scored: int
+    num_safe: int
+    doubts: tuple[str, ...]
+
+    @property
+    def safe_share(self) -> float:
+        """Share of safe rows among the scored ones."""
+        return self.num_safe / max(1, self.num_scored)
+
+    def is_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return which finite cosines are safe: bool (n,)."""
+        if self.cut is not None:
+            return cosines >= np.float32(self.cut)
+        if self.mixture is None or self.min_posterior is None:
+            raise ValueError("a decision has a cut, or a mixture and a least posterior")
+        return self.mixture.posterior(cosines.astype(np.float64)) >= self.min_posterior
+
+    def p_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the posterior of the matching component, float32 (n,); 1 - rank where no mixture could be fitted."""
+        if self.mixture is None:
+            return (1.0 - self.rank(cosines)).astype(np.float32)
+        wide = cosines.astype(np.float64)
+        posterior = self.mixture.posterior if self.rule == "published" else self.mixture.monotone_posterior
+        return posterior(wide).astype(np.float32)
+
+    def rank(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the share of rows with a higher cosine, float32 (n,)."""
+        return self.ranks[grid_bins(cosines)]
+
+
+def decide(histogram: Histogram, options: SplitOptions) -> Decision:
+    """Choose the cut.
+
+    Args:
+        histogram: Cosines of all shards.
+        options: The rule and what counts as believable.
+
+    Raises:
+        SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
+    """
+    num_scored = histogram.num_rows
+    if num_scored == 0:
+        raise SplitRefused("no row has a cosine, so there is nothing to split; `pairsan status` lists the reasons")
+    published = options.rule == "published"
+    mixture = published_mixture(histogram, options.seed) if published else fit_mixture(histogram)
+    cut, min_posterior = _cut(histogram, mixture, options)
+    num_safe = _num_safe(histogram, mixture, cut, min_posterior)
+    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options))
+    rule = options.rule
+    if doubts:
+        if options.if_unseparable == "fail" or options.fallback_share is None:
+            raise SplitRefused(_refusal(doubts, num_scored, options))
+        rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
+        num_safe = histogram.num_at_least(cut)
+    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts)
+
+
+def _cut(
+    histogram: Histogram, mixture: Mixture | None, options: SplitOptions
+) -> tuple[float | None, float | None]:
+    """Return (least cosine, least posterior) of a safe row; both None where the rule finds no place to cut."""
+    if options.rule == "keep-share":
+        return (histogram.cut_for_share(options.keep_share) if options.keep_share else None), None
+    if options.rule == "min-cosine":
+        return options.min_cosine, None
+    if mixture is None:
+        return None, None
+    if options.rule == "published":
+        return None, _published_posterior(histogram, mixture, options)
+    return mixture.cut(options.threshold, grid_values(np.arange(NUM_BINS))), None
+
+
+def _published_posterior(histogram: Histogram, mixture: Mixture, options: SplitOptions) -> float:
+    """Return the threshold; or, with a share to keep, the posterior above which that share lies: ranking by posterior."""
+    if options.keep_share is None:
+        return options.threshold
+    values, counts = histogram.occupied()
+    posterior = mixture.posterior(values)
+    order = np.argsort(-posterior, kind="stable")
+    last = int(np.searchsorted(counts[order].cumsum(), options.keep_share * histogram.num_rows))
+    return float(posterior[order][min(last, len(order) - 1)])
+
+
+def _num_safe(histogram: Histogram, mixture: Mixture | None, cut: float | None, min_posterior: float | None) -> int:
+    if cut is not None:
+        return histogram.num_at_least(cut)
+    if mixture is None or min_posterior is None:
+        return 0
+    values, counts = histogram.occupied()
+    return int(counts[mixture.posterior(values) >= min_posterior].sum())
+
+
+def _doubts(mixture: Mixture | None, cut: float | None, safe_share: float, options: SplitOptions) -> list[str]:
+    """Return what speaks against the split. A share or cosine chosen by the user needs no mixture to be believed."""
+    doubts: list[str] = []
+    if options.rule == "monotone":
+        if mixture is None:
+            return ["there are too few distinct cosines to fit two components (10 rows, 3 distinct values at least)"]
+        if mixture.bic_two >= mixture.bic_one:
+            doubts.append(
+                f"one Gaussian explains the cosines as well as two (BIC {mixture.bic_one:.1f} against {mixture.bic_two:.1f})"
+            )
+        if mixture.ashman_d < options.min_separation:
+            doubts.append(
+                f"the components overlap: Ashman's D is {mixture.ashman_d:.2f}, asked for are {options.min_separation:g} "
+                f"(means {mixture.means[0]:.3f} / {mixture.means[1]:.3f}, standard deviations "
+                f"{mixture.stds[0]:.3f} / {mixture.stds[1]:.3f})"
+            )
+        if cut is None:
+            doubts.append(f"no cosine reaches the posterior {options.threshold:g} (--threshold)")
+    if not options.min_safe_share <= safe_share <= options.max_safe_share and options.rule != "keep-share":
+        doubts.append(
+            f"{safe_share:.2%} of the scored rows would be safe, believed are {options.min_safe_share:.2%} to "
+            f"{options.max_safe_share:.2%} (--min-safe-share, --max-safe-share)"
+        )
+    return doubts
+
+
+def _refusal(doubts: tuple[str, ...], num_scored: int, options: SplitOptions) -> str:
+    lines = "".join(f"\n  - {doubt}" for doubt in doubts)
+    return (
+        f"the split of {num_scored} scored rows by rule {options.rule!r} is not believed, so the round stays unsealed:{lines}\n"
+        "The scores are kept. Decide with `pairsan split RUN` and one of: --keep-share 0.3 (a share you choose), "
+        "--min-cosine 0.2, --if-unseparable quantile --fallback-share 0.3, or --min-separation with a lower value. Where "
+        "little is mismatched, two components describe the bulk and not the mismatches; a share is then the honest choice."
+    )

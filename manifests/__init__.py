@@ -1,10 +1,10 @@
 """The contract: what a sealed round says about every pair. Needs numpy and pyarrow only.
 
-    from manifests import open_round
+from manifests import open_round
 
-    manifest = open_round("RUN")
-    for shard, safe in manifest.masks("safe"):
-        ...  # safe[i] belongs to row i of the input shard
+manifest = open_round("RUN")
+for shard, safe in manifest.masks("safe"):
+    ...  # safe[i] belongs to row i of the input shard
 """
 
 from manifests.errors import NotSealed, PairsanError

@@ -79,9 +79,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+            line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
         ]
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
 

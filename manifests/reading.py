@@ -85,7 +85,8 @@ class Manifest:
 
     def to_pandas(self, columns: Sequence[str] | None = None, where: pads.Expression | None = None) -> "pd.DataFrame":
         """Return rows as a pandas frame; `where` is a pyarrow filter such as `ds.field("label") == "risky"`."""
-        return self.dataset().to_table(columns=list(columns) if columns else None, filter=where).to_pandas()
+        frame: pd.DataFrame = self.dataset().to_table(columns=list(columns) if columns else None, filter=where).to_pandas()
+        return frame
 
     def _entry(self, shard: str) -> dict[str, Any]:
         for part in self.seal["parts"]:

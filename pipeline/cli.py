@@ -68,7 +68,7 @@ _OUT = click.option("--out", required=True, metavar="RUN", help="Run folder: a p
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.pass_obj
-def clean(verbose: bool, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+def clean(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
     """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
     from pipeline import rounds, summary
 
@@ -80,7 +80,7 @@ def clean(verbose: bool, data: tuple[str, ...], out: str, config_path: str | Non
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.pass_obj
-def embed(verbose: bool, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+def embed(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
     """Score DATA and stop there; `pairsan split` makes sealed rounds of the scores."""
     from pipeline import rounds
 
@@ -92,13 +92,15 @@ def embed(verbose: bool, data: tuple[str, ...], out: str, config_path: str | Non
 @click.argument("run")
 @click.option("--scores-round", type=int, help="Round whose scores are split; the newest complete ones by default.")
 @click.pass_obj
-def split(verbose: bool, run: str, scores_round: int | None, config_path: str | None, **flags: Any) -> None:
+def split(verbose: bool, /, run: str, scores_round: int | None, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN from scores it already has, with other split settings."""
     from pipeline import plans, rounds, summary
 
     base, _ = plans.read_run(open_store(run))
     if any(flags[name] is not None for name in _SPLIT_CHOICE):  # a choice made now replaces the run's own
-        base = base.model_copy(update={"split": base.split.model_copy(update=dict.fromkeys(_SPLIT_CHOICE) | {"rule": "monotone"})})
+        base = base.model_copy(
+            update={"split": base.split.model_copy(update=dict.fromkeys(_SPLIT_CHOICE) | {"rule": "monotone"})}
+        )
     config = load_config(config_path, flags, base)
     click.echo(summary.of_round(rounds.split(run, config, scores_round=scores_round, verbose=verbose)))
 

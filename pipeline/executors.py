@@ -190,7 +190,9 @@ class _RemoteChunks:
             yield ray.get(ref)
 
 
-@ray.remote(num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_DECODED_AHEAD, max_retries=3)
+@ray.remote(  # type: ignore[untyped-decorator]  # ray ships no types for it
+    num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_DECODED_AHEAD, max_retries=3
+)
 def _decode_shard(decode: Any, shard: Shard) -> Iterator[Any]:
     decode.open()
     yield from decode.run(shard)
@@ -210,6 +212,7 @@ def connected(options: ExecutorOptions, *, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if verbose else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
     try:
         ray.init(
             address=options.ray_address,

@@ -65,9 +65,7 @@ def begin_run(run: Store, dataset: Dataset, data: list[str], config: RunConfig) 
     facts = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
     if run.exists(RUN):
         old = run.read_json(RUN)["dataset"]
-        require_same_plan(
-            {key: old[key] for key in facts}, facts, where=run.uri, hint="Give another --out for other data."
-        )
+        require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint="Give another --out for other data.")
         return
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
     document = {"data": data, "dataset": {**facts, "shards": shards}, "config": config.model_dump()}

@@ -84,9 +84,7 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
 
 
 @contextmanager
-def _scoring(
-    data: Sequence[str], out: str, config: RunConfig, *, kind: str, verbose: bool
-) -> Iterator[tuple[Executor, Round]]:
+def _scoring(data: Sequence[str], out: str, config: RunConfig, *, kind: str, verbose: bool) -> Iterator[tuple[Executor, Round]]:
     """Plan round 1, score what is missing of it, and hand over its executor while the cluster is still there."""
     dataset = open_dataset(data)
     run = open_store(out)

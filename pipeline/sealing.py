@@ -82,7 +82,8 @@ def check_quarantined(totals: Totals, max_share: float) -> None:
     lines = "".join(f"\n  {n}: {totals.quarantined[n]:,} of {totals.scores[n].num_rows:,}" for n in worst[:_WORST])
     allowed = "some must be scored" if num == rows else f"allowed are {max_share:.1%} (--max-quarantined-share)"
     raise TooManyQuarantined(
-        f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\nReasons: {reasons or 'no rows at all'}\n"
+        f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\n"
+        f"Reasons: {reasons or 'no rows at all'}\n"
         f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
     )
 

@@ -151,8 +151,10 @@ def _create(weights: Weights) -> torch.nn.Module:
         name = Path(name).stem
     options: dict[str, Any] = {"pretrained_text": False, "weights_only": True}
     if weights.path is not None:
-        return open_clip.create_model(name, load_weights=False, **options)
-    return open_clip.create_model(name, pretrained=weights.tag, require_pretrained=True, **options)
+        model: torch.nn.Module = open_clip.create_model(name, load_weights=False, **options)
+    else:
+        model = open_clip.create_model(name, pretrained=weights.tag, require_pretrained=True, **options)
+    return model
 
 
 def _refuse_unsafe(path: Path) -> None:

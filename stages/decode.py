@@ -62,15 +62,13 @@ class Decode:
         with ThreadPoolExecutor(self._num_threads) as pool:
             decoded = self._ahead(pool, read_shard(self._store, shard, self._options))
             while rows := list(islice(decoded, CHUNK_ROWS)):
-                positions = [i for i, (_, pixels) in enumerate(rows) if pixels is not None]
-                stacked = np.empty((len(positions), self._size, self._size, 3), np.uint8)
-                for slot, position in enumerate(positions):
-                    stacked[slot] = rows[position][1]
-                yield Chunk([pair for pair, _ in rows], np.asarray(positions, np.int64), stacked)
+                found = [(i, pixels) for i, (_, pixels) in enumerate(rows) if pixels is not None]
+                stacked = np.empty((len(found), self._size, self._size, 3), np.uint8)
+                for slot, (_, pixels) in enumerate(found):
+                    stacked[slot] = pixels
+                yield Chunk([pair for pair, _ in rows], np.asarray([i for i, _ in found], np.int64), stacked)
 
-    def _ahead(
-        self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]
-    ) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
+    def _ahead(self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
         """Decode a bounded number of images ahead of the consumer, in order."""
         waiting: deque[Future[tuple[Pair, npt.NDArray[np.uint8] | None]]] = deque()
         for pair in pairs:

@@ -88,9 +88,7 @@ class OpenClipEncoder:
         trims: Whether the text tower runs on trimmed captions (else `encode_text` at full length).
     """
 
-    def __init__(
-        self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64
-    ) -> None:
+    def __init__(self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64) -> None:
         """Load the weights.
 
         Args:
@@ -99,7 +97,7 @@ class OpenClipEncoder:
             precision: `fp32`, or `bf16` / `fp16` for autocast.
             batch_size: Rows per forward pass.
         """
-        self._model = load_model(weights).to(device, memory_format=torch.channels_last)
+        self._model = load_model(weights).to(device).to(memory_format=torch.channels_last)
         self._tokenizer = open_clip.get_tokenizer(_tokenizer_name(weights))
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -144,8 +142,9 @@ class OpenClipEncoder:
         start = 0
         while start < len(rows):
             try:
-                with torch.inference_mode(), torch.autocast(
-                    self._device.type, dtype=self._autocast, enabled=self._autocast is not None
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
                 ):
                     features = encode(rows[start : start + self.batch_size])
             except torch.cuda.OutOfMemoryError:
@@ -201,11 +200,11 @@ def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
     hidden = model.ln_final(model.transformer(hidden, attn_mask=mask))
     pooled = text_global_pool(hidden, tokens, model.text_pool_type, eos_token_id=getattr(model, "text_eos_id", None))
-    if model.text_projection is None:
-        return pooled
-    if isinstance(model.text_projection, torch.nn.Linear):
-        return model.text_projection(pooled)  # type: ignore[no-any-return]
-    return pooled @ model.text_projection
+    projection = model.text_projection
+    features: torch.Tensor = pooled
+    if projection is not None:
+        features = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+    return features
 
 
 def _tokenizer_name(weights: Weights) -> str:

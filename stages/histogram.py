@@ -35,7 +35,7 @@ def grid_bins(cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
 
 def grid_values(bins: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return the cosines at grid positions, float64, exact."""
-    values: npt.NDArray[np.float64] = bins * COSINE_STEP - 1.0
+    values: npt.NDArray[np.float64] = bins.astype(np.float64) * COSINE_STEP - 1.0
     return values
 
 
@@ -111,4 +111,4 @@ class Histogram:
         total = np.bincount(place, weights=counts, minlength=num_bins)
         means = np.bincount(place, weights=values * counts, minlength=num_bins)
         used = total > 0
-        return means[used] / total[used], total[used]
+        return means[used] / total[used], total[used].astype(np.float64)

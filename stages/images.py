@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from manifests.schema import Reason
 
@@ -63,12 +63,10 @@ def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixel
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         head = data[:24].lstrip()
         kind = "HTML or XML" if head.startswith(b"<") else "no known image format"
-        raise UndecodableImage(
-            Reason.IMAGE_UNDECODABLE, f"{kind}; {len(data)} bytes starting with {data[:16]!r}"
-        ) from None
+        raise UndecodableImage(Reason.IMAGE_UNDECODABLE, f"{kind}; {len(data)} bytes starting with {data[:16]!r}") from None
 
 
 def _check_size(width: int, height: int, size_px: int, max_pixels: int) -> None:

@@ -164,9 +164,7 @@ def _starts(x: Array, share: Array, scale: float) -> list[Array]:
         split = int(np.clip(np.searchsorted(below, quantile), 1, len(x) - 1))
         sides = (slice(None, split), slice(split, None))
         means = [float(np.average(x[side], weights=share[side])) for side in sides]
-        spread = [
-            float(np.sqrt(np.average((x[s] - m) ** 2, weights=share[s]))) for s, m in zip(sides, means, strict=True)
-        ]
+        spread = [float(np.sqrt(np.average((x[s] - m) ** 2, weights=share[s]))) for s, m in zip(sides, means, strict=True)]
         floor = [max(s, MIN_STD / scale, 1e-2) for s in spread]
         starts.append(np.array([float(share[split:].sum()), *means, *floor]))
     return starts

@@ -40,7 +40,9 @@ class ModelOptions(Options):
     checkpoint: str | None = Field(
         None, description="weights: .safetensors, .pt, or a folder with open_clip_config.json and weights"
     )
-    model: str | None = Field(None, description="open_clip model name, model config .json, or folder with open_clip_config.json")
+    model: str | None = Field(
+        None, description="open_clip model name, model config .json, or folder with open_clip_config.json"
+    )
     pretrained: str | None = Field(None, description="open_clip pretrained tag, fetched by open_clip")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto is fp32 on CPU and bf16 (else fp16) autocast on CUDA"

@@ -88,9 +88,7 @@ def decide(histogram: Histogram, options: SplitOptions) -> Decision:
     return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts)
 
 
-def _cut(
-    histogram: Histogram, mixture: Mixture | None, options: SplitOptions
-) -> tuple[float | None, float | None]:
+def _cut(histogram: Histogram, mixture: Mixture | None, options: SplitOptions) -> tuple[float | None, float | None]:
     """Return (least cosine, least posterior) of a safe row; both None where the rule finds no place to cut."""
     if options.rule == "keep-share":
         return (histogram.cut_for_share(options.keep_share) if options.keep_share else None), None

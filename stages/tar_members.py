@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Final
+from typing import IO, Final, cast
 
 BLOCK: Final = 512
 _MAX_HEADER_DATA: Final = 1 << 20  # a GNU long name or pax header of more than 1 MiB is an attack, not a name
@@ -68,8 +68,10 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member]:
 def _member(reader: "_Reader", header: tarfile.TarInfo, name: str, size: int, max_bytes: int) -> Member:
     kinds = {tarfile.SYMTYPE: "symlink", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
     if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
-        data = reader.data(size, size) if size <= max_bytes else reader.skip(size)
-        return Member(name, size, "file", data)
+        if size <= max_bytes:
+            return Member(name, size, "file", reader.data(size, size))
+        reader.skip(size)
+        return Member(name, size, "file", None)
     if header.type in kinds or header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
         return Member(name, 0, kinds.get(header.type, "device"), None)  # these carry no data blocks
     reader.skip(size)
@@ -97,7 +99,8 @@ class _Reader:
         self._head = head
         self._stream = stream
         if head[:2] == b"\x1f\x8b":
-            self._stream = gzip.GzipFile(fileobj=_Prefixed(head, stream), mode="rb")  # type: ignore[assignment,arg-type]
+            whole = cast(IO[bytes], _Prefixed(head, stream))  # gzip only ever calls read()
+            self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=whole, mode="rb"))
             self._head = b""
         self._num_headers = 0
 

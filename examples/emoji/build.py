@@ -64,7 +64,7 @@ def fetch(package: str) -> Path:
     if not (CACHE / name).exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            os.replace(Path(folder) / name, CACHE / name)
+            (Path(folder) / name).replace(CACHE / name)
     return CACHE / name
 
 

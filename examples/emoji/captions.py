@@ -45,7 +45,7 @@ def caption(vendor: str, name: str, label: str, tags: list[str], *, emoji: bool)
         emoji: Whether the drawing is an emoji (else a plain icon).
     """
     seed = hashlib.blake2b(f"{vendor}/{name}".encode(), digest_size=8).digest()
-    rng = random.Random(int.from_bytes(seed, "big"))  # noqa: S311  # wording, not secrecy
+    rng = random.Random(int.from_bytes(seed, "big"))  # wording, not secrecy
     known = set(slug(label).split("-"))
     fresh = [tag for tag in tags if tag.lower() not in known]
     rng.shuffle(fresh)

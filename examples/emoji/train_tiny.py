@@ -113,7 +113,9 @@ def main() -> None:
         true, shuffled = (image * text).sum(1).numpy(), (image * text.roll(1, 0)).sum(1).numpy()
         auroc = roc_auc_score(np.r_[np.ones(len(true)), np.zeros(len(true))], np.r_[true, shuffled])
         print(f"{name}: cosine {true.mean():.3f} true, {shuffled.mean():.3f} shuffled, AUROC {auroc:.4f}")
-    state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    state = {
+        key: value.half().contiguous() if value.is_floating_point() else value for key, value in model.state_dict().items()
+    }
     save_file(state, args.out / "open_clip_model.safetensors")
 
 

@@ -1,0 +1,49 @@
+# make demo and make test do all the set-up themselves; they need Python 3.11+ with venv, and GNU make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN ?= demo-run
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-all check lint fmt bench install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pairsan needs Python 3.11 or newer; set PYTHON=")'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/emoji/demo.py --out $(RUN)
+
+test: $(STAMP)
+	$(BIN)/pytest -m 'not slow'
+
+test-all: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+fmt: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.split_speed
+	$(BIN)/python -m benchmarks.fit_speed
+	$(BIN)/python -m benchmarks.text_speed
+	$(BIN)/python -m benchmarks.clean_speed
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo-run

@@ -191,16 +191,21 @@ def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Features before normalisation, shape (n, d).
+
+    Raises:
+        TypeError: The tower has a form that this forward does not know.
     """
-    if hasattr(model, "text"):
-        return model.encode_text(tokens)  # type: ignore[no-any-return]  # TextTransformer slices by itself
+    tower = getattr(model, "text", model)
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        raise TypeError("a text tower with a class token or a padding mask")
     length = tokens.shape[1]
-    dtype = model.transformer.get_cast_dtype()
-    hidden = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
-    mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
-    hidden = model.ln_final(model.transformer(hidden, attn_mask=mask))
-    pooled = text_global_pool(hidden, tokens, model.text_pool_type, eos_token_id=getattr(model, "text_eos_id", None))
-    projection = model.text_projection
+    dtype = tower.transformer.get_cast_dtype()
+    hidden = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
+    pool, end = (tower.text_pool_type, tower.text_eos_id) if tower is model else (tower.pool_type, tower.eos_id)
+    pooled = text_global_pool(hidden, tokens, pool, eos_token_id=end)
+    projection = tower.text_projection
     features: torch.Tensor = pooled
     if projection is not None:
         features = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection

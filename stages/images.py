@@ -11,7 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from manifests.schema import Reason
 
 # Only what the web serves as photographs and drawings: no PostScript, no PDF, nothing that calls other programs.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "MPO", "JPEG2000", "PPM")
+_WANTED: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM")
+Image.init()
+FORMATS: Final = tuple(form for form in _WANTED if form in Image.OPEN)  # a lean Pillow may lack some
 
 # Sizes are checked here, against the run's own setting, as soon as the header is read; Pillow's global limit would warn.
 Image.MAX_IMAGE_PIXELS = None

@@ -1,0 +1,106 @@
+"""Fixtures: real pairs from the bundled set, the tiny checkpoint, and builders of deliberately broken inputs."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+EMOJI = ROOT / "examples" / "emoji"
+TINY = EMOJI / "tiny-clip"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """Folder of the committed checkpoint."""
+    return str(TINY)
+
+
+@pytest.fixture(scope="session")
+def emoji_members() -> list[tuple[str, bytes]]:
+    """(name, bytes) of the first 40 real pairs of the held-out vendor, 3 members each."""
+    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:
+        return [(m.name, tar.extractfile(m).read()) for m, _ in zip(tar, range(120), strict=False)]
+
+
+def make_tar(members: Iterable[Any], fmt: int = tarfile.GNU_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=fmt) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return out.getvalue()
+
+
+@pytest.fixture
+def png() -> bytes:
+    """A small real image."""
+    return encode(Image.linear_gradient("L").resize((24, 24)).convert("RGB"), "PNG")
+
+
+def encode(image: Image.Image, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.fixture
+def crawl(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
+    """A folder of 3 tars of real pairs (16, 16 and 8 rows), the last with one broken image and one empty caption."""
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    members = list(emoji_members)
+    broken = [i for i, (name, _) in enumerate(members) if name.endswith(".webp")][-1]
+    members[broken] = (members[broken][0], members[broken][1][:40])
+    empty = [i for i, (name, _) in enumerate(members) if name.endswith(".txt")][-2]
+    members[empty] = (members[empty][0], b" \n")
+    for shard, (start, stop) in enumerate([(0, 48), (48, 96), (96, 120)]):
+        (folder / f"{shard:05d}.tar").write_bytes(make_tar(members[start:stop]))
+    return folder
+
+
+@pytest.fixture
+def pairsan() -> Callable[..., Result]:
+    """Call the command line in this process; `code` is the exit code that is expected."""
+
+    def call(*args: object, code: int = 0) -> Result:
+        from pipeline.cli import main
+
+        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster of 2 CPUs that tests of this session share."""
+    import logging
+
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def parts_of(run: Path) -> dict[str, bytes]:
+    """Every file of a run by name, but for what names the time or place."""
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and p.name != "run.json"}

@@ -1,0 +1,124 @@
+import json
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from manifests.errors import CheckpointError, UnsafeCheckpoint
+from stages.checkpoints import load_model, resolve_weights, state_sha256
+from stages.options import ModelOptions
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def state(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    return load_file(Path(request.getfixturevalue("tiny")) / WEIGHTS)
+
+
+def load(**options: str) -> torch.nn.Module:
+    return load_model(resolve_weights(ModelOptions(**options)))
+
+
+def test_one_model_in_four_file_formats_has_one_state_hash(tiny: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({"epoch": 3, "name": "x", "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "epoch_3.pt")
+    save_file({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "fp32.safetensors")
+    models = [load(checkpoint=tiny)]
+    models += [load(model=tiny, checkpoint=str(p)) for p in sorted(tmp_path.iterdir())]
+    assert len(models) == 4
+    assert len({state_sha256(model) for model in models}) == 1
+    assert not models[0].training
+    assert next(models[0].parameters()).dtype == torch.float32
+
+
+def test_other_weights_have_another_hash(tiny: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    changed = {**state, "logit_scale": state["logit_scale"] + 1}
+    save_file(changed, tmp_path / "a.safetensors")
+    assert state_sha256(load(model=tiny, checkpoint=str(tmp_path / "a.safetensors"))) != state_sha256(load(checkpoint=tiny))
+
+
+def test_a_full_pickle_is_refused_and_not_run(tiny: str, tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (proof,))  # type: ignore[return-value]
+
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(Payload()))
+    for name in ("evil.pt", "old.pt"):
+        with pytest.raises(UnsafeCheckpoint, match=r"full pickle.*save_file"):
+            load(model=tiny, checkpoint=str(tmp_path / name))
+    assert not proof.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_torchscript_is_refused(tiny: str, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "jit.pt")
+    with pytest.raises(UnsafeCheckpoint, match="TorchScript"):
+        load(model=tiny, checkpoint=str(tmp_path / "jit.pt"))
+
+
+def test_weights_that_do_not_fit_are_refused_with_both_names(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)cannot load .*into RN50"):
+        load(model="RN50", checkpoint=f"{tiny}/{WEIGHTS}")
+    (tmp_path / "garbage.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=r"cannot load .*garbage"):
+        load(model=tiny, checkpoint=str(tmp_path / "garbage.safetensors"))
+
+
+def test_a_model_config_json_names_an_architecture(tiny: str, tmp_path: Path) -> None:
+    config = json.loads((Path(tiny) / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "my-tiny.json").write_text(json.dumps(config))
+    model = load(model=str(tmp_path / "my-tiny.json"), checkpoint=f"{tiny}/{WEIGHTS}")
+    assert state_sha256(model) == state_sha256(load(checkpoint=tiny))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "which architecture"),
+        ({"model": "RN50"}, "which weights"),
+        ({"model": "RN50", "checkpoint": "/none.pt"}, "no checkpoint at /none.pt"),
+        ({"checkpoint": "a", "pretrained": "b"}, "give one of them"),
+        ({"model": "no-such-model", "pretrained": "x"}, "no-such-model"),
+    ],
+)
+def test_settings_that_name_no_model_say_what_is_missing(options: dict[str, str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(**options)
+
+
+def test_a_folder_with_two_weights_files_is_ambiguous(tiny: str, tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="holds 2 .safetensors files"):
+        resolve_weights(ModelOptions(checkpoint=str(tmp_path)))
+
+
+def test_a_file_that_changed_since_the_plan_is_refused(tiny: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(state, path)
+    weights = resolve_weights(ModelOptions(model=tiny, checkpoint=str(path)))
+    save_file({**state, "logit_scale": state["logit_scale"] + 1}, path)
+    with pytest.raises(CheckpointError, match="not the file the plan names"):
+        load_model(weights)
+
+
+def test_a_remote_checkpoint_is_fetched(tiny: str) -> None:
+    import fsspec
+
+    with fsspec.open("memory://weights/model.safetensors", "wb") as file:
+        file.write((Path(tiny) / WEIGHTS).read_bytes())
+    model = load(model=tiny, checkpoint="memory://weights/model.safetensors")
+    assert state_sha256(model) == state_sha256(load(checkpoint=tiny))
+
+
+def test_the_committed_checkpoint_is_what_open_clip_loads_as_it_is(tiny: str) -> None:
+    model = open_clip.create_model(f"local-dir:{tiny}")
+    assert state_sha256(model) == state_sha256(load(checkpoint=tiny))
+    assert (Path(tiny) / WEIGHTS).stat().st_size < 12e6

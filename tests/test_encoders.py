@@ -1,0 +1,150 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from conftest import EMOJI, make_tar
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+
+from stages.checkpoints import resolve_weights
+from stages.decode import Decode
+from stages.encoders import OpenClipEncoder, preprocess_config
+from stages.options import ModelOptions, ReadOptions
+from stages.shards import open_dataset, read_shard
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+MODELS = {
+    "small-rn": {"embed_dim": 24, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}, "text_cfg": TEXT},
+    "small-vit": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 48, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+        "text_cfg": TEXT,
+        "quick_gelu": True,
+    },
+    "timm-tower": {
+        "embed_dim": 24,
+        "vision_cfg": {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "timm_pool": "avg", "image_size": 64},
+        "text_cfg": {**TEXT, "pool_type": "argmax"},
+        "custom_text": True,
+    },
+    "siglip-style": {
+        "embed_dim": 192,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {**TEXT, "width": 64, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    },
+}
+TRIMS = {"small-rn": True, "small-vit": True, "timm-tower": True, "siglip-style": False}
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    dataset = open_dataset([str(EMOJI / "eval")])
+    real = [p.caption or "" for p in list(read_shard(dataset.store, dataset.shards[0], ReadOptions()))[:60]]
+    return [*real, "!", "long " * 90, real[0]]
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def encoder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, OpenClipEncoder, torch.nn.Module]:
+    """A model of one kind with seeded random weights, as a checkpoint on disk."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = MODELS[request.param]
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    for parameter in model.parameters():  # open_clip starts text projections near zero
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    return request.param, OpenClipEncoder(resolve_weights(ModelOptions(checkpoint=str(folder)))), model
+
+
+def pixels_of(encoder: OpenClipEncoder, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (9, size, size, 3), np.uint8)
+
+
+def test_captions_agree_with_encode_text_at_full_length(encoder: tuple, captions: list[str]) -> None:
+    name, ours, model = encoder
+    assert ours.trims is TRIMS[name]
+    tokens = open_clip.tokenize(captions)
+    with torch.inference_mode():
+        full = model.encode_text(tokens, normalize=True).numpy()
+    assert np.abs(ours.encode_captions(captions) - full).max() < 1e-5
+    assert np.ptp(full, axis=0).max() > 0.05  # the vectors do differ
+
+
+def test_images_agree_with_open_clips_own_preprocessing(
+    encoder: tuple, emoji_members: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    _, ours, model = encoder
+    pictures = [data for name, data in emoji_members if name.endswith(".webp")][:8]
+    big = io.BytesIO()
+    Image.open(io.BytesIO(pictures[0])).convert("RGB").resize((300, 170)).save(big, "PNG")
+    pictures.append(big.getvalue())
+    (tmp_path / "a.tar").write_bytes(
+        make_tar([(f"{i}.{e}", b) for i, p in enumerate(pictures) for e, b in (("png", p), ("txt", b"x"))])
+    )
+    dataset = open_dataset([str(tmp_path)])
+    decode = Decode(dataset.store, ReadOptions(), preprocess_config(model), num_threads=2)
+    decode.open()
+    (chunk,) = decode.run(dataset.shards[0])
+    transform = image_transform_v2(PreprocessCfg(**preprocess_config(model)), is_train=False)
+    batch = torch.stack([transform(Image.open(io.BytesIO(p)).convert("RGB")) for p in pictures])
+    with torch.inference_mode():
+        full = model.encode_image(batch, normalize=True).numpy()
+    assert np.abs(ours.encode_images(chunk.pixels) - full).max() < 1e-5
+
+
+def test_features_do_not_depend_on_the_batch_size(encoder: tuple, captions: list[str]) -> None:
+    _, ours, model = encoder
+    size = model.visual.image_size
+    pixels = pixels_of(ours, size if isinstance(size, int) else size[0])
+    found = []
+    for batch_size in (1, 4, 64):
+        ours.batch_size = batch_size
+        found.append((ours.encode_images(pixels), ours.encode_captions(captions)))
+    for images, texts in found[1:]:
+        assert np.abs(images - found[0][0]).max() < 1e-5
+        assert np.abs(texts - found[0][1]).max() < 1e-5
+    assert np.linalg.norm(found[0][0], axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_equal_captions_are_encoded_once(encoder: tuple) -> None:
+    _, ours, _ = encoder
+    features = ours.encode_captions(["b", "a", "b", "b"])
+    assert np.array_equal(features[0], features[2])
+    assert np.array_equal(features[0], features[3])
+    assert not np.array_equal(features[0], features[1])
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved(tiny: str) -> None:
+    ours = OpenClipEncoder(resolve_weights(ModelOptions(checkpoint=tiny)), batch_size=16)
+    pixels = pixels_of(ours, 64)
+    expected = ours.encode_images(pixels)
+    whole = ours._model.encode_image
+    sizes = []
+
+    def small_gpu(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return whole(images)
+
+    ours._model.encode_image = small_gpu
+    assert np.abs(ours.encode_images(pixels) - expected).max() < 1e-5
+    assert sizes == [9, 8, 4, 2, 2, 2, 2, 1]
+    assert ours.batch_size == 2

@@ -1,0 +1,121 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import EMOJI, make_tar
+
+from manifests.errors import DataError
+from manifests.parts import write_bytes
+from manifests.store import open_store
+from stages.options import ReadOptions
+from stages.shards import expand_braces, open_dataset, read_shard
+
+
+def test_braces_expand_like_a_shell() -> None:
+    assert expand_braces("s/{08..10}.tar") == ["s/08.tar", "s/09.tar", "s/10.tar"]
+    assert expand_braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
+    with pytest.raises(DataError, match="cannot expand"):
+        expand_braces("{oops}.tar")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("a/00000.tar", "a/00001.tar", "b/00000.tar", "b/deep/00002.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(make_tar([(f"{name.replace('/', '_')}.txt", b"x")]))
+    return tmp_path
+
+
+def names(*data: str) -> list[str]:
+    return [shard.name for shard in open_dataset(data).shards]
+
+
+def test_folders_globs_braces_and_files(tree: Path) -> None:
+    assert names(str(tree)) == ["a/00000.tar", "a/00001.tar", "b/00000.tar", "b/deep/00002.tar"]
+    assert names(f"{tree}/a/*.tar") == ["00000.tar", "00001.tar"]
+    assert names(f"{tree}/*/00000.tar") == ["a/00000.tar", "b/00000.tar"]
+    assert names(f"{tree}/b/**/*.tar") == ["00000.tar", "deep/00002.tar"]
+    assert names(f"{tree}/a/{{00000..00001}}.tar") == ["00000.tar", "00001.tar"]
+    assert names(f"{tree}/a/00000.tar") == ["00000.tar"]
+
+
+def test_bookkeeping_of_img2dataset_beside_tars_is_left_alone(tree: Path) -> None:
+    (tree / "a" / "00000.parquet").write_bytes(b"statistics, not pairs")
+    (tree / "a" / "00000_stats.json").write_text("{}")
+    assert names(f"{tree}/a") == ["00000.tar", "00001.tar"]
+
+
+def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no shards found"):
+        open_dataset([str(tmp_path)])
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset([f"{tmp_path}/none.tar"])
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(DataError, match="no known ending"):
+        open_dataset([f"{tmp_path}/a.zip"])
+
+
+def test_the_fingerprint_belongs_to_the_data_not_to_the_place(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("copy") / "x"
+    shutil.copytree(tree, elsewhere)
+    here = open_dataset([str(tree)]).fingerprint
+    assert open_dataset([str(elsewhere)]).fingerprint == here
+    path = elsewhere / "a" / "00001.tar"
+    path.write_bytes(path.read_bytes().replace(b"x", b"y"))
+    assert open_dataset([str(elsewhere)]).fingerprint != here
+    assert open_dataset([str(elsewhere / "b")]).fingerprint != here
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a local S3 server with a bucket `crawl` that holds the evaluation shards."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    patch = pytest.MonkeyPatch()
+    for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_DEFAULT_REGION", "us-east-1")):
+        patch.setenv(name, value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="crawl")
+    for path in sorted((EMOJI / "eval").iterdir()):
+        client.upload_file(str(path), "crawl", f"eval/{path.name}")
+    yield f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    client.close()
+    server.stop()
+    patch.undo()
+
+
+def test_the_same_shards_on_s3(s3: str) -> None:
+    remote = open_dataset([f"s3://crawl/eval?{s3}"])
+    local = open_dataset([str(EMOJI / "eval")])
+    assert remote.fingerprint == local.fingerprint
+    one = list(read_shard(remote.store, remote.shards[2], ReadOptions()))
+    assert one == list(read_shard(local.store, local.shards[2], ReadOptions()))
+    assert len(one) > 300
+
+
+def test_a_whole_run_on_s3(s3: str, tiny: str, pairsan: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from manifests import open_round
+
+    data, run = f"s3://crawl/eval/00002.tar.gz?{s3}", f"s3://crawl/runs/one?{s3}"
+    args = ("clean", data, "--checkpoint", tiny, "--out", run, "--executor", "local", "--keep-share", "0.5")
+    pairsan(*args)  # type: ignore[operator]
+    assert "already sealed" not in pairsan(*args).output  # type: ignore[operator]
+    assert "all as sealed" in pairsan("verify", run).output  # type: ignore[operator]
+    manifest = open_round(run)
+    assert manifest.mask("00002.tar.gz").mean() == pytest.approx(0.5, abs=0.01)
+    assert "382" in pairsan("inspect", run, "--limit", "0", "--label", "safe", "--label", "risky").output  # type: ignore[operator]
+
+
+def test_other_file_systems_come_through_fsspec() -> None:
+    store = open_store("memory://somewhere/run")
+    write_bytes(store, "rounds/a.json", b"{}")
+    assert store.names("rounds") == {"a.json"}
+    assert store.read_json("rounds/a.json") == {}
+    with pytest.raises(DataError, match="neither pyarrow nor fsspec"):
+        open_store("nonsense://x")

@@ -1,0 +1,131 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_mixture import GRID, histogram_of, two_groups
+
+from manifests.errors import SplitRefused
+from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
+from stages.embed import on_grid
+from stages.label import label_table
+from stages.options import SplitOptions
+from stages.split import decide
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.15, 0.3])
+def test_contaminated_data_is_cut_between_the_groups(share: float) -> None:
+    cosines, bad = two_groups(share, 50_000)
+    decision = decide(histogram_of(cosines), SplitOptions())
+    safe = decision.is_safe(on_grid(cosines))
+    assert decision.doubts == ()
+    assert safe[bad].mean() < 0.1
+    assert safe[~bad].mean() > 0.95
+    assert decision.num_safe == safe.sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001])
+def test_hardly_contaminated_data_is_refused_or_nearly_all_kept(share: float) -> None:
+    cosines, bad = two_groups(share, 50_000)
+    try:
+        decision = decide(histogram_of(cosines), SplitOptions())
+    except SplitRefused as error:
+        assert "not believed" in str(error)
+    else:
+        assert decision.is_safe(on_grid(cosines))[~bad].mean() > 0.98
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_a_skewed_bulk_is_not_believed_but_a_share_can_be_declared(share: float) -> None:
+    cosines, bad = two_groups(share, 50_000, skewed=True)
+    with pytest.raises(SplitRefused, match=r"(?s)Ashman's D is .*--if-unseparable quantile"):
+        decide(histogram_of(cosines), SplitOptions())
+    options = SplitOptions(if_unseparable="quantile", fallback_share=0.3)
+    decision = decide(histogram_of(cosines), options)
+    assert decision.rule == "quantile"
+    assert decision.safe_share == pytest.approx(0.3, abs=1e-3)
+    assert len(decision.doubts) >= 1
+    assert not decision.is_safe(on_grid(cosines))[bad].any()
+
+
+def test_the_published_rule_admits_what_ours_refuses_on_a_u_shape() -> None:
+    rng = np.random.default_rng(1)
+    poison = np.full(100, -0.5)
+    cosines = np.r_[rng.normal(0.20, 0.02, 8000), rng.normal(0.26, 0.12, 4000), poison]
+    published = decide(histogram_of(cosines), SplitOptions(rule="published"))
+    assert published.is_safe(on_grid(poison)).all()
+    assert published.num_safe == published.is_safe(on_grid(cosines)).sum()
+    ours = decide(histogram_of(cosines), SplitOptions(min_separation=0.0))
+    assert not ours.is_safe(on_grid(poison)).any()
+
+
+def test_the_published_rule_with_a_share_ranks_by_posterior() -> None:
+    cosines, _ = two_groups(0.3, 10_000)
+    decision = decide(histogram_of(cosines), SplitOptions(rule="published", keep_share=0.25))
+    assert decision.safe_share == pytest.approx(0.25, abs=0.001)
+    assert decision.cut is None
+
+
+@pytest.mark.parametrize("rule", [{"rule": "keep-share", "keep_share": 0.4}, {"rule": "min-cosine", "min_cosine": 0.25}])
+def test_chosen_cuts_need_no_mixture_to_be_believed(rule: dict[str, object]) -> None:
+    constant = decide(histogram_of(np.full(1000, 0.25)), SplitOptions(max_safe_share=1.0, **rule))
+    assert constant.num_safe == 1000  # all tie
+    assert constant.mixture is None
+    assert constant.p_safe(on_grid(np.array([0.25]))).tolist() == [1.0]
+
+
+def test_three_rows_and_no_rows() -> None:
+    with pytest.raises(SplitRefused, match="too few distinct cosines"):
+        decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitOptions())
+    with pytest.raises(SplitRefused, match="nothing to split"):
+        decide(histogram_of(np.array([])), SplitOptions())
+    kept = decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitOptions(rule="keep-share", keep_share=0.5))
+    assert kept.num_safe == 2
+
+
+def test_an_absurd_share_is_not_believed() -> None:
+    cosines, _ = two_groups(0.15, 20_000)
+    with pytest.raises(SplitRefused, match=r"of the scored rows would be safe, believed are .*--max-safe-share"):
+        decide(histogram_of(cosines), SplitOptions(max_safe_share=0.5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    share=st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.15, 0.3]),
+    skewed=st.booleans(),
+    seed=st.integers(0, 5),
+    threshold=st.sampled_from([0.5, 0.9, 0.99]),
+)
+def test_labels_p_safe_and_rank_are_monotone_in_cosine(share: float, skewed: bool, seed: int, threshold: float) -> None:
+    cosines, _ = two_groups(share, 4000, seed, skewed)
+    options = SplitOptions(threshold=threshold, if_unseparable="quantile", fallback_share=0.2)
+    decision = decide(histogram_of(cosines), options)
+    grid = GRID[:: 2**8].astype(np.float32)
+    assert (np.diff(decision.p_safe(grid)) >= 0).all()
+    assert (np.diff(decision.rank(grid)) <= 0).all()
+    assert (np.diff(decision.is_safe(grid).astype(int)) >= 0).all()
+    if decision.rule == "monotone" and decision.mixture is not None and decision.cut is not None:
+        assert decision.cut >= decision.mixture.means[0]
+
+
+def test_a_row_without_a_cosine_is_never_safe() -> None:
+    scores = pa.table(
+        {
+            "uid": pa.array([bytes(16)] * 3, pa.binary(16)),
+            "key": ["a", "b", "c"],
+            "index": pa.array([0, 1, 2], pa.int32()),
+            "caption": ["x", None, "z"],
+            "cosine": pa.array([0.9, None, 0.1], pa.float32()),
+            "reason": pa.array([None, "image_missing", None]).dictionary_encode(),
+            "detail": pa.array([None, "gone", None]),
+            "signals": pa.nulls(3, SIGNALS),
+        },
+        schema=SCORES,
+    )
+    decision = decide(histogram_of(np.array([0.9, 0.1])), SplitOptions(rule="min-cosine", min_cosine=0.5))
+    table = label_table(scores, "s.tar", decision).cast(MANIFEST)
+    assert table["label"].to_pylist() == ["safe", "quarantined", "risky"]
+    assert table["reason"].to_pylist() == [None, Reason.IMAGE_MISSING, Reason.BELOW_CUT]
+    assert table["rank"].to_pylist() == [0.0, None, 0.5]
+    assert table["p_safe"].to_pylist()[1] == 0.0
+    assert table["detail"].to_pylist() == [None, "gone", None]

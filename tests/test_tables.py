@@ -1,0 +1,145 @@
+import csv
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests.errors import DataError
+from manifests.schema import Reason
+from stages.options import ReadOptions
+from stages.pair import Pair
+from stages.shards import open_dataset, read_shard
+
+
+def pairs_of(path: Path, **options: object) -> list[Pair]:
+    dataset = open_dataset([str(path)])
+    return [pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions(**options))]
+
+
+def outcomes(path: Path, **options: object) -> list[tuple[str, Reason | None]]:
+    return [(pair.key, pair.reason) for pair in pairs_of(path, **options)]
+
+
+def test_img2dataset_parquet_with_failed_downloads(tmp_path: Path, png: bytes) -> None:
+    table = {
+        "key": ["000000000", "000000001", "000000002"],
+        "caption": ["a dog", "a cat", None],
+        "status": ["success", "failed_to_download", "success"],
+        "jpg": [png, None, png],
+    }
+    pq.write_table(pa.table(table), tmp_path / "00000.parquet")
+    assert outcomes(tmp_path / "00000.parquet") == [
+        ("000000000", None),
+        ("000000001", Reason.IMAGE_MISSING),
+        ("000000002", Reason.CAPTION_MISSING),
+    ]
+
+
+def test_hugging_face_structs_of_bytes_or_path(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "two.png").write_bytes(png)
+    images = [{"bytes": png, "path": None}, {"bytes": None, "path": "two.png"}, {"bytes": None, "path": None}, None]
+    pq.write_table(pa.table({"image": images, "text": ["one", "two", "three", "four"]}), tmp_path / "a.parquet")
+    pairs = pairs_of(tmp_path / "a.parquet")
+    assert [p.reason for p in pairs] == [None, None, Reason.IMAGE_MISSING, Reason.IMAGE_MISSING]
+    assert [p.image for p in pairs[:2]] == [png, png]
+    assert [p.key for p in pairs[:2]] == ["000000000", "000000001"]
+
+
+def test_open_clip_tsv_of_paths(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(png)
+    text = f"filepath\ttitle\nimages/1.png\ta dog\nimages/none.png\ta cat\n{tmp_path}/images/1.png\ta bird\n"
+    (tmp_path / "pairs.tsv").write_text(text)
+    assert outcomes(tmp_path / "pairs.tsv") == [
+        ("000000000", None),
+        ("000000001", Reason.IMAGE_MISSING),
+        ("000000002", None),
+    ]
+
+
+def test_csv_with_quotes_commas_and_own_column_names(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "where", "alt"], ["x7", "1.png", 'a "big", red\ndog'], ["x8", "1.png", ""]])
+    options = {"image_column": "where", "caption_column": "alt"}
+    first, second = pairs_of(tmp_path / "pairs.csv", **options)
+    assert (first.key, first.caption, first.reason) == ("x7", 'a "big", red dog', None)
+    assert second.reason is Reason.CAPTION_EMPTY
+
+
+def test_a_ragged_line_costs_one_row(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    (tmp_path / "pairs.tsv").write_bytes(
+        b"filepath\ttitle\n1.png\ta dog\n1.png\n1.png\tna\xc3\xafve\xff \x00dog of ours\n\n1.png\tx\ty\n"
+    )
+    pairs = pairs_of(tmp_path / "pairs.tsv")
+    assert [p.reason for p in pairs] == [None, Reason.ROW_MALFORMED, None, Reason.ROW_MALFORMED]
+    assert pairs[2].caption == "naïve\ufffd dog of ours"
+    assert pairs[1].detail == "1 fields where the header has 2"
+
+
+def test_a_200_kb_field_does_not_end_the_shard(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\n1.png\t" + "word " * 40_000 + "\n1.png\ta dog\n")
+    pairs = pairs_of(tmp_path / "pairs.tsv")
+    assert [p.reason for p in pairs] == [None, None]
+    assert "cut at 8192 of" in (pairs[0].detail or "")
+
+
+def test_uris_in_rows_are_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nhttp://127.0.0.1:9/x.png\ta dog\nfile:///etc/hostname\ta cat\n")
+    pairs = pairs_of(tmp_path / "pairs.tsv")
+    assert [p.reason for p in pairs] == [Reason.IMAGE_MISSING] * 2
+    assert all("not followed" in (p.detail or "") for p in pairs)
+
+
+def test_missing_columns_are_named_with_what_there_is(tmp_path: Path, png: bytes) -> None:
+    pq.write_table(pa.table({"picture": [png], "words": ["a dog"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"none of the usual image columns.*\['picture', 'words'\].*--image-column"):
+        pairs_of(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no column 'nope'"):
+        pairs_of(tmp_path / "a.parquet", image_column="nope")
+    assert outcomes(tmp_path / "a.parquet", image_column="picture", caption_column="words") == [("000000000", None)]
+
+
+def test_repeated_keys_in_a_table(tmp_path: Path, png: bytes) -> None:
+    pq.write_table(pa.table({"jpg": [png, png], "caption": ["a", "b"], "key": ["k", "k"]}), tmp_path / "a.parquet")
+    pairs = pairs_of(tmp_path / "a.parquet")
+    assert [p.reason for p in pairs] == [None, Reason.DUPLICATE_KEY]
+    assert pairs[0].uid != pairs[1].uid
+
+
+def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path: Path, png: bytes) -> None:
+    table = pa.table({"jpg": [png] * 6, "caption": [f"picture {i}" for i in range(6)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = column.data_page_offset
+    data[start : start + column.total_compressed_size] = b"\xee" * column.total_compressed_size
+    path.write_bytes(bytes(data))
+    assert [p.reason for p in pairs_of(path)] == [None, None, *[Reason.SHARD_UNREADABLE] * 2, None, None]
+
+
+@pytest.mark.parametrize(("name", "body"), [("a.parquet", b"PAR1 not really"), ("a.parquet", b""), ("a.tsv", b"")])
+def test_a_file_that_is_no_table_gives_one_row(tmp_path: Path, name: str, body: bytes) -> None:
+    (tmp_path / name).write_bytes(body)
+    assert [p.reason for p in pairs_of(tmp_path / name)] == [Reason.SHARD_UNREADABLE]
+
+
+def test_gzipped_csv(tmp_path: Path, png: bytes) -> None:
+    import gzip
+
+    (tmp_path / "1.png").write_bytes(png)
+    (tmp_path / "pairs.csv.gz").write_bytes(gzip.compress(b"path,caption\n1.png,a dog\n"))
+    assert outcomes(tmp_path / "pairs.csv.gz") == [("000000000", None)]
+
+
+def test_image_cells_over_the_byte_cap(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"jpg": [bytes(100), bytes(10)], "caption": ["a", "b"]}), buffer)
+    (tmp_path / "a.parquet").write_bytes(buffer.getvalue())
+    pairs = pairs_of(tmp_path / "a.parquet", max_image_bytes=50)
+    assert [p.reason for p in pairs] == [Reason.IMAGE_TOO_LARGE, None]

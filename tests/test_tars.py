@@ -1,0 +1,184 @@
+import gzip
+import io
+import tarfile
+
+import pytest
+from conftest import make_tar
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifests.schema import Reason
+from stages.options import ReadOptions
+from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
+from stages.tar_members import BLOCK, BrokenArchive, Member, read_members
+from stages.tars import read_tar
+
+SHARD = Shard("00000.tar", "/x/00000.tar", "tar", 0)
+
+
+def pairs_of(data: bytes, **options: object) -> list[Pair]:
+    return list(read_tar(io.BytesIO(data), SHARD, ReadOptions(**options)))
+
+
+def outcomes(data: bytes, **options: object) -> list[tuple[str, Reason | None]]:
+    return [(pair.key, pair.reason) for pair in pairs_of(data, **options)]
+
+
+def special(name: str, kind: bytes, target: str = "elsewhere") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_a_row_is_a_run_of_members_with_one_key(png: bytes) -> None:
+    data = make_tar([("b/1.png", png), ("b/1.txt", b"a dog"), ("b/2.txt", b"a cat"), ("b/2.JPG", png), ("b/2.json", b"{}")])
+    pairs = pairs_of(data)
+    assert [(p.index, p.key, p.caption, p.image, p.reason) for p in pairs] == [
+        (0, "b/1", "a dog", png, None),
+        (1, "b/2", "a cat", png, None),
+    ]
+    assert pairs[0].uid == make_uid("00000.tar", "b/1")
+
+
+def test_rows_keep_the_positions_that_webdataset_loaders_count(png: bytes) -> None:
+    data = make_tar([("README", b"x"), ("._1.jpg", b"x"), ("d/", b""), ("1.jpg", png), ("1.txt", b"a dog"), ("odd.bin", b"")])
+    assert outcomes(data) == [("1", None), ("odd", Reason.IMAGE_MISSING)]
+
+
+def test_members_without_partner(png: bytes) -> None:
+    data = make_tar([("1.txt", b"a dog"), ("2.jpg", png), ("3.jpg", png), ("3.txt", b" ")])
+    assert outcomes(data) == [
+        ("1", Reason.IMAGE_MISSING),
+        ("2", Reason.CAPTION_MISSING),
+        ("3", Reason.CAPTION_EMPTY),
+    ]
+
+
+def test_wrong_extensions_are_named_in_the_detail(png: bytes) -> None:
+    (pair,) = pairs_of(make_tar([("1.jpeg2", png), ("1.txt", b"a dog")]))
+    assert (pair.reason, pair.detail) == (Reason.IMAGE_MISSING, "members: jpeg2, txt")
+    assert outcomes(make_tar([("1.jpeg2", png), ("1.txt", b"a dog")]), image_column="jpeg2") == [("1", None)]
+
+
+def test_repeated_keys_stand_once_and_are_quarantined_after(png: bytes) -> None:
+    row = [("1.jpg", png), ("1.txt", b"a dog")]
+    pairs = pairs_of(make_tar([*row, *row, ("2.jpg", png), ("2.txt", b"x y"), *row]))
+    assert [p.reason for p in pairs] == [None, Reason.DUPLICATE_KEY, None, Reason.DUPLICATE_KEY]
+    assert len({p.uid for p in pairs}) == 4
+
+
+def test_keys_that_are_not_adjacent_lose_only_their_own_rows(png: bytes) -> None:
+    data = make_tar([("1.jpg", png), ("2.jpg", png), ("2.txt", b"a cat"), ("1.txt", b"a dog")])
+    assert outcomes(data) == [("1", Reason.CAPTION_MISSING), ("2", None), ("1", Reason.DUPLICATE_KEY)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_never_followed(png: bytes, kind: bytes) -> None:
+    data = make_tar([special("1.jpg", kind, "/etc/passwd"), ("1.txt", b"a dog"), ("2.jpg", png), ("2.txt", b"a cat")])
+    pairs = pairs_of(data)
+    assert [p.reason for p in pairs] == [Reason.IMAGE_MISSING, None]
+    assert "is a " in (pairs[0].detail or "")
+
+
+def test_a_member_over_the_byte_cap_is_skipped_unread(png: bytes) -> None:
+    data = make_tar([("1.jpg", bytes(5000)), ("1.txt", b"a dog"), ("2.jpg", png), ("2.txt", b"a cat")])
+    pairs = pairs_of(data, max_image_bytes=4000)
+    assert [p.reason for p in pairs] == [Reason.IMAGE_TOO_LARGE, None]
+    assert pairs[0].detail == "5000 bytes, allowed are 4000 (max_image_bytes)"
+
+
+def test_the_uid_of_the_source_is_kept(png: bytes) -> None:
+    uid = "00ff" * 8
+    data = make_tar([("1.jpg", png), ("1.txt", b"x y"), ("1.json", b'{"uid": "%s"}' % uid.encode())])
+    assert pairs_of(data)[0].uid.hex() == uid
+    odd = make_tar([("1.jpg", png), ("1.txt", b"x y"), ("1.json", b'{"uid": "no hex", "caption": 3}')])
+    assert pairs_of(odd)[0].uid == make_uid("00000.tar", "1")
+
+
+@pytest.mark.parametrize("facts", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_broken_json_beside_a_pair_does_no_harm(png: bytes, facts: bytes) -> None:
+    assert outcomes(make_tar([("1.jpg", png), ("1.txt", b"x y"), ("1.json", facts)])) == [("1", None)]
+
+
+def test_captions_can_come_from_json_or_another_member(png: bytes) -> None:
+    data = make_tar([("1.jpg", png), ("1.alt", b"from alt"), ("1.json", b'{"caption": "from json", "title": "a title"}')])
+    assert pairs_of(data)[0].caption == "from json"
+    assert pairs_of(data, caption_column="alt")[0].caption == "from alt"
+    assert pairs_of(data, caption_column="json:title")[0].caption == "a title"
+
+
+def test_a_cut_archive_keeps_the_rows_before_the_cut(png: bytes) -> None:
+    data = make_tar([(f"{i}.{ext}", body) for i in range(3) for ext, body in (("jpg", png), ("txt", b"a dog"))])
+    inside_last_image = data.index(b"2.jpg") + BLOCK + 10
+    assert outcomes(data[:inside_last_image]) == [("0", None), ("1", None), (TRUNCATED_KEY, Reason.TAR_TRUNCATED)]
+    inside_last_caption = data.index(b"2.txt") + BLOCK + 2
+    assert outcomes(data[:inside_last_caption]) == [("0", None), ("1", None), ("2", Reason.TAR_TRUNCATED)]
+
+
+def test_a_cut_between_rows_leaves_a_marker(png: bytes) -> None:
+    data = make_tar([("1.jpg", png), ("1.txt", b"a dog")]).rstrip(b"\0")
+    whole = data + bytes(-len(data) % BLOCK)
+    pairs = pairs_of(whole)
+    assert [(p.key, p.reason) for p in pairs] == [("1", None), (TRUNCATED_KEY, Reason.TAR_TRUNCATED)]
+    assert "end-of-archive" in (pairs[-1].detail or "")
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(png: bytes) -> None:
+    data = bytearray(make_tar([("1.jpg", png), ("1.txt", b"a dog"), ("2.jpg", png), ("2.txt", b"a cat")]))
+    second = data.index(b"2.jpg")
+    data[second : second + 100] = b"\xaa" * 100
+    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+        assert len(tar.getmembers()) == 2  # Python's own reader stops without a word
+    assert [p.reason for p in pairs_of(bytes(data))] == [None, Reason.TAR_TRUNCATED]
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404 not found</html>", bytes(100), b"\x1f\x8b\x08\x00garbage"])
+def test_what_is_no_tar_gives_one_row(data: bytes) -> None:
+    assert outcomes(data) == [(TRUNCATED_KEY, Reason.TAR_TRUNCATED)]
+
+
+def test_an_empty_tar_has_no_rows() -> None:
+    assert outcomes(make_tar([])) == []
+
+
+def test_gzip_is_recognised_by_its_bytes_and_may_break_off_too(emoji_members: list[tuple[str, bytes]]) -> None:
+    whole = gzip.compress(make_tar(emoji_members))
+    assert [p.reason for p in pairs_of(whole)] == [None] * 40
+    cut = pairs_of(whole[: len(whole) // 2])
+    assert cut[-1].reason is Reason.TAR_TRUNCATED
+    assert 10 < len(cut) < 40
+
+
+@pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names(png: bytes, fmt: int) -> None:
+    key = "ordner/" + "ä" * 90 + "/" + "x" * 120
+    assert outcomes(make_tar([(f"{key}.jpg", png), (f"{key}.txt", b"a dog")], fmt)) == [(key, None)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bodies=st.lists(st.binary(max_size=1500), min_size=1, max_size=6),
+    fmt=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    keep=st.floats(0, 1),
+)
+def test_members_agree_with_tarfile_and_any_prefix_gives_a_prefix(bodies: list[bytes], fmt: int, keep: float) -> None:
+    data = make_tar([(f"{i}.bin", body) for i, body in enumerate(bodies)], fmt)
+    whole = list(read_members(io.BytesIO(data), 10_000))
+    assert [(m.name, m.data) for m in whole] == [(f"{i}.bin", body) for i, body in enumerate(bodies)]
+    found: list[Member] = []
+    cut = int(keep * len(data))
+    try:
+        for member in read_members(io.BytesIO(data[:cut]), 10_000):
+            found.append(member)
+    except BrokenArchive:
+        pass
+    else:
+        assert found == whole  # it may only end in peace when nothing was lost
+    assert found == whole[: len(found)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=3000))
+def test_garbage_never_raises_anything_else(data: bytes) -> None:
+    for pair in read_tar(io.BytesIO(data), SHARD, ReadOptions()):
+        assert pair.reason is not None

@@ -96,7 +96,10 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers find stages that tests define
     ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+    patch.undo()
     yield
     ray.shutdown()
 

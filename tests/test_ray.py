@@ -1,0 +1,163 @@
+"""What only a cluster shows: lost workers, lost drivers, decoding elsewhere."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from conftest import EMOJI, parts_of
+
+from manifests import open_round
+from pipeline.config import ExecutorOptions
+from pipeline.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
+from stages.pair import Shard
+
+PAIRSAN = Path(sys.executable).parent / "pairsan"
+SHARDS = [Shard(f"{i:05d}.tar", f"/x/{i:05d}.tar", "tar", 1) for i in range(6)]
+
+
+class Flaky:
+    """A stage that goes wrong on shard 2 in a chosen way, the first `times` times."""
+
+    def __init__(self, folder: Path, how: str, times: int) -> None:
+        self._folder, self._how, self._times = folder, how, times
+
+    def open(self) -> None:
+        (self._folder / f"opened-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def run(self, shard: Shard, /) -> str:
+        if shard == SHARDS[2] and len(list(self._folder.glob("try-*"))) < self._times:
+            (self._folder / f"try-{time.monotonic_ns()}").touch()
+            if self._how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise {"read": OSError("connection reset"), "bug": ValueError("a bug"), "gone": FileNotFoundError("x")}[self._how]
+        return shard.name
+
+
+def outcomes(executor: LocalExecutor | RayExecutor, stage: Flaky) -> dict[str, object]:
+    return {o.shard.name: o.output if isinstance(o, Done) else o for o in executor.map(stage, SHARDS)}
+
+
+@pytest.fixture(params=["local", "ray"])
+def executor(request: pytest.FixtureRequest) -> LocalExecutor | RayExecutor:
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    options = ExecutorOptions(executor=request.param, max_retries=2)
+    return make_executor(options, use_gpus=False, num_shards=len(SHARDS))
+
+
+def test_a_failed_read_is_tried_again(executor: LocalExecutor, tmp_path: Path) -> None:
+    assert set(outcomes(executor, Flaky(tmp_path, "read", 2)).values()) == {s.name for s in SHARDS}
+    assert len(list(tmp_path.glob("try-*"))) == 2
+
+
+@pytest.mark.parametrize(("how", "tries"), [("read", 3), ("bug", 1), ("gone", 1)])
+def test_retries_are_bounded_and_only_for_faults_that_may_pass(
+    executor: LocalExecutor, tmp_path: Path, how: str, tries: int
+) -> None:
+    found = outcomes(executor, Flaky(tmp_path, how, 99))
+    failed = found.pop(SHARDS[2].name)
+    assert isinstance(failed, Failed)
+    assert failed.error.startswith({"read": "OSError: ", "bug": "ValueError: a bug", "gone": "FileNotFoundError"}[how])
+    assert "Flaky" in failed.trace or "test_ray.py" in failed.trace
+    assert len(found) == 5
+    assert len(list(tmp_path.glob("try-*"))) == tries
+
+
+def test_a_worker_that_dies_costs_a_retry_not_the_run(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(ExecutorOptions(max_retries=2), num_gpus=0, num_shards=6)
+    assert set(outcomes(executor, Flaky(tmp_path, "die", 1)).values()) == {s.name for s in SHARDS}
+
+
+def test_a_shard_that_kills_every_worker_fails_alone(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(ExecutorOptions(max_retries=1), num_gpus=0, num_shards=6)
+    found = outcomes(executor, Flaky(tmp_path, "die", 99))
+    failed = found.pop(SHARDS[2].name)
+    assert isinstance(failed, Failed)
+    assert "on 2 workers in turn" in failed.error
+    assert len(found) == 5
+
+
+def test_a_worker_opens_its_stage_once(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(ExecutorOptions(workers=1), num_gpus=0, num_shards=6)
+    outcomes(executor, Flaky(tmp_path, "read", 0))
+    assert len(list(tmp_path.glob("opened-*"))) == 1
+
+
+def test_what_may_pass_and_what_may_not() -> None:
+    assert is_transient(ConnectionResetError())
+    assert is_transient(OSError("5xx"))
+    assert not is_transient(PermissionError())
+    assert not is_transient(ValueError())
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """A run over the evaluation part on the local executor."""
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    run = tmp_path_factory.mktemp("uncut") / "run"
+    args = ["clean", str(EMOJI / "eval"), "--checkpoint", tiny, "--out", str(run), "--executor", "local", "--keep-share", "0.5"]
+    assert CliRunner().invoke(main, args).exit_code == 0
+    return run
+
+
+@pytest.mark.parametrize("options", [("--workers", 1), ("--workers", 2), ("--decode", "cluster")])
+def test_ray_gives_the_same_bytes_as_one_process(
+    ray_cluster: None, uncut: Path, tmp_path: Path, tiny: str, pairsan: Callable[..., Result], options: tuple[object, ...]
+) -> None:
+    args = ("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", tmp_path / "run", "--keep-share", 0.5)
+    pairsan(*args, *options)
+    assert parts_of(tmp_path / "run") == parts_of(uncut)
+
+
+def begin(data: Path, out: Path, tiny: str) -> subprocess.Popen[str]:
+    command = [PAIRSAN, "clean", data, "--checkpoint", tiny, "--out", out, "--keep-share", "0.5", "--workers", "1"]
+    return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_parts(run: Path, number: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(list(run.glob("rounds/0001/scores/*.parquet"))) < number:
+        assert time.monotonic() < deadline, "no part was written"
+        time.sleep(0.02)
+
+
+def processes(pattern: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_kill_9_of_a_worker_and_of_the_driver_leaves_what_an_uncut_run_leaves(
+    tmp_path: Path, tiny: str, pairsan: Callable[..., Result]
+) -> None:
+    """One run loses its worker, then its driver, and is started again; another is never touched."""
+    data, cut, whole = EMOJI / "train", tmp_path / "cut", tmp_path / "whole"
+    before = set(processes("ray::_Worker"))
+    driver = begin(data, cut, tiny)
+    wait_for_parts(cut, 2)
+    workers = set(processes("ray::_Worker")) - before
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    wait_for_parts(cut, 4)
+    driver.kill()
+    driver.communicate()
+    assert not (cut / "rounds/0001/manifest.json").exists()
+    again = begin(data, cut, tiny)
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0, output
+    done_before = re.search(r"embed: 11/11 shards, (\d+) done before", output)
+    assert done_before is not None, output
+    assert 4 <= int(done_before[1]) < 11
+    pairsan("clean", data, "--checkpoint", tiny, "--out", whole, "--keep-share", "0.5", "--executor", "local")
+    assert parts_of(cut) == parts_of(whole)
+    assert open_round(cut).num_rows == 5217

@@ -6,6 +6,7 @@ an earlier one stopped, however that ended.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from manifests.errors import RunError
 from manifests.layout import SCORES, is_sealed, read_plan, round_folder, round_numbers
@@ -14,13 +15,15 @@ from manifests.store import Store, open_store
 from pipeline.config import RunConfig
 from pipeline.executors import Executor, connected, make_executor, num_cluster_gpus
 from pipeline.plans import Round, begin_round, begin_run, read_run
-from pipeline.scoring import Scoring, num_local_gpus, prepare_scoring
 from pipeline.sealing import check_quarantined, label_and_seal, tally
 from pipeline.work import run_stage
-from stages.embed import Embedded
 from stages.pair import Shard
 from stages.shards import Dataset, open_dataset
 from stages.split import decide
+
+if TYPE_CHECKING:
+    from pipeline.scoring import Scoring
+    from stages.embed import Embedded
 
 FIRST_ROUND = 1
 _OTHER_SETTINGS = (
@@ -86,6 +89,8 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
 @contextmanager
 def _scoring(data: Sequence[str], out: str, config: RunConfig, *, kind: str, verbose: bool) -> Iterator[tuple[Executor, Round]]:
     """Plan round 1, score what is missing of it, and hand over its executor while the cluster is still there."""
+    from pipeline.scoring import num_local_gpus, prepare_scoring  # torch: seconds that a mere split need not wait
+
     dataset = open_dataset(data)
     run = open_store(out)
     with connected(config.executor, verbose=verbose):
@@ -104,13 +109,13 @@ def _scoring(data: Sequence[str], out: str, config: RunConfig, *, kind: str, ver
         yield executor, round_
 
 
-def _score(executor: Executor, round_: Round, scoring: Scoring, dataset: Dataset, config: RunConfig) -> None:
+def _score(executor: Executor, round_: Round, scoring: "Scoring", dataset: Dataset, config: RunConfig) -> None:
     """Embed the shards that have no scores yet."""
     todo = round_.missing_scores()
     if not todo:
         return
 
-    def count(_: Shard, embedded: Embedded) -> tuple[int, int]:
+    def count(_: Shard, embedded: "Embedded") -> tuple[int, int]:
         return embedded.num_rows, embedded.num_quarantined
 
     stage = scoring.stage(round_.run, round_.number, dataset, config)

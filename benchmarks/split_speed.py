@@ -1,0 +1,97 @@
+"""Split and manifest writing: rows per CPU-second, and the driver's memory from 1M to 30M synthetic score rows.
+
+    python -m benchmarks.split_speed [--rows 1_000_000 30_000_000]
+
+Scores are synthetic (captions of 20 to 60 random characters), in shards of 100,000 rows; nothing is embedded. The parts of
+one shard are written once and linked under the other names, since `split` reads them all the same.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.common import header, run_tree
+from manifests.layout import fingerprint
+from manifests.parts import write_json, write_part
+from manifests.schema import SCHEMA_VERSION, SCORES, SIGNALS
+from manifests.store import Store, open_store
+from pipeline.config import RunConfig
+from stages.embed import on_grid
+
+SHARD_ROWS = 100_000
+
+
+def main() -> None:
+    """Build a run of each size, split it, and print rates and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 30_000_000])
+    parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    args = parser.parse_args()
+    header("split_speed")
+    usages = []
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            build(open_store(folder), rows // SHARD_ROWS)
+            pairsan = Path(sys.executable).parent / "pairsan"
+            idle = run_tree([pairsan, "status", folder])
+            command = [pairsan, "split", folder, "--executor", args.executor, "--keep-share", "0.9"]
+            usage = driver_usage(command)
+            usages.append(usage)
+            rate = rows / (usage[0] - idle.cpu_s)
+            print(f"{rows:,} rows: {usage[0]:.1f} CPU s, {rate:,.0f} rows per CPU-second, driver's peak {usage[1]:.0f} MB")
+    print(f"ratio of peak memory, largest / smallest: {usages[-1][1] / usages[0][1]:.3f}")
+
+
+def driver_usage(command: list[object]) -> tuple[float, float]:
+    """Return CPU seconds of the whole tree and the peak memory of the command's own process."""
+    measure = (  # VmHWM: unlike ru_maxrss it does not remember the process that this one was forked from
+        "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: open(sys.argv[2] + '/peak', 'w').write(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    usage = run_tree([sys.executable, "-c", measure, *command])
+    return usage.cpu_s, int((Path(str(command[2])) / "peak").read_text()) / 1024
+
+
+def build(run: Store, num_shards: int) -> None:
+    """Write run.json, a plan and the scores of every shard."""
+    shards = [[f"{i:05d}.tar", f"/synthetic/{i:05d}.tar", "tar", 1] for i in range(num_shards)]
+    dataset = {"fingerprint": "synthetic", "num_shards": num_shards, "shards": shards}
+    write_json(run, "run.json", {"data": ["synthetic"], "dataset": dataset, "config": RunConfig().model_dump()})
+    scores = {"synthetic": True, "keep": {"embeddings": False}, "model": {"architecture": "none", "state_sha256": "none"}}
+    plan = {"schema_version": SCHEMA_VERSION, "round": 1, "kind": "embed", "scores": scores, "scores_round": 1, "split": None}
+    write_json(run, "rounds/0001/plan.json", plan)
+    first = "rounds/0001/scores/00000.tar.parquet"
+    write_part(run, first, SCORES, batches(), fingerprint=fingerprint(scores))
+    for name, *_ in shards[1:]:
+        os.link(run.path(first), run.path(f"rounds/0001/scores/{name}.parquet"))
+
+
+def batches() -> Iterator[pa.RecordBatch]:
+    """Yield the rows of one synthetic shard."""
+    rng = np.random.default_rng(0)
+    num_bad = SHARD_ROWS // 20
+    cosines = np.r_[rng.normal(0.3, 0.06, SHARD_ROWS - num_bad), rng.normal(0.06, 0.04, num_bad)]
+    letters = rng.integers(97, 123, 80 * SHARD_ROWS, np.uint8).tobytes().decode()
+    lengths = rng.integers(20, 61, SHARD_ROWS)
+    columns = {
+        "uid": pa.array([rng.bytes(16) for _ in range(SHARD_ROWS)], pa.binary(16)),
+        "key": pa.array([f"{i:09d}" for i in range(SHARD_ROWS)]),
+        "index": pa.array(np.arange(SHARD_ROWS, dtype=np.int32)),
+        "caption": pa.array([letters[80 * i : 80 * i + n] for i, n in enumerate(lengths)]),
+        "cosine": pa.array(on_grid(rng.permutation(cosines))),
+        "reason": pa.nulls(SHARD_ROWS, pa.string()).dictionary_encode(),
+        "detail": pa.nulls(SHARD_ROWS, pa.string()),
+        "signals": pa.nulls(SHARD_ROWS, SIGNALS),
+    }
+    yield pa.RecordBatch.from_pydict(columns, schema=SCORES)
+
+
+if __name__ == "__main__":
+    main()

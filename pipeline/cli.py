@@ -144,7 +144,14 @@ def verify(run: str, number: int | None) -> None:
 @click.option("--sort", default="cosine", show_default=True, help="Column; a leading - sorts downwards.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Rows at most; 0 for all.")
 @click.option("--columns", default="", help="Columns by comma; by default those that fit a terminal, or all.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "csv", "parquet"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "parquet"]),
+    default="table",
+    show_default=True,
+    help="json is one object a line.",
+)
 @click.option("--output", metavar="FILE", help="Write there in place of standard output; needed for parquet.")
 def inspect(run: str, number: int | None, form: str, output: str | None, **filters: Any) -> None:
     """Show pairs of a sealed round of RUN: those that are not safe, worst first, unless filters say otherwise."""

@@ -1,5 +1,6 @@
 """Look at the pairs of a sealed round through DuckDB: filter, sort, show or write."""
 
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import pandas as pd
+import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
 from manifests.reading import Manifest
@@ -79,14 +82,13 @@ def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> 
     default = _TABLE_COLUMNS if form == "table" else tuple(MANIFEST.names)
     columns = tuple(name.strip() for name in query.columns.split(",")) if query.columns else default
     with connect(manifest) as connection:
-        found = connection.execute(*query.sql(columns))
+        text, values = query.sql(columns)
+        found = connection.sql(text, params=values)
         if form == "table":
             text = _table(columns, found.fetchall())
         else:
             frame = found.to_arrow_table()
             if form == "parquet":
-                import pyarrow.parquet as pq
-
                 pq.write_table(frame, output)
                 return
             text = _csv(frame) if form == "csv" else _json(frame)
@@ -135,8 +137,6 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _csv(frame: Any) -> str:
-    import pandas as pd
-
     rows: pd.DataFrame = frame.to_pandas()
     if "uid" in rows:
         rows["uid"] = rows["uid"].map(bytes.hex)
@@ -144,8 +144,6 @@ def _csv(frame: Any) -> str:
 
 
 def _json(frame: Any) -> str:
-    import json
-
     rows = frame.to_pylist()
     for row in rows:
         if isinstance(row.get("uid"), bytes):

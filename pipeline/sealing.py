@@ -77,13 +77,15 @@ def check_quarantined(totals: Totals, max_share: float) -> None:
     num, rows = sum(totals.quarantined.values()), totals.num_rows
     if rows and num < rows and num <= max_share * rows:
         return
+    if not rows:
+        raise TooManyQuarantined(f"the dataset has no rows: all {len(totals.scores)} shards are empty")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(totals.reasons.items(), key=lambda kv: -kv[1]))
     worst = sorted(totals.scores, key=lambda name: -totals.quarantined[name] / max(1, totals.scores[name].num_rows))
     lines = "".join(f"\n  {n}: {totals.quarantined[n]:,} of {totals.scores[n].num_rows:,}" for n in worst[:_WORST])
     allowed = "some must be scored" if num == rows else f"allowed are {max_share:.1%} (--max-quarantined-share)"
     raise TooManyQuarantined(
         f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\n"
-        f"Reasons: {reasons or 'no rows at all'}\n"
+        f"Reasons: {reasons}\n"
         f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
     )
 

@@ -1,7 +1,7 @@
 """A lossless histogram of cosines: one counter for every point of the grid that cosines are stored on."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,22 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SparseCounts:
-    """The occupied bins of one shard: small enough to send.
+    """The occupied bins of one shard, in the smallest integers that hold them: this is what workers send the driver.
 
     Attributes:
-        bins: int32 (k,), ascending.
-        counts: int64 (k,).
+        first: The lowest occupied bin.
+        gaps: Distance of each occupied bin to the one before, unsigned (k,); 0 for the first.
+        counts: Rows in each, unsigned (k,).
     """
 
-    bins: npt.NDArray[np.int32]
-    counts: Counts
+    first: int
+    gaps: npt.NDArray[np.unsignedinteger[Any]]
+    counts: npt.NDArray[np.unsignedinteger[Any]]
+
+    @property
+    def bins(self) -> npt.NDArray[np.int64]:
+        """The occupied bins, ascending."""
+        return self.first + np.cumsum(self.gaps, dtype=np.int64)
 
 
 def grid_bins(cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
@@ -48,7 +55,12 @@ def count(cosines: npt.NDArray[np.float32]) -> SparseCounts:
         dense = np.bincount(bins, minlength=NUM_BINS)
         occupied = np.flatnonzero(dense).astype(np.int32)
         counts = dense[occupied]
-    return SparseCounts(occupied.astype(np.int32), counts.astype(np.int64))
+    gaps = np.diff(occupied, prepend=occupied[:1])
+    return SparseCounts(int(occupied[0]) if len(occupied) else 0, _small(gaps), _small(counts))
+
+
+def _small(numbers: npt.NDArray[Any]) -> npt.NDArray[np.unsignedinteger[Any]]:
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 class Histogram:
@@ -64,7 +76,7 @@ class Histogram:
 
     def add(self, part: SparseCounts) -> None:
         """Add one shard; the order of shards does not matter."""
-        self.counts[part.bins] += part.counts
+        self.counts[part.bins] += part.counts.astype(np.int64)
 
     @property
     def num_rows(self) -> int:

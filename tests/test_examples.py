@@ -1,0 +1,72 @@
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import EMOJI, ROOT
+
+
+def members(part: str) -> list[tuple[str, bytes]]:
+    found = []
+    for shard in sorted((EMOJI / part).iterdir()):
+        with tarfile.open(shard) as tar:
+            found += [(member.name, tar.extractfile(member).read()) for member in tar]
+    return found
+
+
+def test_committed_shards_match_their_checksums() -> None:
+    lines = (EMOJI / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    present = {
+        f"{part}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in ("train", "eval")
+        for path in (EMOJI / part).iterdir()
+    }
+    assert present == listed
+    assert len(present) == 14
+
+
+@pytest.mark.parametrize(("part", "sets"), [("train", {"noto", "twemoji", "fluent-emoji-flat"}), ("eval", {"emojione"})])
+def test_pairs_are_real_captioned_and_licensed(part: str, sets: set[str]) -> None:
+    found = members(part)
+    facts = [json.loads(data) for name, data in found if name.endswith(".json")]
+    captions = [data.decode() for name, data in found if name.endswith(".txt")]
+    assert len(facts) == len(captions) == len(found) / 3
+    assert {fact["set"] for fact in facts} == sets
+    assert {fact["licence"] for fact in facts} <= {"Apache-2.0", "CC-BY-4.0", "MIT"}  # nothing share-alike
+    lengths = [len(caption.split()) for caption in captions]
+    assert min(lengths) >= 2
+    assert max(lengths) <= 12
+
+
+def test_drawings_of_one_emoji_mostly_have_different_captions() -> None:
+    by_label: dict[str, set[str]] = {}
+    found = members("train")
+    for (_, text), (_, facts) in zip(found[1::3], found[2::3], strict=True):
+        by_label.setdefault(json.loads(facts)["label"], set()).add(text.decode())
+    several = [captions for captions in by_label.values() if len(captions) > 1]
+    assert len(several) > 0.8 * len(by_label)
+
+
+def test_the_bundle_is_small_and_attributed() -> None:
+    size = sum(path.stat().st_size for path in EMOJI.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert size < 20e6
+    text = (EMOJI / "LICENSES.md").read_text()
+    assert all(name in text for name in ("noto", "twemoji", "fluent-emoji-flat", "emojione", "emojibase-data"))
+
+
+@pytest.mark.slow
+def test_the_build_gives_the_committed_bytes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, EMOJI / "build.py", "--out", tmp_path], check=True, capture_output=True)
+    assert (tmp_path / "SHA256SUMS").read_text() == (EMOJI / "SHA256SUMS").read_text()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_finds_the_planted_pairs(tmp_path: Path) -> None:
+    command = [sys.executable, EMOJI / "demo.py", "--out", tmp_path / "demo"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "261 of 261 planted mismatches are not safe" in done.stdout
+    assert "all as sealed" in done.stdout

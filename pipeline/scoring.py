@@ -36,7 +36,8 @@ class Scoring:
     def stage(self, run: Store, number: int, dataset: Dataset, config: RunConfig) -> Embed:
         """Return the stage that scores shards into a round."""
         threads = config.executor.threads_per_worker
-        decode = Decode(dataset.store, config.data, self.plan["model"]["preprocess"], num_threads=threads)
+        preprocess, on_gpu = self.plan["model"]["preprocess"], self.device == "cuda"
+        decode = Decode(dataset.store, config.data, preprocess, num_threads=threads, prefetch=on_gpu)
         target = EmbedTarget(
             run=run,
             round_number=number,

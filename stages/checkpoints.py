@@ -30,7 +30,7 @@ class Weights:
         model: open_clip's name of the architecture (`ViT-B-32`, `local-dir:...`), or path of a model config JSON.
         path: Local weights file; None for a pretrained tag or hub model that open_clip fetches itself.
         tag: open_clip pretrained tag, if any.
-        file_sha256: Hex digest of the weights file; None where open_clip fetches.
+        file_sha256: Hex digest of the weights file; None for hub models.
     """
 
     model: str
@@ -63,11 +63,29 @@ def resolve_weights(options: ModelOptions) -> Weights:
     if checkpoint is None:
         if options.pretrained is None and not model.startswith("hf-hub:"):
             raise CheckpointError("which weights? Give --checkpoint FILE or --pretrained TAG")
-        return Weights(model, None, options.pretrained, None)
+        return Weights(model, None, options.pretrained, _tag_sha256(model, options.pretrained))
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
     return Weights(model, str(path), None, file_sha256(path))
+
+
+def _tag_sha256(model: str, tag: str | None) -> str | None:
+    """Let open_clip fetch the weights of a tag into its cache and return their digest; None for hub models.
+
+    Raises:
+        CheckpointError: open_clip knows no such tag, or cannot fetch it.
+    """
+    if tag is None:
+        return None
+    config = open_clip.get_pretrained_cfg(model, tag)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise CheckpointError(f"open_clip has no weights {tag!r} for {model!r}; its tags: {', '.join(tags) or 'none'}")
+    try:
+        return file_sha256(Path(open_clip.download_pretrained(config)))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise CheckpointError(f"cannot fetch {tag} of {model}: {type(error).__name__}: {str(error)[:300]}") from error
 
 
 def weights_in(folder: Path) -> Path:

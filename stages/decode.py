@@ -19,7 +19,7 @@ from stages.pair import Pair, Shard
 from stages.shards import read_shard
 
 CHUNK_ROWS: Final = 512
-_AHEAD: Final = 64  # images in flight beside the chunk that is being filled
+_WAITING_PER_THREAD: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,9 @@ class Chunk:
 class Decode:
     """Stage: a shard in, its chunks out."""
 
-    def __init__(self, store: Store, options: ReadOptions, preprocess: dict[str, Any], num_threads: int) -> None:
+    def __init__(
+        self, store: Store, options: ReadOptions, preprocess: dict[str, Any], *, num_threads: int, prefetch: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
@@ -48,9 +50,11 @@ class Decode:
             options: How pairs are read.
             preprocess: The checkpoint's own preprocessing, as `preprocess_config` returns it.
             num_threads: Decoding threads.
+            prefetch: Whether to decode the next chunk while the last one is in use; for GPUs, which else would wait.
         """
         self._store, self._options, self._config = store, options, preprocess
-        self._num_threads, self._size = num_threads, image_size(preprocess)
+        self._num_threads, self._prefetch = num_threads, prefetch
+        self._size = image_size(preprocess)
 
     def open(self) -> None:
         """Build the transform; no weights are needed."""
@@ -59,8 +63,12 @@ class Decode:
 
     def run(self, shard: Shard, /) -> Iterator[Chunk]:
         """Yield the rows of a shard in order, in chunks of 512."""
+        chunks = self._chunks(shard)
+        return _one_ahead(chunks) if self._prefetch else chunks
+
+    def _chunks(self, shard: Shard) -> Iterator[Chunk]:
         with ThreadPoolExecutor(self._num_threads) as pool:
-            decoded = self._ahead(pool, read_shard(self._store, shard, self._options))
+            decoded = self._in_order(pool, read_shard(self._store, shard, self._options))
             while rows := list(islice(decoded, CHUNK_ROWS)):
                 found = [(i, pixels) for i, (_, pixels) in enumerate(rows) if pixels is not None]
                 stacked = np.empty((len(found), self._size, self._size, 3), np.uint8)
@@ -68,12 +76,12 @@ class Decode:
                     stacked[slot] = pixels
                 yield Chunk([pair for pair, _ in rows], np.asarray([i for i, _ in found], np.int64), stacked)
 
-    def _ahead(self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
-        """Decode a bounded number of images ahead of the consumer, in order."""
+    def _in_order(self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
+        """Decode in parallel; few encoded images wait at a time, since one may have `max_image_bytes`."""
         waiting: deque[Future[tuple[Pair, npt.NDArray[np.uint8] | None]]] = deque()
         for pair in pairs:
             waiting.append(pool.submit(self._decode, pair))
-            if len(waiting) > CHUNK_ROWS + _AHEAD:
+            if len(waiting) > _WAITING_PER_THREAD * self._num_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -87,3 +95,12 @@ class Decode:
         except UndecodableImage as error:
             return pair.quarantine(error.reason, error.detail), None
         return Pair(pair.index, pair.key, pair.uid, None, pair.caption, None, pair.detail), pixels
+
+
+def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Make the next chunk in another thread while the consumer works on the last one."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = thread.submit(next, chunks, None)
+            yield chunk

@@ -1,5 +1,12 @@
+import hashlib
 import json
+import os
 import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import open_clip
@@ -85,7 +92,8 @@ def test_a_model_config_json_names_an_architecture(tiny: str, tmp_path: Path) ->
         ({"model": "RN50"}, "which weights"),
         ({"model": "RN50", "checkpoint": "/none.pt"}, "no checkpoint at /none.pt"),
         ({"checkpoint": "a", "pretrained": "b"}, "give one of them"),
-        ({"model": "no-such-model", "pretrained": "x"}, "no-such-model"),
+        ({"model": "no-such-model", "pretrained": "x"}, "its tags: none"),
+        ({"model": "RN50", "pretrained": "x"}, "its tags: openai, yfcc15m, cc12m"),
     ],
 )
 def test_settings_that_name_no_model_say_what_is_missing(options: dict[str, str], message: str) -> None:
@@ -122,3 +130,47 @@ def test_the_committed_checkpoint_is_what_open_clip_loads_as_it_is(tiny: str) ->
     model = open_clip.create_model(f"local-dir:{tiny}")
     assert state_sha256(model) == state_sha256(load(checkpoint=tiny))
     assert (Path(tiny) / WEIGHTS).stat().st_size < 12e6
+
+
+@pytest.fixture
+def hub(tiny: str) -> Iterator[str]:
+    """A model hub on the loopback that holds the tiny checkpoint as `acme/tiny`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = Path(tiny) / self.path.partition("/resolve/main/")[2]
+            found = self.path.startswith("/acme/tiny/resolve/main/") and path.is_file()
+            body = path.read_bytes() if found else b""
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815  # the standard library's name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny: str, tmp_path: Path) -> None:
+    code = (
+        "from stages.checkpoints import *; from stages.encoders import OpenClipEncoder;"
+        "from stages.options import ModelOptions;"
+        "weights = resolve_weights(ModelOptions(model='hf-hub:acme/tiny'));"
+        "print(state_sha256(load_model(weights)), OpenClipEncoder(weights).trims)"
+    )
+    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [state_sha256(load(checkpoint=tiny)), "True"]

@@ -33,8 +33,8 @@ def fingerprint(document: Any) -> str:
 
 def round_numbers(run: Store) -> list[int]:
     """Return the numbers of all rounds that have a plan, ascending."""
-    names = {name.split("/")[0] for name in run.names("rounds") if name.endswith("/" + PLAN)}
-    return sorted(int(name) for name in names if name.isdigit())
+    numbers = sorted(int(name) for name in run.folders("rounds") if name.isdigit())
+    return [number for number in numbers if run.exists(f"{round_folder(number)}/{PLAN}")]
 
 
 def is_sealed(run: Store, number: int) -> bool:

@@ -105,6 +105,8 @@ def write_json(store: Store, name: str, document: Any) -> None:
 
 def sweep_drafts(store: Store, folder: str) -> int:
     """Delete drafts that killed writers left below a folder and return how many there were."""
+    if not store.is_local:
+        return 0  # drafts of remote parts lie in the writer's own temporary folder
     drafts = [info.path for info in store.files(folder) if info.path.endswith(_DRAFT_SUFFIX)]
     for path in drafts:
         with contextlib.suppress(FileNotFoundError):
@@ -134,8 +136,13 @@ def _write_whole(store: Store, name: str, write: Callable[[_HashingFile], object
         target = _HashingFile(draft)
         write(target)
         draft.seek(0)
-        with store.fs.open_output_stream(store.path(name)) as upload:
-            shutil.copyfileobj(draft, upload, 8 << 20)
+        try:
+            with store.fs.open_output_stream(store.path(name)) as upload:
+                shutil.copyfileobj(draft, upload, 8 << 20)
+        except BaseException:
+            with contextlib.suppress(OSError):  # closing the stream may have published what was uploaded so far
+                store.delete(name)
+            raise
     return target
 
 

@@ -48,6 +48,11 @@ class Store:
         selector = pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
         return (info for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File)
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders right inside a folder; nothing where it is missing."""
+        selector = pafs.FileSelector(self.path(folder), recursive=False, allow_not_found=True)
+        return [info.base_name for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.Directory]
+
     def names(self, folder: str) -> set[str]:
         """Return the names, relative to `folder`, of all files below it."""
         prefix = self.path(folder).rstrip("/") + "/"

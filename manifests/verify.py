@@ -30,6 +30,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _part_problems(manifest: Manifest, part: dict[str, Any], totals: dict[str, int]) -> Iterator[str]:
+    if "embeddings" in part:
+        yield from _file_problems(manifest, part["embeddings"])
     scores = _read(manifest, part["scores"], SCORES, manifest.seal["scores_fingerprint"])
     labels = _read(manifest, part["manifest"], MANIFEST, manifest.seal["fingerprint"])
     if isinstance(scores, str) or isinstance(labels, str):
@@ -71,15 +73,23 @@ def _count_problems(seal: dict[str, Any], totals: dict[str, int]) -> Iterator[st
         yield f"counts do not add up: {counts['labels']} against {counts['rows']} rows"
 
 
+def _file_problems(manifest: Manifest, entry: dict[str, Any]) -> Iterator[str]:
+    name = entry["name"]
+    if not manifest.run.exists(name):
+        yield f"{name}: missing"
+        return
+    with manifest.run.fs.open_input_file(manifest.run.path(name)) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            yield f"{name}: sha256 differs from the seal ({file.size()} bytes, sealed {entry['size_bytes']})"
+
+
 def _read(manifest: Manifest, entry: dict[str, Any], schema: pa.Schema, stamp: str) -> pa.Table | str:
     """Return a part as a table, or a sentence on why it cannot be trusted."""
     name = entry["name"]
-    if not manifest.run.exists(name):
-        return f"{name}: missing"
-    payload = manifest.run.read_bytes(name)
-    if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
-        return f"{name}: sha256 differs from the seal ({len(payload)} bytes, sealed {entry['size_bytes']})"
-    table = pq.read_table(pa.BufferReader(payload))
+    for problem in _file_problems(manifest, entry):
+        return problem
+    with manifest.run.fs.open_input_file(manifest.run.path(name)) as file:
+        table = pq.read_table(file)
     check_version(table.schema, name)
     if not table.schema.equals(schema):
         return f"{name}: columns differ from the schema: {table.schema.names}"

@@ -1,6 +1,5 @@
 """The `pairsan` command: parse, build the settings, make one call, print the answer."""
 
-import functools
 import json
 import logging
 import sys
@@ -50,15 +49,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
 
 def _command(*sections: str) -> Callable[[Callable[..., None]], click.Command]:
     """Declare a command that takes settings; the function gets `config_path` and all flags of its sections by name."""
-
-    def decorate(function: Callable[..., None]) -> click.Command:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> None:
-            function(*args, **kwargs)
-
-        return main.command()(config_options(*sections)(run))
-
-    return decorate
+    return lambda function: main.command()(config_options(*sections)(function))
 
 
 _OUT = click.option("--out", required=True, metavar="RUN", help="Run folder: a path or any URI that pyarrow or fsspec opens.")

@@ -17,7 +17,11 @@ class ExecutorOptions(Options):
     executor: Literal["ray", "local"] = Field("ray", description="ray, or local: the same stages in this process")
     ray_address: str | None = Field(None, description="address of a Ray cluster; a local one is started if unset")
     workers: int | None = Field(None, ge=1, description="workers; by default one per GPU, else one per CPU thread group")
-    threads_per_worker: int = Field(1, ge=1, description="CPU threads of each worker")
+    threads_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each worker; by default 1 on CPUs, and an equal share of all CPUs beside each GPU",
+    )
     decode: Literal["worker", "cluster"] = Field(
         "worker", description="decode images in the worker's threads, or in CPU-only tasks anywhere on the cluster"
     )

@@ -48,19 +48,29 @@ class Failed:
 
 
 class Executor(Protocol):
-    """Runs one stage at a time over many shards."""
+    """Runs one stage at a time over many shards.
+
+    Attributes:
+        num_threads: CPU threads that each worker has.
+    """
+
+    num_threads: int
 
     def map(self, stage: Stage[Shard, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
-        """Yield one outcome per shard, in the order in which they finish."""
+        """Yield one outcome per shard, in the order in which they finish.
+
+        Raises:
+            PairsanError: The stage could not be opened.
+        """
         ...
 
 
 class LocalExecutor:
     """Everything in this process, one shard after the other; for debugging, and for machines without Ray."""
 
-    def __init__(self, max_retries: int) -> None:
-        """Set how often a failed read is tried again."""
-        self._max_retries = max_retries
+    def __init__(self, max_retries: int, num_threads: int) -> None:
+        """Set how often a failed read is tried again, and how many threads the stage may use."""
+        self._max_retries, self.num_threads = max_retries, num_threads
 
     def map(self, stage: Stage[Shard, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in order."""
@@ -91,7 +101,9 @@ class RayExecutor:
         """
         self._options = options
         available = ray.cluster_resources()
-        cpus, threads = available.get("CPU", 1.0), options.threads_per_worker
+        cpus = available.get("CPU", 1.0)
+        threads = options.threads_per_worker or (max(1, int(cpus // num_gpus)) if num_gpus else 1)
+        self.num_threads = threads
         fitting = int(num_gpus or cpus // threads)
         if options.decode == "cluster" and not num_gpus:
             fitting = max(1, int((cpus - 1) // threads))  # decoding tasks need a CPU of their own
@@ -127,7 +139,7 @@ class RayExecutor:
                 yield outcome
 
     def _start(self) -> Any:
-        options = {**self._resources, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self._options.threads_per_worker)}}}
+        options = {**self._resources, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}}}
         return _Worker.options(**options).remote(self._options.decode == "cluster", code_sha256())  # type: ignore[attr-defined]
 
     def _outcome(self, ref: Any, shard: Shard, attempt: int, worker: Any) -> Done[Any] | Failed | None:
@@ -143,6 +155,8 @@ class RayExecutor:
         except RayTaskError as error:
             self._idle.append(worker)
             cause = error.cause
+            if isinstance(cause, _NotOpened):
+                raise cause.args[0] from None
             if isinstance(cause, Exception) and is_transient(cause) and attempt < self._options.max_retries:
                 log.warning("%s: %s: %s; retry %d", shard.name, type(cause).__name__, cause, attempt + 1)
                 return None
@@ -158,6 +172,10 @@ def is_transient(error: Exception) -> bool:
     )
 
 
+class _NotOpened(Exception):
+    """A stage could not be opened: that is no shard's fault and would happen to every one of them."""
+
+
 @ray.remote
 class _Worker:
     """One process that keeps its stage open from shard to shard."""
@@ -171,10 +189,13 @@ class _Worker:
 
     def run(self, stage: Any, stage_id: str, shard: Shard) -> Any:
         if stage_id != self._stage_id:
-            self._stage = None  # let go of the last stage's weights first
+            self._stage, self._stage_id = None, ""  # let go of the last stage's weights first
             if self._decode_elsewhere and hasattr(stage, "read_from"):
                 stage.read_from(_RemoteChunks(stage.decode))
-            stage.open()
+            try:
+                stage.open()
+            except PairsanError as error:
+                raise _NotOpened(error) from error
             self._stage, self._stage_id = stage, stage_id
         return self._stage.run(shard)
 
@@ -234,5 +255,5 @@ def make_executor(options: ExecutorOptions, *, use_gpus: bool, num_shards: int) 
     if options.executor == "local":
         if options.decode == "cluster":
             raise ConfigError("--decode cluster needs --executor ray")
-        return LocalExecutor(options.max_retries)
+        return LocalExecutor(options.max_retries, options.threads_per_worker or 1)
     return RayExecutor(options, num_gpus=num_cluster_gpus() if use_gpus else 0, num_shards=num_shards)

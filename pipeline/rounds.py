@@ -118,7 +118,7 @@ def _score(executor: Executor, round_: Round, scoring: "Scoring", dataset: Datas
     def count(_: Shard, embedded: "Embedded") -> tuple[int, int]:
         return embedded.num_rows, embedded.num_quarantined
 
-    stage = scoring.stage(round_.run, round_.number, dataset, config)
+    stage = scoring.stage(round_.run, round_.number, dataset, config, num_threads=executor.num_threads)
     before = len(round_.shards) - len(todo)
     folder = (round_.run, round_.number)
     run_stage(executor, stage, todo, what="embed", folder=folder, collect=count, num_done_before=before)

@@ -33,11 +33,10 @@ class Scoring:
     weights: Weights
     device: str
 
-    def stage(self, run: Store, number: int, dataset: Dataset, config: RunConfig) -> Embed:
-        """Return the stage that scores shards into a round."""
-        threads = config.executor.threads_per_worker
+    def stage(self, run: Store, number: int, dataset: Dataset, config: RunConfig, *, num_threads: int) -> Embed:
+        """Return the stage that scores shards into a round, on `num_threads` CPU threads in each worker."""
         preprocess, on_gpu = self.plan["model"]["preprocess"], self.device == "cuda"
-        decode = Decode(dataset.store, config.data, preprocess, num_threads=threads, prefetch=on_gpu)
+        decode = Decode(dataset.store, config.data, preprocess, num_threads=num_threads, prefetch=on_gpu)
         target = EmbedTarget(
             run=run,
             round_number=number,
@@ -45,7 +44,7 @@ class Scoring:
             device=self.device,
             precision=self.plan["model"]["precision"],
             batch_size=config.embed.batch_size,
-            num_threads=threads,
+            num_threads=num_threads,
             keep_embeddings=config.embed.keep_embeddings,
             keep_captions=config.embed.keep_captions,
         )

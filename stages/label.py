@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,6 @@ from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.pair import Shard
 from stages.split import Decision
-
-_HASH_CHUNK: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +71,7 @@ class Tally:
 
     def _open(self, name: str, columns: list[str]) -> tuple[pa.Table, Part]:
         with self._run.fs.open_input_file(self._run.path(name)) as file:
-            digest, size = hashlib.sha256(), 0
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
+            digest, size = hashlib.file_digest(file, "sha256"), file.size()
             file.seek(0)
             with pq.ParquetFile(file) as parquet:
                 check_version(parquet.schema_arrow, name)

@@ -141,6 +141,8 @@ def test_embed_alone_leaves_scores_that_split_can_seal(crawl: Path, tmp_path: Pa
     assert dots[known] == pytest.approx(cosines[known], abs=1e-3)
     assert (image[~known] == 0).all()
     assert "embeddings" in open_round(run).seal["parts"][0]
+    (run / "rounds/0001/embeddings/00002.tar.parquet").write_bytes(b"other vectors")
+    assert "embeddings/00002.tar.parquet: sha256 differs" in pairsan("verify", run, code=1).output
 
 
 def test_too_much_quarantine_fails_before_the_seal(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

@@ -14,6 +14,7 @@ from click.testing import Result
 from conftest import EMOJI, parts_of
 
 from manifests import open_round
+from manifests.errors import CheckpointError
 from pipeline.config import ExecutorOptions
 from pipeline.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
 from stages.pair import Shard
@@ -88,6 +89,16 @@ def test_a_worker_opens_its_stage_once(ray_cluster: None, tmp_path: Path) -> Non
     executor = RayExecutor(ExecutorOptions(workers=1), num_gpus=0, num_shards=6)
     outcomes(executor, Flaky(tmp_path, "read", 0))
     assert len(list(tmp_path.glob("opened-*"))) == 1
+
+
+class Unopenable(Flaky):
+    def open(self) -> None:
+        raise CheckpointError("no such weights on this node")
+
+
+def test_a_stage_that_cannot_be_opened_ends_the_run_at_once(executor: LocalExecutor, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such weights on this node"):
+        outcomes(executor, Unopenable(tmp_path, "bug", 0))
 
 
 def test_what_may_pass_and_what_may_not() -> None:

@@ -102,6 +102,6 @@ def _open_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
         scheme = uri.split("://")[0]
         raise DataError(
             f"Cannot open {uri!r}: neither pyarrow nor fsspec knows {scheme}:// here ({error}). "
-            f"Install fsspec's driver for it, e.g. `pip install 'pairsan[s3]'` for s3."
+            f"Install fsspec's driver for it, e.g. s3fs for s3 (pairsan's extra `s3`)."
         ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), str(root)

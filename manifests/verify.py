@@ -30,7 +30,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _part_problems(manifest: Manifest, part: dict[str, Any], totals: dict[str, int]) -> Iterator[str]:
-    if "embeddings" in part:
+    if "embeddings" in part and manifest.run.exists(part["embeddings"]["name"]):  # a watcher deletes old ones
         yield from _file_problems(manifest, part["embeddings"])
     scores = _read(manifest, part["scores"], SCORES, manifest.seal["scores_fingerprint"])
     labels = _read(manifest, part["manifest"], MANIFEST, manifest.seal["fingerprint"])

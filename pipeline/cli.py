@@ -1,5 +1,6 @@
 """The `pairsan` command: parse, build the settings, make one call, print the answer."""
 
+import functools
 import json
 import logging
 import sys
@@ -12,10 +13,8 @@ from manifests.errors import PairsanError
 from manifests.reading import open_round
 from manifests.store import open_store
 from manifests.verify import problems
-from pipeline.config import load_config
+from pipeline.config import inherit, load_config
 from pipeline.options import config_options
-
-_SPLIT_CHOICE = ("rule", "keep_share", "min_cosine")
 
 
 class _Group(click.Group):
@@ -87,13 +86,56 @@ def split(verbose: bool, /, run: str, scores_round: int | None, config_path: str
     """Make a new sealed round of RUN from scores it already has, with other split settings."""
     from pipeline import plans, rounds, summary
 
-    base, _ = plans.read_run(open_store(run))
-    if any(flags[name] is not None for name in _SPLIT_CHOICE):  # a choice made now replaces the run's own
-        base = base.model_copy(
-            update={"split": base.split.model_copy(update=dict.fromkeys(_SPLIT_CHOICE) | {"rule": "monotone"})}
-        )
-    config = load_config(config_path, flags, base)
+    config = load_config(config_path, flags, inherit(plans.read_run(open_store(run)).config, flags))
     click.echo(summary.of_round(rounds.split(run, config, scores_round=scores_round, verbose=verbose)))
+
+
+@_command("model", "split", "executor")
+@click.argument("run")
+@click.pass_obj
+def rescore(verbose: bool, /, run: str, config_path: str | None, **flags: Any) -> None:
+    """Make a new sealed round of RUN with other weights, e.g. --checkpoint epoch_3.pt; the round they have already, if any."""
+    from pipeline import plans, rounds, summary
+
+    config = load_config(config_path, flags, inherit(plans.read_run(open_store(run)).config, flags))
+    click.echo(summary.of_round(rounds.rescore(run, config, verbose=verbose)))
+
+
+@_command("split", "executor")
+@click.argument("run")
+@click.option("--checkpoints", required=True, metavar="GLOB", help="Checkpoint files, e.g. 'logs/*/checkpoints/epoch_*.pt'.")
+@click.option("--every", default=60.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between two looks.")
+@click.option("--settle", default=2.0, show_default=True, type=click.FloatRange(min=0), help="Leave files younger than this.")
+@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--keep-last", type=click.IntRange(min=0), help="Delete embeddings of all but the newest so many rounds.")
+@click.option("--on-sealed", metavar="CMD", help="Call CMD with the path of each newly sealed round; no shell.")
+@click.option("--break-lock", is_flag=True, help="Take over from a watcher that is gone.")
+@click.pass_obj
+def watch(
+    verbose: bool,
+    /,
+    run: str,
+    checkpoints: str,
+    every: float,
+    settle: float,
+    once: bool,
+    keep_last: int | None,
+    on_sealed: str | None,
+    break_lock: bool,
+    config_path: str | None,
+    **flags: Any,
+) -> None:
+    """Re-score RUN with every new, completely written checkpoint, in order. One watcher per run; safe to kill and restart."""
+    from pipeline import plans, rounds, watching
+
+    config = load_config(config_path, flags, inherit(plans.read_run(open_store(run)).config, {**flags, "checkpoint": "new"}))
+    rescore_with = functools.partial(rounds.rescore, verbose=verbose)
+    task = watching.Watch(run, checkpoints, config, rescore_with, every, settle, keep_last, on_sealed)
+    with watching.lock(run, break_lock=break_lock):
+        if once:
+            click.echo(f"{task.once()} new checkpoints")
+        else:
+            task.forever()
 
 
 @main.command()

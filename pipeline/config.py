@@ -77,6 +77,21 @@ def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None 
     return config
 
 
+def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
+    """Return a run's own settings as the base of a later command, without what the new flags replace as a whole.
+
+    A cut chosen now replaces the run's choice of rule, share or cosine; weights named now replace its weights, while its
+    architecture stays.
+    """
+    split, model = base.split, base.model
+    if any(flags.get(name) is not None for name in ("rule", "keep_share", "min_cosine")):
+        split = split.model_copy(update={"rule": "monotone", "keep_share": None, "min_cosine": None})
+    if any(flags.get(name) is not None for name in ("checkpoint", "pretrained")):
+        folder = model.checkpoint if model.checkpoint and Path(model.checkpoint).is_dir() else None
+        model = model.model_copy(update={"checkpoint": None, "pretrained": None, "model": model.model or folder})
+    return base.model_copy(update={"split": split, "model": model})
+
+
 def _imply_rule(split: dict[str, Any]) -> None:
     """Let --keep-share and --min-cosine choose their rule where none was named."""
     if "rule" not in split or split["rule"] == "monotone":

@@ -1,6 +1,7 @@
 """Begin a run or a round: write what was decided, or refuse to go on under other settings."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from manifests.errors import RunError
@@ -68,12 +69,38 @@ def begin_run(run: Store, dataset: Dataset, data: list[str], config: RunConfig) 
         require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint="Give another --out for other data.")
         return
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
-    document = {"data": data, "dataset": {**facts, "shards": shards}, "config": config.model_dump()}
+    document = {
+        "data": [_from_anywhere(entry) for entry in data],
+        "dataset": {**facts, "shards": shards},
+        "config": _reachable(config).model_dump(),
+    }
     write_json(run, RUN, document)
 
 
-def read_run(run: Store) -> tuple[RunConfig, tuple[Shard, ...]]:
-    """Return the frozen settings and the shards of a run.
+def _reachable(config: RunConfig) -> RunConfig:
+    """Return the settings with local paths made absolute, so that a later command may start in another folder."""
+    model = config.model
+    paths = {"checkpoint": model.checkpoint, "model": model.model}
+    absolute = {key: _from_anywhere(path) for key, path in paths.items() if path and Path(path).exists()}
+    root = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
+    return config.model_copy(update={"model": model.model_copy(update=absolute), "data": config.data.model_copy(update=root)})
+
+
+def _from_anywhere(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What `run.json` holds: the settings a run was begun with, its shards, and where its data lie."""
+
+    config: RunConfig
+    shards: tuple[Shard, ...]
+    data: list[str]
+
+
+def read_run(run: Store) -> RunFacts:
+    """Return what a run was begun with.
 
     Raises:
         RunError: The folder holds no run.
@@ -82,7 +109,7 @@ def read_run(run: Store) -> tuple[RunConfig, tuple[Shard, ...]]:
         raise RunError(f"{run.uri} is no run folder: it has no {RUN}; `pairsan clean DATA --out {run.uri}` begins one")
     document = run.read_json(RUN)
     shards = tuple(Shard(*entry) for entry in document["dataset"]["shards"])
-    return RunConfig.model_validate(document["config"]), shards
+    return RunFacts(RunConfig.model_validate(document["config"]), shards, document["data"])
 
 
 def begin_round(run: Store, number: int, plan: dict[str, Any], shards: tuple[Shard, ...], *, hint: str) -> Round:

@@ -15,7 +15,7 @@ def of_run(run: Store) -> Report:
     Raises:
         RunError: The folder holds no run.
     """
-    _, shards = read_run(run)
+    shards = read_run(run).shards
     rounds = [_of_round(run, number, len(shards)) for number in round_numbers(run)]
     return {"run": run.uri, "num_shards": len(shards), "rounds": rounds}
 

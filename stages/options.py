@@ -67,6 +67,8 @@ class SplitOptions(Options):
     threshold: float = Field(0.9, gt=0.0, lt=1.0, description="least posterior of the matching component for a safe pair")
     keep_share: Share | None = Field(None, description="keep this share of scored rows, best cosines first (sets the rule)")
     min_cosine: float | None = Field(None, ge=-1.0, le=1.0, description="keep rows of at least this cosine (sets the rule)")
+    growth: Share | None = Field(None, description="rescore: keep this much more than the newest sealed round does")
+    cap: Share = Field(0.85, description="rescore: the safe share never grows beyond this")
     if_unseparable: Literal["fail", "quantile"] = Field(
         "fail", description="what to do where the mixture cannot be believed: leave unsealed, or keep --fallback-share"
     )

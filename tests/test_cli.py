@@ -20,13 +20,15 @@ DATA = "--image-column --caption-column --key-column --separator --image-root --
 DATA += " --max-caption-bytes"
 MODEL = "--checkpoint --model --pretrained --precision --device"
 EMBED = "--batch-size --keep-embeddings --keep-captions"
-SPLIT = "--rule --threshold --keep-share --min-cosine --if-unseparable --fallback-share --min-separation --min-safe-share"
-SPLIT += " --max-safe-share --max-quarantined-share --seed"
+SPLIT = "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
+SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
 SURFACE = {
     "clean": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
     "split": f"run --scores-round --config {SPLIT} {EXECUTOR}",
+    "rescore": f"run --config {MODEL} {SPLIT} {EXECUTOR}",
+    "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SPLIT} {EXECUTOR}",
     "status": "run --json",
     "verify": "run --round",
     "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key"

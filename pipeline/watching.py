@@ -1,0 +1,188 @@
+"""Re-score a run with every new checkpoint that a trainer writes, whatever trainer that is.
+
+There is no state beside the rounds themselves: a checkpoint is done when a sealed round names its sha256. So a watcher can
+be killed and started again at any time.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Final
+
+from manifests.errors import ConfigError, PairsanError, RunError
+from manifests.layout import EMBEDDINGS, is_sealed, read_plan, round_folder, round_numbers
+from manifests.reading import Manifest
+from manifests.store import Store, open_store
+from pipeline.config import RunConfig
+
+log = logging.getLogger("pairsan.watch")
+
+LOCK: Final = "watch.lock"
+_HEADER_LIMIT: Final = 100 << 20
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What `pairsan watch` does.
+
+    Attributes:
+        run: Run folder.
+        pattern: Glob of checkpoint files on the local disk.
+        config: Settings for rescoring; the checkpoint in it is replaced.
+        rescore: Makes a sealed round of a run with some settings.
+        every_s: Seconds between two looks.
+        settle_s: A file that changed less than this ago may still be written.
+        keep_embeddings: Embeddings of all but the newest so many rounds are deleted; None keeps all.
+        on_sealed: Command that is called with the path of each newly sealed round.
+    """
+
+    run: str
+    pattern: str
+    config: RunConfig
+    rescore: Callable[[str, RunConfig], Manifest]
+    every_s: float = 60.0
+    settle_s: float = 2.0
+    keep_embeddings: int | None = None
+    on_sealed: str | None = None
+
+    def once(self) -> int:
+        """Re-score with every checkpoint that is complete and new, in order, and return how many there were.
+
+        Raises:
+            RunError: Some failed; the others were re-scored all the same.
+        """
+        run, num_done, failed = open_store(self.run), 0, []
+        for path in checkpoints(self.pattern, self.settle_s):
+            if _sha256(path) in scored_checkpoints(run):
+                continue
+            log.warning("re-scoring with %s", path)
+            model = self.config.model.model_copy(update={"checkpoint": str(path), "pretrained": None})
+            try:
+                manifest = self.rescore(self.run, self.config.model_copy(update={"model": model}))
+                num_done += 1
+                prune_embeddings(run, self.keep_embeddings)
+                self._call(manifest)
+            except PairsanError as error:  # one bad checkpoint must not keep the later ones waiting
+                failed.append(f"{path}: {type(error).__name__}: {error}")
+        if failed:
+            raise RunError(f"{num_done} checkpoints re-scored, {len(failed)} failed:\n  " + "\n  ".join(failed))
+        return num_done
+
+    def forever(self) -> None:
+        """Look again and again until interrupted; a checkpoint that fails is reported and tried again at the next look."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        while True:
+            try:
+                self.once()
+            except PairsanError as error:
+                log.error("%s: %s", type(error).__name__, error)
+            time.sleep(self.every_s)
+
+    def _call(self, manifest: Manifest) -> None:
+        """Call the trainer back, without a shell, with the path of the round as its last argument."""
+        if self.on_sealed is None:
+            return
+        command = [*shlex.split(self.on_sealed), manifest.run.path(round_folder(manifest.number))]
+        done = subprocess.run(command, check=False)  # the user's own command
+        if done.returncode:
+            raise RunError(
+                f"round {manifest.number} is sealed, but --on-sealed ended with {done.returncode}: {shlex.join(command)}"
+            )
+
+
+def checkpoints(pattern: str, settle_s: float) -> list[Path]:
+    """Return the complete checkpoint files that match, oldest first, `epoch_2` before `epoch_10`.
+
+    Raises:
+        ConfigError: The pattern names a URI.
+    """
+    if "://" in pattern:
+        raise ConfigError(f"--checkpoints looks at local or mounted paths, not at {pattern!r}")
+    found = [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  # Path.glob takes no absolute pattern
+    ready = [path for path in found if path.is_file() and time.time() - path.stat().st_mtime >= settle_s and is_complete(path)]
+    return sorted(ready, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.stat().st_mtime, str(path)))
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a checkpoint file is whole, by its structure: torch's zip has its end, safetensors all its bytes."""
+    try:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size)) if 0 < size <= _HEADER_LIMIT else {}
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return bool(ends) and path.stat().st_size == 8 + size + max(ends)
+        return zipfile.is_zipfile(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def scored_checkpoints(run: Store) -> set[str]:
+    """Return the sha256 of every checkpoint file that a sealed round was scored with."""
+    sealed = [number for number in round_numbers(run) if is_sealed(run, number)]
+    return {read_plan(run, number)["scores"]["model"]["file_sha256"] for number in sealed}
+
+
+def prune_embeddings(run: Store, keep: int | None) -> None:
+    """Delete the embeddings of all but the newest `keep` rounds that have any; labels and seals stay."""
+    if keep is None:
+        return
+    folders = [f"{round_folder(number)}/{EMBEDDINGS}" for number in round_numbers(run)]
+    having = [folder for folder in folders if run.exists(folder)]
+    for folder in having[: max(0, len(having) - keep)]:
+        run.fs.delete_dir(run.path(folder))
+
+
+@contextmanager
+def lock(run: str, *, break_lock: bool) -> Iterator[None]:
+    """Hold the watcher's lock of a run.
+
+    Raises:
+        RunError: Another watcher holds it, or a dead one has left it.
+    """
+    store = open_store(run)
+    if not store.is_local:
+        raise ConfigError(f"watch needs the run on a local or mounted path, not {run!r}; use `pairsan rescore` on a schedule")
+    path = Path(store.path(LOCK))
+    if break_lock:
+        path.unlink(missing_ok=True)
+    try:
+        with path.open("x") as file:
+            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file)
+    except FileExistsError:
+        raise RunError(_held(path)) from None
+    except FileNotFoundError:
+        raise RunError(f"{run} is no run folder; `pairsan clean DATA --out {run}` begins one") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _held(path: Path) -> str:
+    holder: dict[str, object] = {}
+    with contextlib.suppress(ValueError, OSError):
+        holder = json.loads(path.read_text())
+    who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+    if holder.get("host") == socket.gethostname() and not Path(f"/proc/{holder.get('pid')}").exists():
+        return f"{path} was left by a watcher that is gone ({who}); start again with --break-lock"
+    return f"{path}: another watcher holds this run ({who}); stop it first, or use --break-lock if it is gone"
+
+
+def _sha256(path: Path) -> str:
+    from stages.checkpoints import file_sha256  # imports torch
+
+    return file_sha256(path)

@@ -11,7 +11,8 @@ PairsanError
 │   ├── NotSealed          a round is asked for that carries no seal
 │   └── SchemaError        a part was written by a newer schema, or lacks columns
 ├── StageFailed            shards failed in a stage; their names and first errors
-└── SplitRefused           the split cannot be believed, so the round stays unsealed
+├── SplitRefused           the split cannot be believed, so the round stays unsealed
+└── TrainingFailed         the loss is not finite; the last checkpoint is kept
 
 The command line prints the message and ends with the class's `exit_code`.
 """
@@ -77,3 +78,9 @@ class SplitRefused(PairsanError):
     """The split cannot be believed; the round stays unsealed."""
 
     exit_code = 7
+
+
+class TrainingFailed(PairsanError):
+    """The loss is not finite; the last checkpoint is kept."""
+
+    exit_code = 8

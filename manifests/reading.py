@@ -1,5 +1,6 @@
 """Open a sealed round and read its labels. This is what a trainer imports; it needs numpy and pyarrow only."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +54,25 @@ class Manifest:
         """Return the paths of all parts, from the seal, never from a listing."""
         return [self.run.path(part["manifest"]["name"]) for part in self.seal["parts"]]
 
-    def table(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def table(self, shard: str, columns: Sequence[str] | None = None, *, check_hash: bool = False) -> pa.Table:
         """Return the labels of one shard, row i for its row i.
 
+        Args:
+            shard: Name of the input shard.
+            columns: Columns to read; all by default.
+            check_hash: Compare the part's sha256 with the seal first; reads the whole part.
+
         Raises:
-            RunError: The shard is not part of this round.
+            RunError: The shard is not part of this round, or its part is not the sealed one.
             SchemaError: The part was written by a newer pairsan, or has another number of rows than the seal says.
         """
         entry = self._entry(shard)
         name = entry["manifest"]["name"]
-        with self.run.fs.open_input_file(self.run.path(name)) as file, pq.ParquetFile(file) as parquet:
+        with self.run.fs.open_input_file(self.run.path(name)) as file:
+            if check_hash and hashlib.file_digest(file, "sha256").hexdigest() != entry["manifest"]["sha256"]:
+                raise RunError(f"{name} is not the part that was sealed (sha256 differs); run `pairsan verify`")
+            file.seek(0)
+            parquet = pq.ParquetFile(file)
             check_version(parquet.schema_arrow, name)
             table = parquet.read(columns=list(columns) if columns is not None else None)
         if table.num_rows != entry["rows"]:

@@ -101,6 +101,22 @@ def rescore(verbose: bool, /, run: str, config_path: str | None, **flags: Any) -
     click.echo(summary.of_round(rounds.rescore(run, config, verbose=verbose)))
 
 
+@_command("data", "model", "embed", "split", "executor", "train")
+@click.argument("data", nargs=-1, required=True)
+@_OUT
+@click.option("--until-round", type=click.IntRange(min=0), help="Stop after this round; 0 is the warm-up alone.")
+@click.pass_obj
+def run(
+    verbose: bool, /, data: tuple[str, ...], out: str, until_round: int | None, config_path: str | None, **flags: Any
+) -> None:
+    """Train CLIP on DATA from random weights by SAFECLIP: warm-up, then rounds of score, split, train. Resumable."""
+    from pipeline import status as status_
+    from pipeline import training
+
+    training.run(data, out, load_config(config_path, flags), until_round=until_round, verbose=verbose)
+    click.echo(status_.as_text(status_.of_run(open_store(out))))
+
+
 @_command("split", "executor")
 @click.argument("run")
 @click.option("--checkpoints", required=True, metavar="GLOB", help="Checkpoint files, e.g. 'logs/*/checkpoints/epoch_*.pt'.")

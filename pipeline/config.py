@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from manifests.errors import ConfigError
-from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SplitOptions
+from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SplitOptions, TrainOptions
 
 
 class ExecutorOptions(Options):
@@ -36,6 +36,7 @@ class RunConfig(Options):
     embed: EmbedOptions = EmbedOptions()
     split: SplitOptions = SplitOptions()
     executor: ExecutorOptions = ExecutorOptions()
+    train: TrainOptions = TrainOptions()
 
 
 SECTIONS: dict[str, type[Options]] = {
@@ -44,6 +45,7 @@ SECTIONS: dict[str, type[Options]] = {
     "embed": EmbedOptions,
     "split": SplitOptions,
     "executor": ExecutorOptions,
+    "train": TrainOptions,
 }
 
 

@@ -80,3 +80,32 @@ class SplitOptions(Options):
     max_safe_share: Share = Field(0.999, description="a larger safe share of scored rows is not believed")
     max_quarantined_share: Share = Field(0.2, description="more unscorable rows than this fail the round before the seal")
     seed: int = Field(0, ge=0, description="seed of the `published` rule's k-means start")
+
+
+class TrainOptions(Options):
+    """How the trainer stage learns (`[train]`)."""
+
+    rounds: int = Field(8, ge=0, description="rounds of scoring and training after the warm-up")
+    warmup_passes: int = Field(5, ge=0, description="unimodal passes over all rows before the first round")
+    first_matching: Literal["slow", "locked"] = Field(
+        "locked", description="slow: CLIP loss at slow_learning_rate; locked: image tower frozen, text tower matched to it"
+    )
+    matching_passes: int = Field(1, ge=0, description="passes of the first matching")
+    learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate")
+    slow_learning_rate: float = Field(5e-6, gt=0.0, description="constant learning rate of the slow first matching")
+    locked_learning_rate: float = Field(1e-3, gt=0.0, description="constant learning rate of the locked first matching")
+    weight_decay: float = Field(0.1, ge=0.0, description="AdamW weight decay; none on norms, biases and logit scale")
+    train_batch_size: int = Field(128, ge=2, description="rows per step")
+    lr_warmup_share: Share = Field(0.05, description="share of all steps in which the learning rate rises")
+    pool_size: int = Field(2048, ge=1, description="rows of each nearest-neighbour pool")
+    clip_weight: float = Field(1.0, ge=0.0, description="weight of the CLIP loss")
+    unimodal_weight: float = Field(1.0, ge=0.0, description="weight of the unimodal loss")
+    least_crop: float = Field(0.08, gt=0.0, le=1.0, description="least share of an image that a random crop covers")
+    p_caption_change: Share = Field(0.5, description="share of captions that the CLIP loss sees changed; the others are true")
+    save_every_steps: int = Field(200, ge=1, description="steps between two saved positions")
+    train_seed: int = Field(0, ge=0, description="seed of initial weights, orders and augmentation")
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random in training."""
+        return self.train_seed

@@ -1,0 +1,178 @@
+"""Targeted poisoning of the bundled pairs: does it work undefended, what leaks into safe per round, what is left of it?
+
+    python -m benchmarks.tdpa OUT --arm plain --passes 24
+    python -m benchmarks.tdpa OUT --arm ours [pairsan run's options ...]
+
+A target is a held-out drawing (a vendor that is not in training), planted `--rows` times unchanged with real captions of
+another emoji. Success: the trained model's zero-shot answer for the drawing, among all labels, is the attacker's. OUT/truth.json
+is read by this script alone.
+"""
+
+import argparse
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from benchmarks.common import ROOT, header
+from manifests import Label, open_round
+from pipeline.training import learning_rate, passes_of
+from stages.checkpoints import Weights, file_sha256
+from stages.decode import Decode
+from stages.encoders import OpenClipEncoder, preprocess_config
+from stages.options import ReadOptions, TrainOptions
+from stages.round_rows import round_batches
+from stages.shards import open_dataset
+from stages.train import Learner, new_model
+
+EMOJI = ROOT / "examples" / "emoji"
+MODEL = EMOJI / "demo-model"
+
+
+def rows_of(part: str) -> list[dict[str, Any]]:
+    """Return the bundled pairs of a part as {key, image name and bytes, caption, label}."""
+    rows = []
+    for shard in sorted((EMOJI / part).glob("*.tar.gz")):
+        with tarfile.open(shard) as tar:
+            members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+        for (name, image), (_, caption), (_, facts) in zip(members[::3], members[1::3], members[2::3], strict=True):
+            key, _, suffix = name.partition(".")
+            label = json.loads(facts)["label"]
+            rows.append({"key": key, "suffix": suffix, "image": image, "caption": caption.decode(), "label": label})
+    return rows
+
+
+def poison(out: Path, num_targets: int, num_rows: int, seed: int) -> dict[str, Any]:
+    """Write poisoned shards and the truth, once, and return the truth."""
+    truth_path = out / "truth.json"
+    if truth_path.exists():
+        found: dict[str, Any] = json.loads(truth_path.read_text())
+        return found
+    rng = random.Random(seed)
+    clean, held_out = rows_of("train"), rows_of("eval")
+    by_label: dict[str, list[str]] = {}
+    for row in clean:
+        by_label.setdefault(row["label"], []).append(row["caption"])
+    rich = sorted(label for label, captions in by_label.items() if len(captions) >= 3)
+    targets, planted = rng.sample([row for row in held_out if row["label"] in by_label], num_targets), []
+    truth: dict[str, Any] = {"targets": [], "planted": [], "labels": sorted(by_label)}
+    for number, target in enumerate(targets):
+        wanted = rng.choice([label for label in rich if label != target["label"]])
+        truth["targets"].append({"key": target["key"], "label": target["label"], "wanted": wanted})
+        for i in range(num_rows):
+            planted.append(
+                {**target, "key": f"planted_{number:03d}_{i:02d}", "caption": by_label[wanted][i % len(by_label[wanted])]}
+            )
+    truth["planted"] = [row["key"] for row in planted]
+    rows = clean + planted
+    rng.shuffle(rows)
+    (out / "shards").mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(rows), 512):
+        with tarfile.open(out / "shards" / f"{start // 512:05d}.tar", "w") as tar:
+            for row in rows[start : start + 512]:
+                for suffix, data in ((row["suffix"], row["image"]), ("txt", row["caption"].encode())):
+                    info = tarfile.TarInfo(f"{row['key']}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    truth_path.write_text(json.dumps(truth))
+    return truth
+
+
+def judge(checkpoint: Path, truth: dict[str, Any]) -> str:
+    """Return targeted success and zero-shot accuracy of a checkpoint on the held-out vendor."""
+    weights = Weights(f"local-dir:{MODEL}", str(checkpoint), None, file_sha256(checkpoint))
+    encoder = OpenClipEncoder(weights, batch_size=256)
+    dataset = open_dataset([str(EMOJI / "eval")])
+    decode = Decode(dataset.store, ReadOptions(), preprocess_config(new_model(f"local-dir:{MODEL}", 0)), num_threads=2)
+    decode.open()
+    chunks = [chunk for shard in dataset.shards for chunk in decode.run(shard)]
+    images = encoder.encode_images(np.concatenate([chunk.pixels for chunk in chunks]))
+    keys = [pair.key for chunk in chunks for pair in chunk.pairs]
+    texts = encoder.encode_captions([f"a picture of {label}" for label in truth["labels"]])
+    ranked = np.argsort(-(images @ texts.T), axis=1)[:, :5]
+    answers = dict(zip(keys, ranked, strict=True))
+    place = {label: i for i, label in enumerate(truth["labels"])}
+    hits = sum(int(answers[t["key"]][0] == place[t["wanted"]]) for t in truth["targets"])
+    label_of = {row["key"]: row["label"] for row in rows_of("eval")}
+    poisoned = {t["key"] for t in truth["targets"]}
+    known = [key for key in keys if label_of[key] in place and key not in poisoned]
+    top1 = np.mean([answers[key][0] == place[label_of[key]] for key in known])
+    top5 = np.mean([place[label_of[key]] in answers[key] for key in known])
+    success = hits / len(truth["targets"])
+    return f"targeted success {hits}/{len(truth['targets'])} = {success:.0%}, zero-shot top-1 {top1:.1%}, top-5 {top5:.1%}"
+
+
+def plain(out: Path, truth: dict[str, Any], passes: int, seed: int) -> None:
+    """Train plain CLIP on everything, with the same model, augmentation and batch size."""
+    options = TrainOptions(
+        warmup_passes=passes, matching_passes=0, rounds=0, learning_rate=1e-3, least_crop=0.3, train_seed=seed
+    )
+    architecture = f"local-dir:{MODEL}"
+    learner = Learner(new_model(architecture, seed), open_clip.get_tokenizer(architecture), options)
+    dataset = open_dataset([str(out / "shards")])
+    decode = Decode(dataset.store, ReadOptions(), preprocess_config(learner.model), num_threads=2)
+    decode.open()
+    from manifests.store import open_store
+
+    store, num_steps = open_store(out), (5217 + len(truth["planted"])) // options.train_batch_size
+    for this in passes_of(options):
+        batches = round_batches(
+            None, dataset.shards, decode, batch_size=options.train_batch_size, seed=this.index, as_label=Label.SAFE
+        )
+        result = learner.learn(batches, learning_rate(options, this, num_steps, learner.step))
+        if (this.index + 1) % 6 == 0 or this.index + 1 == passes:
+            learner.save_model(store, "plain.safetensors")
+            print(f"pass {this.index + 1}: loss {result.clip_loss:.3f}; {judge(out / 'plain.safetensors', truth)}", flush=True)
+
+
+def ours(out: Path, truth: dict[str, Any], options: list[str]) -> None:
+    """Run SAFECLIP and print what leaked into safe in each round, and what each round's model does."""
+    run = out / "run"
+    pairsan = Path(sys.executable).parent / "pairsan"
+    config = ["--config", EMOJI / "demo.toml", "--executor", "local"]
+    subprocess.run([str(p) for p in (pairsan, "run", out / "shards", "--out", run, *config, *options)], check=True)
+    planted = set(truth["planted"])
+    for path in sorted((run / "rounds").iterdir()):
+        manifest = open_round(run, int(path.name))
+        rows = manifest.to_pandas(["key", "label"])
+        safe = rows[rows.label == "safe"]
+        leaked = int(safe.key.isin(planted).sum())
+        judged = judge(run / f"checkpoints/round-{manifest.number:04d}.safetensors", truth)
+        share = manifest.seal["safe_share"]
+        print(
+            f"round {manifest.number}: {share:.1%} safe ({manifest.seal['rule']}), {leaked} of {len(planted)} planted; {judged}"
+        )
+
+
+def main() -> None:
+    """Plant, train one arm, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arm", choices=["plain", "ours"], required=True)
+    parser.add_argument("--targets", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--passes", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    args, rest = parser.parse_known_args()
+    header("tdpa")
+    torch.manual_seed(args.seed)
+    start = time.monotonic()
+    truth = poison(args.out, args.targets, args.rows, args.seed)
+    if args.arm == "plain":
+        plain(args.out, truth, args.passes, args.seed)
+    else:
+        ours(args.out, truth, rest)
+    print(f"{time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Random views of images and captions; new draws every time, all from one generator.
+
+Source: SAFECLIP's strengths (flip; resized crop 0.08-1; colour jitter .5 .5 .5 .1 at p .8; grey at p .2; blur); captions by EDA
+(Wei, Zou 2019), alpha 0.1.
+"""
+
+import functools
+import logging
+import math
+import random
+from typing import Final
+
+import torch
+from torch.nn.functional import affine_grid, grid_sample
+from torchvision.transforms.v2.functional import gaussian_blur
+
+log = logging.getLogger("pairsan.augment")
+
+CROP_SCALE: Final = (0.08, 1.0)
+JITTER: Final = (0.5, 0.5, 0.5, 0.1)
+P_JITTER, P_GREY, P_BLUR = 0.8, 0.2, 0.5
+EDA_ALPHA: Final = 0.1
+_GREY: Final = (0.299, 0.587, 0.114)
+
+
+def augment_images(pixels: torch.Tensor, generator: torch.Generator, *, least_scale: float = CROP_SCALE[0]) -> torch.Tensor:
+    """Return one random view of each image, every image with draws of its own.
+
+    Args:
+        pixels: uint8 (n, 3, h, w).
+        generator: Source of all draws.
+        least_scale: Least share of the area that a crop covers.
+
+    Returns:
+        float32 (n, 3, h, w) in [0, 1].
+    """
+    images = pixels.float() / 255.0
+    images = _crop_and_flip(images, generator, least_scale)
+    images = _jitter(images, generator)
+    grey = (images * images.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(images)
+    images = torch.where(_chance(len(images), P_GREY, generator), grey, images)
+    sigma = 0.1 + 1.9 * float(torch.rand((), generator=generator))
+    blurred = gaussian_blur(images, [5, 5], [sigma, sigma])
+    return torch.where(_chance(len(images), P_BLUR, generator), blurred, images)
+
+
+def _chance(num: int, p: float, generator: torch.Generator) -> torch.Tensor:
+    return (torch.rand(num, generator=generator) < p).view(num, 1, 1, 1)
+
+
+def _uniform(num: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(num, generator=generator)
+
+
+def _crop_and_flip(images: torch.Tensor, generator: torch.Generator, least_scale: float) -> torch.Tensor:
+    """Cut a random box of random shape out of each image, resize it to the whole, and mirror half of them."""
+    num = len(images)
+    area = _uniform(num, least_scale, CROP_SCALE[1], generator)
+    ratio = torch.exp(_uniform(num, math.log(3 / 4), math.log(4 / 3), generator))
+    width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    x, y = (_uniform(num, -1.0, 1.0, generator) * (1.0 - side) for side in (width, height))
+    mirror = torch.where(torch.rand(num, generator=generator) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(num)
+    theta = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue of most images, each by its own factors."""
+    num = len(images)
+    bright, contrast, colour = (_uniform(num, 1 - s, 1 + s, generator).view(num, 1, 1, 1) for s in JITTER[:3])
+    weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
+    changed = (images * bright).clamp(0, 1)
+    mean = (changed * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    changed = (mean + (changed - mean) * contrast).clamp(0, 1)
+    grey = (changed * weights).sum(1, keepdim=True)
+    changed = (grey + (changed - grey) * colour).clamp(0, 1)
+    changed = _rotate_hue(changed, _uniform(num, -JITTER[3], JITTER[3], generator))
+    return torch.where(_chance(num, P_JITTER, generator), changed, images)
+
+
+def _rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn the colours of each image around the grey axis by a share of the full circle."""
+    angle = 2 * math.pi * turns
+    cos, sin = angle.cos().view(-1, 1, 1, 1), angle.sin().view(-1, 1, 1, 1)
+    grey = images.mean(1, keepdim=True)
+    cross = torch.roll(images, 1, 1) - torch.roll(images, -1, 1)  # (1, 1, 1) x colour
+    return (grey + (images - grey) * cos + cross * sin / math.sqrt(3.0)).clamp(0, 1)
+
+
+def augment_caption(caption: str, rng: random.Random) -> str:
+    """Return a caption changed by one of: synonym, random insertion, random swap, random deletion (EDA, alpha 0.1).
+
+    Without WordNet's data there are no synonyms; synonym and insertion then become swap and deletion.
+    """
+    words = caption.split()
+    if len(words) < 2:
+        return caption
+    num = max(1, round(EDA_ALPHA * len(words)))
+    choice = rng.randrange(4)
+    if choice == 0 and synonyms_of("dog"):
+        return " ".join(_replace(words, num, rng))
+    if choice == 1 and synonyms_of("dog"):
+        return " ".join(_insert(words, num, rng))
+    if choice in (0, 2):
+        for _ in range(num):
+            i, j = rng.sample(range(len(words)), 2)
+            words[i], words[j] = words[j], words[i]
+        return " ".join(words)
+    kept = [word for word in words if rng.random() > EDA_ALPHA]
+    return " ".join(kept or [rng.choice(words)])
+
+
+def _replace(words: list[str], num: int, rng: random.Random) -> list[str]:
+    known = [i for i, word in enumerate(words) if synonyms_of(word.lower())]
+    for i in rng.sample(known, min(num, len(known))):
+        words[i] = rng.choice(synonyms_of(words[i].lower()))
+    return words
+
+
+def _insert(words: list[str], num: int, rng: random.Random) -> list[str]:
+    known = [word for word in words if synonyms_of(word.lower())]
+    for word in rng.sample(known, min(num, len(known))):
+        words.insert(rng.randrange(len(words) + 1), rng.choice(synonyms_of(word.lower())))
+    return words
+
+
+@functools.lru_cache(maxsize=100_000)
+def synonyms_of(word: str) -> tuple[str, ...]:
+    """Return WordNet's synonyms of a word through nltk; nothing, with one message, where it or its data is missing."""
+    try:
+        from nltk.corpus import wordnet
+
+        found = {lemma.replace("_", " ").lower() for synset in wordnet.synsets(word) for lemma in synset.lemma_names()}
+    except (ImportError, LookupError):
+        _say_once()
+        return ()
+    return tuple(sorted(found - {word}))
+
+
+@functools.cache
+def _say_once() -> None:
+    log.warning("captions are varied by swaps and deletions only: nltk or its WordNet data is not installed")

@@ -1,0 +1,75 @@
+import logging
+import random
+
+import pytest
+import torch
+
+from stages import augment
+from stages.augment import augment_caption, augment_images
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_views_keep_shape_and_range_and_follow_the_seed() -> None:
+    pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator(0))
+    view = augment_images(pixels, generator(1))
+    assert view.shape == pixels.shape
+    assert view.dtype == torch.float32
+    assert 0.0 <= float(view.min()) <= float(view.max()) <= 1.0
+    assert torch.equal(view, augment_images(pixels, generator(1)))
+    assert not torch.equal(view, augment_images(pixels, generator(2)))
+
+
+def test_every_image_has_draws_of_its_own() -> None:
+    one = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=generator(0))
+    views = augment_images(one.repeat(12, 1, 1, 1), generator(3))
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 12
+
+
+def test_a_whole_crop_without_colour_shows_the_image_or_its_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("P_JITTER", "P_GREY", "P_BLUR"):
+        monkeypatch.setattr(augment, name, 0.0)
+    images = torch.rand(6, 3, 16, 16, generator=generator(0))
+    views = augment._crop_and_flip(images, generator(1), least_scale=1.0)
+    # the aspect ratio still varies; with all of the area asked for, at least one edge is whole
+    assert views.shape == images.shape
+    assert float((views.mean((1, 2, 3)) - images.mean((1, 2, 3))).abs().max()) < 0.05
+
+
+def test_colour_changes_leave_grey_images_grey() -> None:
+    grey = torch.rand(8, 1, 16, 16, generator=generator(0)).expand(8, 3, 16, 16)
+    changed = augment._jitter(grey, generator(1))
+    assert torch.allclose(changed[:, 0], changed[:, 1], atol=1e-5)
+    assert not torch.allclose(changed, grey)
+
+
+def test_a_third_of_a_turn_of_hue_moves_red_to_green() -> None:
+    red = torch.zeros(1, 3, 2, 2)
+    red[:, 0] = 1.0
+    turned = augment._rotate_hue(red, torch.tensor([1 / 3]))
+    assert turned[0, :, 0, 0].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-5)
+
+
+def test_captions_keep_their_words_when_there_are_no_synonyms(caplog: pytest.LogCaptureFixture) -> None:
+    augment.synonyms_of.cache_clear()
+    augment._say_once.cache_clear()
+    rng = random.Random(0)
+    caption = "a small brown dog runs over the wet grass"
+    with caplog.at_level(logging.WARNING, "pairsan.augment"):
+        views = [augment_caption(caption, rng) for _ in range(200)]
+    assert all(set(view.split()) <= set(caption.split()) and view for view in views)
+    assert len(set(views)) > 20
+    assert any(len(view.split()) < 9 for view in views)  # deletions
+    assert any(sorted(view.split()) == sorted(caption.split()) and view != caption for view in views)  # swaps
+    assert sum("WordNet data is not installed" in record.message for record in caplog.records) == 1
+    assert augment_caption("dog", rng) == "dog"
+
+
+def test_synonyms_come_from_wordnet_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"dog": ("hound",), "small": ("little",)}
+    monkeypatch.setattr(augment, "synonyms_of", lambda word: words.get(word, ()))
+    views = {augment_caption("a small dog", random.Random(seed)) for seed in range(60)}
+    assert {"a little dog", "a small hound"} <= views
+    assert any(len(view.split()) == 4 for view in views)  # insertions

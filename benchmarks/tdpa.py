@@ -4,8 +4,8 @@
     python -m benchmarks.tdpa OUT --arm ours [pairsan run's options ...]
 
 A target is a held-out drawing (a vendor that is not in training), planted `--rows` times unchanged with real captions of
-another emoji. Success: the trained model's zero-shot answer for the drawing, among all labels, is the attacker's. OUT/truth.json
-is read by this script alone.
+another emoji. Success: the trained model's zero-shot answer for the drawing, among all labels, is the attacker's.
+OUT/truth.json is read by this script alone.
 """
 
 import argparse

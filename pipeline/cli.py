@@ -40,7 +40,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
     """Label every image-caption pair of a dataset safe or risky.
 
     Exit codes: 0 done; 1 verify found something; 2 settings; 3 input data; 4 checkpoint; 5 run folder; 6 shards failed;
-    7 the split is not believed, the round stays unsealed; 130 interrupted.
+    7 the split is not believed, the round stays unsealed; 8 training failed; 130 interrupted.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     ctx.obj = verbose

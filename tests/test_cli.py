@@ -23,11 +23,15 @@ EMBED = "--batch-size --keep-embeddings --keep-captions"
 SPLIT = "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
+TRAIN = "--rounds --warmup-passes --first-matching --matching-passes --learning-rate --slow-learning-rate"
+TRAIN += " --locked-learning-rate --weight-decay --train-batch-size --lr-warmup-share --pool-size --clip-weight"
+TRAIN += " --unimodal-weight --least-crop --p-caption-change --save-every-steps --train-seed"
 SURFACE = {
     "clean": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
     "split": f"run --scores-round --config {SPLIT} {EXECUTOR}",
     "rescore": f"run --config {MODEL} {SPLIT} {EXECUTOR}",
+    "run": f"data --out --until-round --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR} {TRAIN}",
     "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SPLIT} {EXECUTOR}",
     "status": "run --json",
     "verify": "run --round",
@@ -77,7 +81,7 @@ def test_the_manifest_page_lists_every_column_and_reason() -> None:
 def test_exit_codes_are_documented(pairsan: Pairsan) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     codes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PairsanError)}
-    assert codes == {1, 2, 3, 4, 5, 6, 7}
+    assert codes == {1, 2, 3, 4, 5, 6, 7, 8}
     assert all(f"| {code} |" in page for code in codes | {0, 130})
     assert "7 the split is not believed" in pairsan("--help").output.replace("\n", " ").replace("  ", " ")
 

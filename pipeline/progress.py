@@ -58,7 +58,10 @@ class Progress:
         parts = [f"{self._what}: {done}/{self._num_shards} shards"]
         if self._num_before:
             parts.append(f"{self._num_before} done before")
-        parts.append(f"{self._num_rows:,} rows, {self._num_rows / seconds:,.0f} rows/s")
+        if self._num_done:
+            parts.append(f"{self._num_rows:,} rows, {self._num_rows / seconds:,.0f} rows/s")
+        else:
+            parts.append(f"none finished after {_clock(seconds)}")  # workers start, load weights, or shards are large
         if self._num_done and done < self._num_shards:
             parts.append(f"{_clock(seconds / self._num_done * (self._num_shards - done))} left")
         if self._num_quarantined:

@@ -51,3 +51,7 @@ def test_nothing_done_says_nothing_at_the_end() -> None:
     with Progress("embed", 0, 0, out):
         pass
     assert out.getvalue() == ""
+
+
+def test_before_the_first_shard_a_line_says_how_long_it_has_been() -> None:
+    assert Progress("embed", 4, 0, io.StringIO()).line() == "embed: 0/4 shards, none finished after 0:00:00"

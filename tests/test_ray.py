@@ -136,7 +136,7 @@ def begin(data: Path, out: Path, tiny: str) -> subprocess.Popen[str]:
 
 
 def wait_for_parts(run: Path, number: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while len(list(run.glob("rounds/0001/scores/*.parquet"))) < number:
         assert time.monotonic() < deadline, "no part was written"
         time.sleep(0.02)

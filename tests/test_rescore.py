@@ -199,7 +199,7 @@ def test_a_watcher_that_is_killed_starts_again_where_it_was(run: Path, weights: 
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.05)

@@ -211,7 +211,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
     killed = 0
     for wanted in ({"pass": 0, "batches": 4}, {"pass": 2, "batches": 4}):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while process.poll() is None and not reached(state, wanted):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -25,11 +25,12 @@ import torch
 
 from benchmarks.common import ROOT, header
 from manifests import Label, open_round
+from pipeline.config import load_config
 from pipeline.training import learning_rate, passes_of
 from stages.checkpoints import Weights, file_sha256
 from stages.decode import Decode
 from stages.encoders import OpenClipEncoder, preprocess_config
-from stages.options import ReadOptions, TrainOptions
+from stages.options import ReadOptions
 from stages.round_rows import round_batches
 from stages.shards import open_dataset
 from stages.train import Learner, new_model
@@ -111,10 +112,10 @@ def judge(checkpoint: Path, truth: dict[str, Any]) -> str:
     return f"targeted success {hits}/{len(truth['targets'])} = {success:.0%}, zero-shot top-1 {top1:.1%}, top-5 {top5:.1%}"
 
 
-def plain(out: Path, truth: dict[str, Any], passes: int, seed: int) -> None:
-    """Train plain CLIP on everything, with the same model, augmentation and batch size."""
-    options = TrainOptions(
-        warmup_passes=passes, matching_passes=0, rounds=0, learning_rate=1e-3, least_crop=0.3, train_seed=seed
+def plain(out: Path, truth: dict[str, Any], passes: int, seed: int, flags: dict[str, float]) -> None:
+    """Train plain CLIP on everything, with the same model, augmentation, batch size and learning rate."""
+    options = load_config(str(EMOJI / "demo.toml"), flags).train.model_copy(
+        update={"warmup_passes": passes, "matching_passes": 0, "rounds": 0, "train_seed": seed}
     )
     architecture = f"local-dir:{MODEL}"
     learner = Learner(new_model(architecture, seed), open_clip.get_tokenizer(architecture), options)
@@ -162,15 +163,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--passes", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--least-crop", type=float)
+    parser.add_argument("--learning-rate", type=float)
     args, rest = parser.parse_known_args()
+    shared = {key: value for key in ("least_crop", "learning_rate") if (value := getattr(args, key)) is not None}
     header("tdpa")
     torch.manual_seed(args.seed)
     start = time.monotonic()
     truth = poison(args.out, args.targets, args.rows, args.seed)
     if args.arm == "plain":
-        plain(args.out, truth, args.passes, args.seed)
+        plain(args.out, truth, args.passes, args.seed, shared)
     else:
-        ours(args.out, truth, rest)
+        ours(args.out, truth, [*(f"--{key.replace('_', '-')}={value}" for key, value in shared.items()), *rest])
     print(f"{time.monotonic() - start:.0f} s")
 
 

@@ -106,8 +106,8 @@ class OpenClipEncoder:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(config["mean"], device=self._device).reshape(shape) * 255.0
         self._std = torch.tensor(config["std"], device=self._device).reshape(shape) * 255.0
-        self._pad = int(getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", None) or 0)
-        self.trims = self._trimming_is_exact()
+        self._pad = padding_of(self._tokenizer)
+        self.trims = trimming_is_exact(self._model, self._tokenizer)
         self.dim = self.encode_captions(_PROBES[:1]).shape[1]
 
     def encode_images(self, pixels: Pixels) -> Features:
@@ -118,7 +118,7 @@ class OpenClipEncoder:
         """Return unit vectors, float32 (n, d); each distinct caption is encoded once, short ones on few tokens."""
         distinct, inverse = np.unique(np.asarray(captions, dtype=object), return_inverse=True)
         tokens = self._tokenizer(list(distinct)).numpy()
-        lengths = self._lengths(tokens)
+        lengths = token_lengths(tokens, self._pad)
         order = np.argsort(lengths, kind="stable")
         features = self._in_batches(self._text_batch, tokens[order])
         back = np.empty_like(order)
@@ -134,7 +134,7 @@ class OpenClipEncoder:
         batch = torch.from_numpy(tokens)
         if not self.trims:
             return self._model.encode_text(batch.to(self._device))  # type: ignore[operator,no-any-return]
-        return encode_short_text(self._model, batch[:, : int(self._lengths(tokens).max())].to(self._device))
+        return encode_short_text(self._model, batch[:, : int(token_lengths(tokens, self._pad).max())].to(self._device))
 
     def _in_batches(self, encode: Callable[[npt.NDArray[Any]], torch.Tensor], rows: npt.NDArray[Any]) -> Features:
         """Encode rows batch by batch, with batches half as large each time a GPU runs out of memory."""
@@ -158,28 +158,35 @@ class OpenClipEncoder:
             start += self.batch_size
         return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
 
-    def _lengths(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return how many tokens each row has before its trailing padding; padding inside a caption counts."""
-        used = tokens != self._pad
-        lengths: npt.NDArray[np.int64] = tokens.shape[1] - np.argmax(used[:, ::-1], axis=1)
-        return lengths
 
-    def _trimming_is_exact(self) -> bool:
-        """Compare the trimmed forward with `encode_text` on captions of all kinds."""
-        tokens = self._tokenizer(list(_PROBES))
-        try:
-            with torch.inference_mode():
-                full = torch.nn.functional.normalize(self._model.encode_text(tokens.to(self._device)), dim=-1)  # type: ignore[operator]
-                worst = 0.0
-                for row, length in enumerate(self._lengths(tokens.numpy())):
-                    short = encode_short_text(self._model, tokens[row : row + 1, : int(length)].to(self._device))
-                    worst = max(worst, float((torch.nn.functional.normalize(short, dim=-1) - full[row]).abs().max()))
-        except (AttributeError, RuntimeError, IndexError, TypeError) as error:
-            log.info("captions are not trimmed: the text tower has another form (%s)", error)
-            return False
-        if worst > TRIM_TOLERANCE:
-            log.info("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
-        return worst <= TRIM_TOLERANCE
+def token_lengths(tokens: npt.NDArray[Any], pad: int) -> npt.NDArray[np.int64]:
+    """Return how many tokens each row has before its trailing padding; padding inside a caption counts."""
+    lengths: npt.NDArray[np.int64] = tokens.shape[1] - np.argmax((tokens != pad)[:, ::-1], axis=1)
+    return lengths
+
+
+def padding_of(tokenizer: Any) -> int:
+    """Return the token that an open_clip tokenizer fills short captions with."""
+    return int(getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0)
+
+
+def trimming_is_exact(model: Any, tokenizer: Any) -> bool:
+    """Compare the trimmed forward with `encode_text` on captions of all kinds; the model must be in eval mode."""
+    tokens = tokenizer(list(_PROBES))
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            full = torch.nn.functional.normalize(model.encode_text(tokens.to(device)), dim=-1)
+            worst = 0.0
+            for row, length in enumerate(token_lengths(tokens.numpy(), padding_of(tokenizer))):
+                short = encode_short_text(model, tokens[row : row + 1, : int(length)].to(device))
+                worst = max(worst, float((torch.nn.functional.normalize(short, dim=-1) - full[row]).abs().max()))
+    except (AttributeError, RuntimeError, IndexError, TypeError) as error:
+        log.info("captions are not trimmed: the text tower has another form (%s)", error)
+        return False
+    if worst > TRIM_TOLERANCE:
+        log.info("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
+    return worst <= TRIM_TOLERANCE
 
 
 def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:

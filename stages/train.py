@@ -22,7 +22,7 @@ from manifests.parts import write_bytes
 from manifests.schema import Label
 from manifests.store import Store
 from stages.augment import augment_caption, augment_images
-from stages.encoders import encode_short_text, preprocess_config
+from stages.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
 from stages.losses import NeighbourPool, clip_loss, unimodal_loss
 from stages.options import TrainOptions
 from stages.round_rows import Batch
@@ -61,8 +61,9 @@ class Learner:
         plain = [p for p in model.parameters() if p.ndim < 2]  # norms, biases, logit scale
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+        self._trims, self._pad = trimming_is_exact(model.eval(), tokenizer), padding_of(tokenizer)
         with torch.inference_mode():
-            dim = encode_short_text(model, tokenizer(["a"])).shape[1]
+            dim = model.encode_text(tokenizer(["a"])).shape[1]  # type: ignore[operator]
         self.pools = {name: NeighbourPool(options.pool_size, dim) for name in ("image", "text")}
         config = preprocess_config(model)
         self._mean, self._std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -139,7 +140,9 @@ class Learner:
 
     def _texts(self, captions: list[str]) -> torch.Tensor:
         tokens = self._tokenizer(captions)
-        length = int((tokens != 0).int().flip(1).argmax(1).neg().add(tokens.shape[1]).max())
+        if not self._trims:
+            return torch.nn.functional.normalize(self.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+        length = int(token_lengths(tokens.numpy(), self._pad).max())
         return torch.nn.functional.normalize(encode_short_text(self.model, tokens[:, :length]), dim=-1)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -131,7 +131,7 @@ def load_model(weights: Weights) -> torch.nn.Module:
     if weights.path is not None and file_sha256(Path(weights.path)) != weights.file_sha256:
         raise CheckpointError(f"{weights.path} is not the file the plan names (sha256 differs); was it overwritten?")
     try:
-        with _quiet_open_clip():
+        with quiet_open_clip():
             model = _create(weights)
             if weights.path is not None:
                 _refuse_unsafe(Path(weights.path))
@@ -202,11 +202,12 @@ _REMEDY: Final = (
 
 
 @contextmanager
-def _quiet_open_clip() -> Iterator[None]:
-    """Drop open_clip's root-logger message on random weights: real weights are loaded in the next line."""
+def quiet_open_clip() -> Iterator[None]:
+    """Drop open_clip's root-logger messages on missing weights: they are loaded, or made, in the next line."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return "No pretrained weights loaded" not in record.getMessage()
+        text = record.getMessage()
+        return "No pretrained weights loaded" not in text and "no CLIP weights found" not in text
 
     root = logging.getLogger()
     root.addFilter(keep)

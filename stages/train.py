@@ -22,6 +22,7 @@ from manifests.parts import write_bytes
 from manifests.schema import Label
 from manifests.store import Store
 from stages.augment import augment_caption, augment_images
+from stages.checkpoints import quiet_open_clip
 from stages.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
 from stages.losses import NeighbourPool, clip_loss, unimodal_loss
 from stages.options import TrainOptions
@@ -196,7 +197,7 @@ def read_progress(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def new_model(architecture: str, seed: int) -> torch.nn.Module:
     """Return an open_clip model with random weights that depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_open_clip():
         torch.manual_seed(seed)
         model: torch.nn.Module = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
     return model

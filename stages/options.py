@@ -88,7 +88,7 @@ class TrainOptions(Options):
     rounds: int = Field(8, ge=0, description="rounds of scoring and training after the warm-up")
     warmup_passes: int = Field(5, ge=0, description="unimodal passes over all rows before the first round")
     first_matching: Literal["slow", "locked"] = Field(
-        "locked", description="slow: CLIP loss at slow_learning_rate; locked: image tower frozen, text tower matched to it"
+        "slow", description="slow: CLIP loss at slow_learning_rate; locked: image tower frozen, text tower matched to it"
     )
     matching_passes: int = Field(1, ge=0, description="passes of the first matching")
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate")

@@ -19,7 +19,8 @@ def of_round(manifest: Manifest) -> str:
     if seal["mixture"]:
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]
     lines += [f"  doubt     {doubt}" for doubt in seal["doubts"]]
-    lines += [f"  manifest  {manifest.path}"]
+    folder = f"rounds/{manifest.number:04d}/manifest"
+    lines += [f"  manifest  {manifest.path if manifest.run.is_local else f'{manifest.run.uri} : {folder}'}"]
     return "\n".join(lines)
 
 

@@ -104,8 +104,9 @@ def test_a_whole_run_on_s3(s3: str, tiny: str, pairsan: object, monkeypatch: pyt
 
     data, run = f"s3://crawl/eval/00002.tar.gz?{s3}", f"s3://crawl/runs/one?{s3}"
     args = ("clean", data, "--checkpoint", tiny, "--out", run, "--executor", "local", "--keep-share", "0.5")
-    first = pairsan(*args).output  # type: ignore[operator]
-    assert pairsan(*args).output == first  # type: ignore[operator]
+    first = pairsan(*args).stdout  # type: ignore[operator]
+    assert pairsan(*args).stdout == first  # type: ignore[operator]
+    assert "manifest  s3://crawl/runs/one" in first
     assert "all as sealed" in pairsan("verify", run).output  # type: ignore[operator]
     manifest = open_round(run)
     assert manifest.mask("00002.tar.gz").mean() == pytest.approx(0.5, abs=0.01)

@@ -35,10 +35,6 @@ class Store:
         """Return the path on `fs` of a name below the root."""
         return f"{self.root}/{name}" if name else self.root
 
-    def child(self, name: str) -> "Store":
-        """Return the store of a sub-folder."""
-        return Store(f"{self.uri.rstrip('/')}/{name}", self.fs, self.path(name))
-
     def exists(self, name: str = "") -> bool:
         """Return whether a file or folder of that name is there."""
         return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import open_clip
@@ -191,7 +192,7 @@ def _architecture(config: RunConfig) -> str:
     name = config.model.model
     if name is None:
         raise ConfigError("which architecture? Give --model NAME, or a folder with open_clip_config.json")
-    return f"local-dir:{name}" if "/" in name or name.startswith(".") else name
+    return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
 def _same_settings(store: Store, options: TrainOptions, architecture: str) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import logging
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +32,14 @@ class Weights:
         path: Local weights file; None for a pretrained tag or hub model that open_clip fetches itself.
         tag: open_clip pretrained tag, if any.
         file_sha256: Hex digest of the weights file; None for hub models.
+        uri: Where `path` was fetched from; a worker on another machine fetches it again.
     """
 
     model: str
     path: str | None
     tag: str | None
     file_sha256: str | None
+    uri: str | None = None
 
 
 def resolve_weights(options: ModelOptions) -> Weights:
@@ -45,11 +48,11 @@ def resolve_weights(options: ModelOptions) -> Weights:
     Raises:
         CheckpointError: They do not name both, contradict each other, or point at nothing.
     """
-    model, checkpoint = options.model, options.checkpoint
+    model, checkpoint, uri = options.model, options.checkpoint, None
     if checkpoint and options.pretrained:
         raise CheckpointError("--checkpoint and --pretrained both name weights; give one of them")
     if checkpoint is not None and "://" in checkpoint:
-        checkpoint = fetch(checkpoint)
+        uri, checkpoint = checkpoint, fetch(checkpoint)
     if checkpoint is not None and Path(checkpoint).is_dir():
         model = model or checkpoint
         checkpoint = str(weights_in(Path(checkpoint)))
@@ -67,7 +70,7 @@ def resolve_weights(options: ModelOptions) -> Weights:
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
-    return Weights(model, str(path), None, file_sha256(path))
+    return Weights(model, str(path), None, file_sha256(path), uri)
 
 
 def _tag_sha256(model: str, tag: str | None) -> str | None:
@@ -104,13 +107,13 @@ def weights_in(folder: Path) -> Path:
 
 
 def fetch(uri: str) -> str:
-    """Copy a remote checkpoint into the cache, once per content length, and return its local path."""
+    """Copy a remote checkpoint into this machine's cache, once per size and time of change, and return its local path."""
     store = open_store(uri)
     info = store.fs.get_file_info(store.root)
     if info.size is None:
         raise CheckpointError(f"no checkpoint at {uri}")
-    folder = Path(tempfile.gettempdir()) / "pairsan-checkpoints"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = Path(os.environ.get("PAIRSAN_CACHE", Path.home() / ".cache" / "pairsan")) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)  # the user's own folder: in a shared one others could put weights in place
     stamp = f"{uri}\0{info.size}\0{info.mtime_ns}"
     target = folder / (hashlib.sha256(stamp.encode()).hexdigest()[:16] + Path(store.root).suffix)
     if not target.exists():
@@ -128,6 +131,8 @@ def load_model(weights: Weights) -> torch.nn.Module:
         UnsafeCheckpoint: The file is a pickle that asks for more than tensors.
         CheckpointError: The weights do not fit the architecture, or cannot be read or fetched.
     """
+    if weights.uri is not None:
+        weights = replace(weights, path=fetch(weights.uri))
     if weights.path is not None and file_sha256(Path(weights.path)) != weights.file_sha256:
         raise CheckpointError(f"{weights.path} is not the file the plan names (sha256 differs); was it overwritten?")
     try:

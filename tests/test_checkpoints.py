@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -117,13 +118,19 @@ def test_a_file_that_changed_since_the_plan_is_refused(tiny: str, state: dict[st
         load_model(weights)
 
 
-def test_a_remote_checkpoint_is_fetched(tiny: str) -> None:
+def test_a_remote_checkpoint_is_fetched_by_every_machine_that_needs_it(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fsspec
 
     with fsspec.open("memory://weights/model.safetensors", "wb") as file:
         file.write((Path(tiny) / WEIGHTS).read_bytes())
-    model = load(model=tiny, checkpoint="memory://weights/model.safetensors")
-    assert state_sha256(model) == state_sha256(load(checkpoint=tiny))
+    monkeypatch.setenv("PAIRSAN_CACHE", str(tmp_path / "driver"))
+    weights = resolve_weights(ModelOptions(model=tiny, checkpoint="memory://weights/model.safetensors"))
+    monkeypatch.setenv("PAIRSAN_CACHE", str(tmp_path / "worker"))  # another machine, with a cache of its own
+    shutil.rmtree(tmp_path / "driver")
+    assert state_sha256(load_model(weights)) == state_sha256(load(checkpoint=tiny))
+    assert len(list((tmp_path / "worker" / "checkpoints").iterdir())) == 1
 
 
 def test_the_committed_checkpoint_is_what_open_clip_loads_as_it_is(tiny: str) -> None:

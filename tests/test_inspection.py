@@ -88,7 +88,7 @@ def test_an_empty_answer_is_still_a_table(run: Path, pairsan: Pairsan) -> None:
 def test_the_one_liners_of_the_readme_read_a_round(run: Path) -> None:
     import duckdb
 
-    query = f"SELECT label, count(*) FROM '{run}/rounds/0001/manifest/*.parquet' GROUP BY label"
+    query = f"SELECT label, count(*) FROM '{run}/rounds/0001/manifest/**/*.parquet' GROUP BY label"
     assert dict(duckdb.sql(query).fetchall())["quarantined"] == 2
     frame = pd.read_parquet(f"{run}/rounds/0001/manifest")
     assert len(frame) == 41

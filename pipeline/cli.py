@@ -117,6 +117,34 @@ def run(
     click.echo(status_.as_text(status_.of_run(open_store(out))))
 
 
+@_command("data", "model", "embed", "split", "executor", "train")
+@click.argument("data", nargs=-1, required=True)
+@_OUT
+@click.pass_obj
+def warmup(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+    """Take the warm-up of `pairsan run` alone: unimodal passes, then the first matching. Resumable."""
+    from pipeline import training
+
+    config = load_config(config_path, flags)
+    training.run(data, out, config, until_round=0, verbose=verbose)
+    checkpoint = training.next_checkpoint(open_store(out), config.train)
+    click.echo(f"warmed up; next: pairsan rescore {out} --checkpoint {checkpoint}")
+
+
+@_command("executor", "train")
+@click.argument("run")
+@click.option("--round", "number", type=int, required=True, help="Sealed round to train on.")
+@click.pass_obj
+def train(verbose: bool, /, run: str, number: int, config_path: str | None, **flags: Any) -> None:
+    """Take the training of one round of RUN alone, on a round that is sealed: the trainer as a job of its own. Resumable."""
+    from pipeline import plans, training
+
+    config = load_config(config_path, flags, plans.read_run(open_store(run)).config)
+    training.train(run, config, number, verbose=verbose)
+    checkpoint = training.next_checkpoint(open_store(run), config.train)
+    click.echo(f"trained on round {number}; next: pairsan rescore {run} --checkpoint {checkpoint}")
+
+
 @_command("split", "executor")
 @click.argument("run")
 @click.option("--checkpoints", required=True, metavar="GLOB", help="Checkpoint files, e.g. 'logs/*/checkpoints/epoch_*.pt'.")

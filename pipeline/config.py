@@ -1,5 +1,6 @@
 """All settings of a run: one frozen value, from TOML and flags, checked before any work begins."""
 
+import copy
 import difflib
 import tomllib
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from manifests.errors import ConfigError
+from pipeline.presets import PRESETS
 from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SplitOptions, TrainOptions
 
 
@@ -60,8 +62,9 @@ def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None 
     Raises:
         ConfigError: A key is unknown, or a value is out of range; names key, value and what is allowed.
     """
-    given = base.model_dump() if base is not None else {}
-    for section, values in (_read_toml(path) if path is not None else {}).items():
+    document = _read_toml(path) if path is not None else {}
+    given = base.model_dump() if base is not None else _preset(document, flags)
+    for section, values in document.items():
         if section not in SECTIONS:
             raise ConfigError(f"{path}: unknown table [{section}]{_nearest(section, SECTIONS)}; tables: {', '.join(SECTIONS)}")
         if not isinstance(values, dict):
@@ -77,6 +80,13 @@ def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None 
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_split(config.split)
     return config
+
+
+def _preset(document: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the preset that the flags or the file name, below everything else they say."""
+    train = document.get("train")
+    name = flags.get("preset") or (train.get("preset") if isinstance(train, dict) else None)
+    return copy.deepcopy(PRESETS.get(name, {})) if isinstance(name, str) else {}
 
 
 def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:

@@ -11,7 +11,7 @@ from manifests.layout import Plan, fingerprint
 from manifests.store import Store
 from pipeline.config import RunConfig
 from pipeline.version import versions
-from stages.checkpoints import Weights, load_model, resolve_weights, state_sha256
+from stages.checkpoints import Weights, load_model, resolve_weights, weights_sha256
 from stages.decode import Decode
 from stages.embed import Embed, EmbedTarget
 from stages.encoders import preprocess_config
@@ -76,7 +76,8 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
             "architecture_sha256": _architecture_sha256(weights),
             "tag": weights.tag,
             "file_sha256": weights.file_sha256,
-            "state_sha256": state_sha256(model),
+            "state_sha256": weights_sha256(weights, model),
+            "folds": weights.folds,
             "preprocess": preprocess_config(model),
             "device": device,
             "precision": precision,

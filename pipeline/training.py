@@ -1,94 +1,58 @@
 """SAFECLIP whole: warm up each modality by itself, match the towers, then round after round score, split, train.
 
-The passes of a run are a fixed list. What is done of it stands in one file, `checkpoints/state.safetensors`, with weights,
-optimizer, pools and position; every pass and every scored round is resumable, so the same command goes on from anywhere.
+The passes of a run are a fixed list. What is done of it stands in `checkpoints/state.safetensors` (and `scorer-
+state.safetensors`), with weights, optimizer, pools and position; every pass and every scored round is resumable, so the same
+command goes on from anywhere.
 """
 
-import dataclasses
 import json
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import open_clip
+import torch
 
-from manifests.errors import ConfigError, RunError
-from manifests.layout import require_same_plan
+from manifests.errors import ConfigError, RunError, StageFailed
+from manifests.layout import is_sealed, read_plan, require_same_plan, round_numbers
 from manifests.parts import write_json
 from manifests.reading import Manifest
-from manifests.schema import Label
 from manifests.store import Store, open_store
+from pipeline import rounds
 from pipeline.config import RunConfig
-from pipeline.executors import connected
-from pipeline.plans import begin_run
-from pipeline.rounds import rescore
-from stages.decode import Decode
-from stages.encoders import preprocess_config
-from stages.options import TrainOptions
-from stages.round_rows import Batch, round_batches
-from stages.shards import Dataset, open_dataset, read_shard
-from stages.train import Learner, PassResult, new_model, read_progress
+from pipeline.executors import Failed, connected, make_executor, num_cluster_gpus
+from pipeline.numbering import grown
+from pipeline.passes import CHECKPOINTS, Job, checkpoint_name, describe, position, take_pass
+from pipeline.plans import begin_run, read_run
+from pipeline.schedule import Pass, passes_of
+from pipeline.training_workers import take_on_ray
+from stages.count import CountRows
+from stages.options import SplitOptions, TrainOptions
+from stages.shards import Dataset, open_dataset
 
 log = logging.getLogger("pairsan.train")
 
-CHECKPOINTS: Final = "checkpoints"
-STATE: Final = f"{CHECKPOINTS}/state.safetensors"
 SETTINGS: Final = f"{CHECKPOINTS}/train.json"
+ROWS: Final = f"{CHECKPOINTS}/rows.json"
 DEFAULT_GROWTH: Final = 0.01
-_EXTENDABLE: Final = ("rounds", "save_every_steps")
+_EXTENDABLE: Final = ("rounds", "save_every_steps", "preset", "faiss_from")
+History = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One pass over the rows: its place in the list, its kind, and the round it belongs to (0 for the warm-up)."""
+@dataclass(frozen=True)
+class Training:
+    """A training run under way: where it lies, on what data, with which settings."""
 
-    index: int
-    kind: Literal["unimodal", "matching", "round"]
-    round_number: int
-
-
-def passes_of(options: TrainOptions) -> list[Pass]:
-    """Return the passes of a whole run in order."""
-    kinds = ["unimodal"] * options.warmup_passes + ["matching"] * options.matching_passes
-    warm = [Pass(index, kind, 0) for index, kind in enumerate(kinds)]  # type: ignore[arg-type]
-    return warm + [Pass(len(warm) + i, "round", i + 1) for i in range(options.rounds)]
+    store: Store
+    dataset: Dataset
+    config: RunConfig
+    architecture: str
+    verbose: bool
 
 
-def learning_rate(options: TrainOptions, this: Pass, num_steps: int, first_step: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step: one warm-up and one cosine over all unimodal and round passes.
-
-    The first matching stands outside it, at its own constant rate. The schedule's clock is passes, not steps, so it ends
-    at zero with the last step that is really taken, however the rows of later rounds divide.
-
-    Args:
-        options: Training settings.
-        this: The pass.
-        num_steps: Steps it will take.
-        first_step: The step it begins with.
-    """
-    if this.kind == "matching":
-        constant = options.slow_learning_rate if options.first_matching == "slow" else options.locked_learning_rate
-        return lambda _: constant
-    scheduled = [p.index for p in passes_of(options) if p.kind != "matching"]
-    place, total = scheduled.index(this.index), len(scheduled)
-
-    def rate(step: int) -> float:
-        done = (place + min(1.0, (step - first_step) / max(1, num_steps))) / total
-        rising = options.lr_warmup_share
-        if done < rising:
-            return options.learning_rate * done / rising
-        return options.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (done - rising) / max(1e-9, 1.0 - rising)))
-
-    return rate
-
-
-def run(
-    data: Sequence[str], out: str, config: RunConfig, *, until_round: int | None = None, verbose: bool = False
-) -> list[dict[str, Any]]:
+def run(data: Sequence[str], out: str, config: RunConfig, *, until_round: int | None = None, verbose: bool = False) -> History:
     """Train a CLIP model from random weights by SAFECLIP, in as many rounds as the settings say; goes on where it stopped.
 
     Args:
@@ -99,93 +63,138 @@ def run(
         verbose: Whether to let Ray speak.
 
     Returns:
-        One entry per pass that was taken now: index, kind, round, steps, losses.
+        One entry per pass of the whole run: index, kind, round, subject, manifest, steps, losses, seconds.
 
     Raises:
         TrainingFailed: A loss is not finite; the last saved position is kept.
         PairsanError: See `manifests.errors`.
     """
-    dataset, store = open_dataset(data), open_store(out)
-    architecture = _architecture(config)
-    begin_run(store, dataset, list(data), config)
-    _same_settings(store, config.train, architecture)
-    learner, progress = _learner(store, config.train, architecture)
-    decode = Decode(dataset.store, config.data, preprocess_config(learner.model), num_threads=2)
-    decode.open()
-    num_rows, taken = _count_rows(dataset, config), []
-    with connected(config.executor, verbose=verbose):
-        for this in passes_of(config.train)[progress["pass"] :]:
+    with _begun(data, out, config, verbose=verbose) as training:
+        for this in _todo(training):
             if until_round is not None and this.round_number > until_round:
                 break
-            manifest = _sealed(out, config, this, verbose=verbose) if this.kind == "round" else None
-            result = _take(learner, this, manifest, dataset, decode, config.train, store, progress, num_rows)
-            last_of_warmup = (
-                this.round_number == 0 and this.index + 1 == config.train.warmup_passes + config.train.matching_passes
-            )
-            if this.kind == "round" or last_of_warmup:
-                learner.save_model(store, checkpoint_name(this.round_number))
-            progress = {"pass": this.index + 1, "batches": 0}
-            learner.save(store, STATE, progress)
-            taken.append({**dataclasses.asdict(this), **dataclasses.asdict(result)})
-            log.warning("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, _losses(result))
-    return taken
+            manifest = None
+            if this.kind == "round":
+                manifest = _sealed(training, this)
+            elif this.kind == "refit":
+                manifest = _manifest_of(training.store, this.round_number)
+            _take(training, this, manifest)
+        return list(position(training.store)["history"])
 
 
-def checkpoint_name(round_number: int) -> str:
-    """Return the name of the model after a round, e.g. `checkpoints/round-0003.safetensors`; 0 is the warm-up."""
-    return f"{CHECKPOINTS}/round-{round_number:04d}.safetensors"
+def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) -> History:
+    """Take the next round's training passes on a round that is sealed already; a job of its own, apart from scoring.
+
+    Args:
+        out: Run folder, warmed up.
+        config: The settings.
+        number: The sealed round.
+        verbose: Whether to let Ray speak.
+
+    Returns:
+        See `run`.
+
+    Raises:
+        RunError: The round is not sealed, or the warm-up is not finished.
+    """
+    store = open_store(out)
+    if not is_sealed(store, number):
+        raise RunError(f"round {number} of {out} is not sealed; `pairsan status {out}` says what is missing")
+    with _begun(read_run(store).data, out, config, verbose=verbose) as training:
+        todo = _todo(training)
+        if not todo:
+            raise RunError(f"all rounds of {out} are trained; ask for more with --rounds")
+        if todo[0].round_number == 0:
+            raise RunError(f"the warm-up of {out} is not finished; `pairsan warmup` goes on with it")
+        for this in todo:
+            if this.round_number == todo[0].round_number:
+                _take(training, this, number)
+        return list(position(store)["history"])
 
 
-def _take(
-    learner: Learner,
-    this: Pass,
-    manifest: Manifest | None,
-    dataset: Dataset,
-    decode: Decode,
-    options: TrainOptions,
-    store: Store,
-    progress: dict[str, int],
-    num_rows: int,
-) -> PassResult:
-    """Take one pass from where it was left."""
-    done = progress["batches"] if progress["pass"] == this.index else 0
-    if manifest is not None and manifest.seal["plan"]["scores"]["dataset"]["fingerprint"] != dataset.fingerprint:
-        raise RunError(f"round {manifest.number} was made of other data than these; train on the data it names")
-    label = {"unimodal": Label.RISKY, "matching": Label.SAFE, "round": None}[this.kind]
-    seed = options.seed * 10_007 + this.index
-    size = options.train_batch_size
-    batches = round_batches(manifest, dataset.shards, decode, batch_size=size, seed=seed, as_label=label)
-    counts = [num_rows] if manifest is None else [manifest.seal["counts"]["labels"][word] for word in (Label.SAFE, Label.RISKY)]
-    num_steps, first = sum(count // size for count in counts), learner.step - done
-    if num_steps == 0:
-        raise ConfigError(f"train_batch_size = {size} is more than any label has rows ({counts}); lower it")
-
-    def save() -> None:
-        learner.save(store, STATE, {"pass": this.index, "batches": learner.step - first})
-
-    locked = this.kind == "matching" and options.first_matching == "locked"
-    rest: islice[Batch] = islice(batches, done, None)
-    rate = learning_rate(options, this, num_steps, first)
-    return learner.learn(rest, rate, locked_image=locked, every=(options.save_every_steps, save))
+@contextmanager
+def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -> Iterator[Training]:
+    dataset, store = open_dataset(data), open_store(out)
+    training = Training(store, dataset, config, _architecture(config), verbose)
+    if config.train.train_workers > 1 and config.executor.executor == "local":
+        raise ConfigError(f"--train-workers {config.train.train_workers} needs --executor ray")
+    begin_run(store, dataset, list(data), config)
+    _same_settings(training)
+    with connected(config.executor, verbose=verbose):
+        yield training
 
 
-def _sealed(out: str, config: RunConfig, this: Pass, *, verbose: bool) -> Manifest:
-    """Score with the checkpoint of the round before and return the sealed round."""
-    path = open_store(out).path(checkpoint_name(this.round_number - 1))
-    model = config.model.model_copy(update={"checkpoint": path, "model": _architecture(config).removeprefix("local-dir:")})
+def _todo(training: Training) -> list[Pass]:
+    return passes_of(training.config.train)[position(training.store)["pass"] :]
+
+
+def _take(training: Training, this: Pass, manifest: int | None) -> None:
+    """Take one pass, here or on Ray's workers."""
+    config, dataset = training.config, training.dataset
+    if manifest is not None:
+        named = read_plan(training.store, manifest)["scores"]["dataset"]["fingerprint"]
+        if named != dataset.fingerprint:
+            raise RunError(f"round {manifest} was made of other data than these; train on the data it names")
+    num_rows = {} if manifest is not None else _num_rows(training)
+    passes = passes_of(config.train)
+    following = passes[this.index + 1] if this.index + 1 < len(passes) else None
+    last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
+    job = Job(training.store.path(), dataset, config, training.architecture, this, manifest, num_rows, last)
+    use_gpu = config.model.device != "cpu"
+    if config.executor.executor == "ray" and (config.train.train_workers > 1 or (use_gpu and num_cluster_gpus())):
+        take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu and num_cluster_gpus() > 0)
+    else:
+        take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
+    history = position(training.store)["history"]
+    log.warning("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
+
+
+def _sealed(training: Training, this: Pass) -> int:
+    """Return the sealed round that a round's training reads: score with the newest weights, grow the safe share, split."""
+    store, config, number = training.store, training.config, this.round_number
+    checkpoint = scoring_checkpoint(config.train, number)
+    architecture = training.architecture.removeprefix("local-dir:")
+    model = config.model.model_copy(update={"checkpoint": store.path(checkpoint), "model": architecture})
     growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
     split = config.split.model_copy(update={"growth": growth})
-    return rescore(out, config.model_copy(update={"model": model, "split": split}), verbose=verbose)
+    config = config.model_copy(update={"model": model, "split": split})
+    if number > 1 and checkpoint == scoring_checkpoint(config.train, number - 1):  # the scorer is as it was: its scores stand
+        before = _manifest_of(store, number - 1)
+        return _split(store, config.model_copy(update={"split": grown(store, split, before=before + 1)}), before, training)
+    return rounds.rescore(store.uri, config, verbose=training.verbose).number
 
 
-def _learner(store: Store, options: TrainOptions, architecture: str) -> tuple[Learner, dict[str, int]]:
-    """Return a new learner, or the one that an earlier call has left, and its position."""
-    learner = Learner(new_model(architecture, options.seed), open_clip.get_tokenizer(architecture), options)
-    if not store.exists(STATE):
-        return learner, {"pass": 0, "batches": 0}
-    progress, tensors = read_progress(store.path(STATE))
-    learner.restore(tensors, progress["step"])
-    return learner, progress
+def next_checkpoint(store: Store, options: TrainOptions) -> str:
+    """Return the path of the weights that the next round is scored with."""
+    number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
+    return store.path(scoring_checkpoint(options, number + 1))
+
+
+def scoring_checkpoint(options: TrainOptions, number: int) -> str:
+    """Return the name of the weights that a round is scored with."""
+    if options.scorer == "model":
+        return checkpoint_name(number - 1)
+    return checkpoint_name(number - 1 if options.refit_passes else 0, "scorer")
+
+
+def _split(store: Store, config: RunConfig, before: int, training: Training) -> int:
+    """Return the round after `before` that has this split; made of the scores of `before`, unless it is there already."""
+    for number in round_numbers(store):
+        if number > before and is_sealed(store, number) and _asked(store, number) == config.split:
+            return number
+    scores = int(read_plan(store, before)["scores_round"])
+    manifest: Manifest = rounds.split(store.uri, config, scores_round=scores, verbose=training.verbose)
+    return manifest.number
+
+
+def _asked(store: Store, number: int) -> SplitOptions:
+    return SplitOptions.model_validate(read_plan(store, number)["split"])
+
+
+def _manifest_of(store: Store, round_number: int) -> int:
+    """Return which sealed round a round was trained on; they differ where someone has split in between."""
+    entries = [e for e in position(store)["history"] if e["round_number"] == round_number and e["kind"] == "round"]
+    return int(entries[-1]["manifest"])
 
 
 def _architecture(config: RunConfig) -> str:
@@ -195,12 +204,13 @@ def _architecture(config: RunConfig) -> str:
     return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
-def _same_settings(store: Store, options: TrainOptions, architecture: str) -> None:
+def _same_settings(training: Training) -> None:
     """Refuse to go on with other training settings; more rounds may be asked for."""
+    store = training.store
     if not store.is_local:
         raise RunError(f"training needs the run on a local or mounted path, not {store.uri}")
-    kept = {key: value for key, value in options.model_dump().items() if key not in _EXTENDABLE}
-    document = {"train": kept, "architecture": architecture}
+    kept = {key: value for key, value in training.config.train.model_dump().items() if key not in _EXTENDABLE}
+    document = {"train": kept, "architecture": training.architecture}
     if store.exists(SETTINGS):
         old = json.loads(store.read_bytes(SETTINGS))
         require_same_plan(old, document, where=f"training in {store.uri}", hint="Give another --out for other settings.")
@@ -208,12 +218,17 @@ def _same_settings(store: Store, options: TrainOptions, architecture: str) -> No
         write_json(store, SETTINGS, document)
 
 
-def _count_rows(dataset: Dataset, config: RunConfig) -> int:
-    """Count the rows that have an image and a caption; for the length of the warm-up passes."""
-    shards = dataset.shards
-    return sum(pair.reason is None for shard in shards for pair in read_shard(dataset.store, shard, config.data))
-
-
-def _losses(result: PassResult) -> str:
-    found = {"CLIP loss": result.clip_loss, "unimodal loss": result.unimodal_loss}
-    return ", ".join([f"step {result.num_steps}", *(f"{k} {v:.3f}" for k, v in found.items() if not math.isnan(v))])
+def _num_rows(training: Training) -> dict[str, int]:
+    """Count once, in parallel, how many rows of each shard can be read; for the length of the warm-up passes."""
+    store, dataset, config = training.store, training.dataset, training.config
+    if not store.exists(ROWS):
+        found: dict[str, int] = {}
+        options = config.executor.model_copy(update={"decode": "worker"})
+        executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
+        for outcome in executor.map(CountRows(dataset.store, config.data), dataset.shards):
+            if isinstance(outcome, Failed):
+                raise StageFailed(f"cannot count the rows of {outcome.shard.name}: {outcome.error}")
+            found[outcome.shard.name] = outcome.output
+        write_json(store, ROWS, found)
+    counts: dict[str, int] = store.read_json(ROWS)
+    return counts

@@ -23,61 +23,74 @@ EDA_ALPHA: Final = 0.1
 _GREY: Final = (0.299, 0.587, 0.114)
 
 
-def augment_images(pixels: torch.Tensor, generator: torch.Generator, *, least_scale: float = CROP_SCALE[0]) -> torch.Tensor:
+class Draws:
+    """Random numbers for some rows of a batch: the same ones whichever workers hold the other rows."""
+
+    def __init__(self, generator: torch.Generator, num_total: int, rows: slice, device: torch.device) -> None:
+        """Draw for `num_total` rows and hand out those of `rows`."""
+        self._generator, self._num_total, self._rows, self._device = generator, num_total, rows, device
+
+    def uniform(self, low: float, high: float) -> torch.Tensor:
+        """Return one number per row in [low, high)."""
+        drawn = low + (high - low) * torch.rand(self._num_total, generator=self._generator)
+        return drawn[self._rows].to(self._device)
+
+    def chance(self, p: float) -> torch.Tensor:
+        """Return one bool per row, (n, 1, 1, 1)."""
+        return (self.uniform(0.0, 1.0) < p).view(-1, 1, 1, 1)
+
+    def one(self) -> float:
+        """Return one number in [0, 1) for the whole batch."""
+        return float(torch.rand((), generator=self._generator))
+
+
+def augment_images(
+    pixels: torch.Tensor, draws: Draws, *, least_scale: float = CROP_SCALE[0], colour_strength: float = 1.0
+) -> torch.Tensor:
     """Return one random view of each image, every image with draws of its own.
 
     Args:
         pixels: uint8 (n, 3, h, w).
-        generator: Source of all draws.
+        draws: Source of all randomness, for these n rows.
         least_scale: Least share of the area that a crop covers.
+        colour_strength: Share of the chances of jitter, grey and blur; 0 leaves crops and flips.
 
     Returns:
         float32 (n, 3, h, w) in [0, 1].
     """
-    images = pixels.float() / 255.0
-    images = _crop_and_flip(images, generator, least_scale)
-    images = _jitter(images, generator)
+    images = _crop_and_flip(pixels.float() / 255.0, draws, least_scale)
+    if colour_strength == 0.0:
+        return images
+    images = torch.where(draws.chance(P_JITTER * colour_strength), _jitter(images, draws), images)
     grey = (images * images.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(images)
-    images = torch.where(_chance(len(images), P_GREY, generator), grey, images)
-    sigma = 0.1 + 1.9 * float(torch.rand((), generator=generator))
-    blurred = gaussian_blur(images, [5, 5], [sigma, sigma])
-    return torch.where(_chance(len(images), P_BLUR, generator), blurred, images)
+    images = torch.where(draws.chance(P_GREY * colour_strength), grey, images)
+    sigma = 0.1 + 1.9 * draws.one()
+    return torch.where(draws.chance(P_BLUR * colour_strength), gaussian_blur(images, [5, 5], [sigma, sigma]), images)
 
 
-def _chance(num: int, p: float, generator: torch.Generator) -> torch.Tensor:
-    return (torch.rand(num, generator=generator) < p).view(num, 1, 1, 1)
-
-
-def _uniform(num: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    return low + (high - low) * torch.rand(num, generator=generator)
-
-
-def _crop_and_flip(images: torch.Tensor, generator: torch.Generator, least_scale: float) -> torch.Tensor:
+def _crop_and_flip(images: torch.Tensor, draws: Draws, least_scale: float) -> torch.Tensor:
     """Cut a random box of random shape out of each image, resize it to the whole, and mirror half of them."""
-    num = len(images)
-    area = _uniform(num, least_scale, CROP_SCALE[1], generator)
-    ratio = torch.exp(_uniform(num, math.log(3 / 4), math.log(4 / 3), generator))
+    area = draws.uniform(least_scale, CROP_SCALE[1])
+    ratio = torch.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
-    x, y = (_uniform(num, -1.0, 1.0, generator) * (1.0 - side) for side in (width, height))
-    mirror = torch.where(torch.rand(num, generator=generator) < 0.5, -1.0, 1.0)
-    zero = torch.zeros(num)
+    x, y = (draws.uniform(-1.0, 1.0) * (1.0 - side) for side in (width, height))
+    mirror = torch.where(draws.uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
+    zero = torch.zeros_like(area)
     theta = torch.stack([torch.stack([width * mirror, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
     grid = affine_grid(theta, list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue of most images, each by its own factors."""
-    num = len(images)
-    bright, contrast, colour = (_uniform(num, 1 - s, 1 + s, generator).view(num, 1, 1, 1) for s in JITTER[:3])
+def _jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue of each image by its own factors."""
+    bright, contrast, colour = (draws.uniform(1 - s, 1 + s).view(-1, 1, 1, 1) for s in JITTER[:3])
     weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
     changed = (images * bright).clamp(0, 1)
     mean = (changed * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     changed = (mean + (changed - mean) * contrast).clamp(0, 1)
     grey = (changed * weights).sum(1, keepdim=True)
     changed = (grey + (changed - grey) * colour).clamp(0, 1)
-    changed = _rotate_hue(changed, _uniform(num, -JITTER[3], JITTER[3], generator))
-    return torch.where(_chance(num, P_JITTER, generator), changed, images)
+    return _rotate_hue(changed, draws.uniform(-JITTER[3], JITTER[3]))
 
 
 def _rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import open_clip
 import torch
+from safetensors import SafetensorError, safe_open
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 from manifests.store import open_store
@@ -21,6 +22,8 @@ from stages.options import ModelOptions
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIG: Final = "open_clip_config.json"
 _SCHEMAS: Final = ("local-dir:", "hf-hub:")
+FOLD_KEY: Final = "pairsan.fold."
+FOLDS_METADATA: Final = "pairsan.folds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Weights:
         tag: open_clip pretrained tag, if any.
         file_sha256: Hex digest of the weights file; None for hub models.
         uri: Where `path` was fetched from; a worker on another machine fetches it again.
+        folds: Text towers in the file; more than one in a cross-fitted scorer of `pairsan run`.
     """
 
     model: str
@@ -40,6 +44,7 @@ class Weights:
     tag: str | None
     file_sha256: str | None
     uri: str | None = None
+    folds: int = 1
 
 
 def resolve_weights(options: ModelOptions) -> Weights:
@@ -70,7 +75,17 @@ def resolve_weights(options: ModelOptions) -> Weights:
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
-    return Weights(model, str(path), None, file_sha256(path), uri)
+    return Weights(model, str(path), None, file_sha256(path), uri, _num_folds(path))
+
+
+def _num_folds(path: Path) -> int:
+    if path.suffix != ".safetensors":
+        return 1
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {}).get(FOLDS_METADATA, 1))
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def _tag_sha256(model: str, tag: str | None) -> str | None:
@@ -124,8 +139,12 @@ def fetch(uri: str) -> str:
     return str(target)
 
 
-def load_model(weights: Weights) -> torch.nn.Module:
+def load_model(weights: Weights, fold: int = 0) -> torch.nn.Module:
     """Build the architecture and load the weights into it, on the CPU, in fp32 and eval mode.
+
+    Args:
+        weights: Which.
+        fold: Which text tower, of a cross-fitted scorer.
 
     Raises:
         UnsafeCheckpoint: The file is a pickle that asks for more than tensors.
@@ -140,13 +159,35 @@ def load_model(weights: Weights) -> torch.nn.Module:
             model = _create(weights)
             if weights.path is not None:
                 _refuse_unsafe(Path(weights.path))
-                open_clip.load_checkpoint(model, weights.path, weights_only=True)
+                if weights.folds > 1:
+                    model.load_state_dict(_fold_of(weights.path, fold))
+                else:
+                    open_clip.load_checkpoint(model, weights.path, weights_only=True)
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # open_clip, torch and the hub raise many unrelated types
         source = weights.path or f"{weights.model} {weights.tag or ''}"
         raise CheckpointError(f"cannot load {source} into {weights.model}: {type(error).__name__}: {error}") from error
     return model.float().eval()
+
+
+def _fold_of(path: str, fold: int) -> dict[str, torch.Tensor]:
+    """Return the shared image tower and one text tower of a cross-fitted scorer."""
+    prefix = f"{FOLD_KEY}{fold}."
+    found = {}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118  # no mapping
+            if key.startswith(prefix) or not key.startswith(FOLD_KEY):
+                found[key.removeprefix(prefix)] = file.get_tensor(key)
+    return found
+
+
+def weights_sha256(weights: Weights, model: torch.nn.Module) -> str:
+    """Return `state_sha256` of what was loaded; over all text towers, of a cross-fitted scorer."""
+    if weights.folds == 1:
+        return state_sha256(model)
+    states = [state_sha256(load_model(weights, fold)) for fold in range(weights.folds)]
+    return hashlib.sha256("".join(states).encode()).hexdigest()
 
 
 def state_sha256(model: torch.nn.Module) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from stages.shards import read_shard
 
 CHUNK_ROWS: Final = 512
 _WAITING_PER_THREAD: Final = 8
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,20 @@ class Decode:
     def run(self, shard: Shard, /) -> Iterator[Chunk]:
         """Yield the rows of a shard in order, in chunks of 512."""
         chunks = self._chunks(shard)
-        return _one_ahead(chunks) if self._prefetch else chunks
+        return ahead(chunks, 1) if self._prefetch else chunks
+
+    def pairs(self, shard: Shard) -> Iterator[Pair]:
+        """Yield the rows of a shard in order with their encoded images, none decoded."""
+        return read_shard(self._store, shard, self._options)
+
+    def images(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
+        """Return the pixels of each pair, uint8 (size, size, 3), decoded in the threads of a pool; None where it cannot be."""
+        return [pixels for _, pixels in pool.map(self._decode, pairs)]
+
+    @property
+    def num_threads(self) -> int:
+        """Decoding threads."""
+        return self._num_threads
 
     def _chunks(self, shard: Shard) -> Iterator[Chunk]:
         with ThreadPoolExecutor(self._num_threads) as pool:
@@ -97,10 +111,17 @@ class Decode:
         return Pair(pair.index, pair.key, pair.uid, None, pair.caption, None, pair.detail), pixels
 
 
-def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Make the next chunk in another thread while the consumer works on the last one."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, chunks, None)
-        while (chunk := following.result()) is not None:
-            following = thread.submit(next, chunks, None)
-            yield chunk
+def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:
+    """Yield the items of an iterator while another thread makes the next few."""
+    waiting: deque[Future[tuple[Item] | None]] = deque()
+    with ThreadPoolExecutor(1) as thread:  # one thread, so the items keep their order
+        waiting.extend(thread.submit(_next, items) for _ in range(num))
+        while (found := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(_next, items))
+            yield found[0]
+
+
+def _next(items: Iterator[Item]) -> tuple[Item] | None:
+    for item in items:
+        return (item,)
+    return None

@@ -17,8 +17,9 @@ from manifests.schema import COSINE_STEP, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
 from stages.checkpoints import Weights
+from stages.cross_fit import make_encoder
 from stages.decode import Chunk, Decode
-from stages.encoders import Encoder, OpenClipEncoder
+from stages.encoders import Encoder
 from stages.pair import Pair, Shard
 
 log = logging.getLogger("pairsan.embed")
@@ -85,7 +86,7 @@ class Embed:
         if self._chunks is None:
             self.decode.open()
             self._chunks = self.decode.run
-        self._encoder = OpenClipEncoder(
+        self._encoder = make_encoder(
             self._weights, device=target.device, precision=target.precision, batch_size=target.batch_size
         )
         log.info("model loaded; captions trimmed: %s", self._encoder.trims)
@@ -143,8 +144,7 @@ def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
     cosines = np.full(len(pairs), np.nan, np.float32)
     images = texts = np.zeros((0, 0), np.float32)
     if len(chunk.rows):
-        images = encoder.encode_images(chunk.pixels)
-        texts = encoder.encode_captions([pairs[row].caption or "" for row in chunk.rows])
+        images, texts = encoder.encode_pairs(chunk.pixels, [pairs[row].caption or "" for row in chunk.rows])
         cosines[chunk.rows] = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
     for row in chunk.rows[~np.isfinite(cosines[chunk.rows])]:
         pairs[row] = pairs[row].quarantine(Reason.NOT_FINITE, "the model's features are NaN or infinite for this pair")

@@ -47,6 +47,10 @@ class Encoder(Protocol):
         """Return unit vectors, float32 (n, d), of captions."""
         ...
 
+    def encode_pairs(self, pixels: Pixels, captions: Sequence[str]) -> tuple[Features, Features]:
+        """Return unit vectors of images and of their captions, float32 (n, d) each."""
+        ...
+
 
 def preprocess_config(model: torch.nn.Module) -> dict[str, Any]:
     """Return the checkpoint's own image preprocessing as plain values: size, mean, std, interpolation, resize_mode."""
@@ -88,7 +92,9 @@ class OpenClipEncoder:
         trims: Whether the text tower runs on trimmed captions (else `encode_text` at full length).
     """
 
-    def __init__(self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64) -> None:
+    def __init__(
+        self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64, fold: int = 0
+    ) -> None:
         """Load the weights.
 
         Args:
@@ -96,8 +102,9 @@ class OpenClipEncoder:
             device: `cpu` or `cuda`.
             precision: `fp32`, or `bf16` / `fp16` for autocast.
             batch_size: Rows per forward pass.
+            fold: Which text tower, of a cross-fitted scorer.
         """
-        self._model = load_model(weights).to(device).to(memory_format=torch.channels_last)
+        self._model = load_model(weights, fold).to(device).to(memory_format=torch.channels_last)
         self._tokenizer = open_clip.get_tokenizer(_tokenizer_name(weights))
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -124,6 +131,10 @@ class OpenClipEncoder:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return features[back][inverse]
+
+    def encode_pairs(self, pixels: Pixels, captions: Sequence[str]) -> tuple[Features, Features]:
+        """Return unit vectors of images and of their captions, float32 (n, d) each."""
+        return self.encode_images(pixels), self.encode_captions(captions)
 
     def _image_batch(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
         # (n, h, w, 3) bytes seen as (n, 3, h, w) are already channels_last, the fast layout for convolutions

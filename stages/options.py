@@ -85,23 +85,50 @@ class SplitOptions(Options):
 class TrainOptions(Options):
     """How the trainer stage learns (`[train]`)."""
 
+    preset: Literal["paper-1m", "paper-100k", "demo"] | None = Field(
+        None, description="start from these settings; whatever is given besides wins over them"
+    )
     rounds: int = Field(8, ge=0, description="rounds of scoring and training after the warm-up")
     warmup_passes: int = Field(5, ge=0, description="unimodal passes over all rows before the first round")
+    scorer: Literal["model", "locked"] = Field(
+        "locked",
+        description="what scores the rounds: the model being trained (the paper's way), or text towers of their own on its "
+        "image tower as the warm-up left it, cross-fitted over scorer_folds",
+    )
+    scorer_folds: int = Field(
+        4, ge=1, le=64, description="a pair is scored by a text tower that never saw its fold; 1: one tower that saw all"
+    )
+    refit_passes: int = Field(0, ge=0, description="passes of the locked scorer over each round's safe rows, before the next")
     first_matching: Literal["slow", "locked"] = Field(
-        "slow", description="slow: CLIP loss at slow_learning_rate; locked: image tower frozen, text tower matched to it"
+        "slow",
+        description="first matching of `scorer = model`. slow: CLIP loss at slow_learning_rate; locked: image tower frozen, "
+        "text tower matched to it",
     )
     matching_passes: int = Field(1, ge=0, description="passes of the first matching")
+    order: Literal["interleaved", "sequential"] = Field(
+        "interleaved", description="steps on safe and risky rows mixed, or all risky ones first (as published)"
+    )
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate")
     slow_learning_rate: float = Field(5e-6, gt=0.0, description="constant learning rate of the slow first matching")
-    locked_learning_rate: float = Field(1e-3, gt=0.0, description="constant learning rate of the locked first matching")
+    locked_learning_rate: float = Field(1e-3, gt=0.0, description="constant learning rate of locked matching and refits")
     weight_decay: float = Field(0.1, ge=0.0, description="AdamW weight decay; none on norms, biases and logit scale")
-    train_batch_size: int = Field(128, ge=2, description="rows per step")
+    train_batch_size: int = Field(128, ge=2, description="rows per step, over all workers")
+    train_workers: int = Field(1, ge=1, description="data-parallel workers; more than 1 needs --executor ray")
+    local_loss: bool = Field(False, description="each worker computes the CLIP loss of its own rows only, against all rows")
+    train_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the forward pass; auto is bf16 autocast on GPUs that have it, else fp32"
+    )
     lr_warmup_share: Share = Field(0.05, description="share of all steps in which the learning rate rises")
     pool_size: int = Field(2048, ge=1, description="rows of each nearest-neighbour pool")
+    faiss_from: int = Field(65536, ge=1, description="pool rows from which FAISS searches on CPUs, in bounded memory")
     clip_weight: float = Field(1.0, ge=0.0, description="weight of the CLIP loss")
     unimodal_weight: float = Field(1.0, ge=0.0, description="weight of the unimodal loss")
     least_crop: float = Field(0.08, gt=0.0, le=1.0, description="least share of an image that a random crop covers")
+    colour_strength: Share = Field(
+        1.0, description="share of SAFECLIP's chances of colour jitter, grey and blur; 0 leaves crops and flips"
+    )
     p_caption_change: Share = Field(0.5, description="share of captions that the CLIP loss sees changed; the others are true")
+    shuffle_rows: int = Field(4096, ge=1, description="encoded rows that each shuffle buffer holds (and 1 GiB at most)")
     save_every_steps: int = Field(200, ge=1, description="steps between two saved positions")
     train_seed: int = Field(0, ge=0, description="seed of initial weights, orders and augmentation")
 

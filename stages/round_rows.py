@@ -1,20 +1,30 @@
-"""Stream the rows of a sealed round for training: joined by position inside each shard, shuffled in a bounded buffer."""
+"""Stream the rows of a sealed round for training: joined by position inside each shard, shuffled in a bounded buffer.
+
+Safe and risky rows come in two streams, each of which reads the shards for itself and decodes nothing but its own rows. So
+which label a step has is planned from the seal alone: all workers take the same one at every step without a word between
+them, and no buffer grows where one shard is all safe and another all risky. The price is that both streams read the shards'
+bytes.
+"""
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from manifests.reading import Manifest
 from manifests.schema import Label
-from stages.decode import Decode
-from stages.pair import Shard
+from stages.decode import Decode, ahead
+from stages.pair import Pair, Shard
 
-BUFFER_ROWS: Final = 8192
+BUFFER_BYTES: Final = 1 << 30
+_BATCHES_AHEAD: Final = 2
+_TRIES: Final = 1000
+Counts = Mapping[Label, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,81 +36,189 @@ class Batch:
         pixels: RGB uint8 (n, size, size, 3).
         captions: Their captions, (n,).
         uids: 16 bytes each, for error messages.
+        drawn: Rows of each label that were drawn from their streams up to here; where to go on after a stop.
     """
 
     label: Label
     pixels: npt.NDArray[np.uint8]
     captions: list[str]
     uids: list[bytes]
+    drawn: dict[str, int] = field(default_factory=dict)
 
 
-Row = tuple[npt.NDArray[np.uint8], str, bytes]
+@dataclass(frozen=True, slots=True)
+class PassRows:
+    """What one worker reads in one pass.
+
+    Attributes:
+        manifest: The sealed round; None for a pass over all pairs before there is any round.
+        shards: This worker's.
+        labels: The label of every step, the same for all workers.
+        batch_size: Rows per step of this worker.
+        seed: Of this pass and worker.
+        shuffle_rows: Encoded rows that each buffer holds.
+    """
+
+    manifest: Manifest | None
+    shards: tuple[Shard, ...]
+    labels: tuple[Label, ...]
+    batch_size: int
+    seed: int
+    shuffle_rows: int
 
 
-def round_batches(
-    manifest: Manifest | None,
-    shards: Sequence[Shard],
-    decode: Decode,
-    *,
-    batch_size: int,
-    seed: int,
-    as_label: Label | None = None,
-) -> Iterator[Batch]:
-    """Yield the scored rows of a round once, in an order that depends on `seed` alone, in batches of one label each.
-
-    Safe and risky batches come in the proportion in which their rows are met. Rows that do not fill a last batch are
-    left out; another order leaves out others. Memory: 8,192 rows per label.
+def plan_steps(
+    counts: Sequence[Counts], batch_size: int, order: Literal["interleaved", "sequential"], seed: int
+) -> tuple[Label, ...]:
+    """Return the label of every step of a pass.
 
     Args:
-        manifest: The sealed round; None for a pass over all decodable rows before there is any round.
-        shards: All shards of the dataset.
-        decode: Opened; reads and decodes a shard.
-        batch_size: Rows per batch.
-        seed: Of this pass.
-        as_label: Take safe and risky rows alike, under this label.
+        counts: Rows of each label that each worker has; the worker with the fewest decides how many steps there are.
+        batch_size: Rows per step of one worker.
+        order: Labels mixed at random, or all risky steps first.
+        seed: Of this pass, the same on all workers.
 
     Raises:
-        RunError: A shard has other rows than its manifest.
+        ConfigError: The safe rows do not fill a single batch, or no label does.
     """
-    rng = random.Random(seed)  # noqa: S311  # an order, no secret
-    order = list(shards)
-    rng.shuffle(order)
-    buffers: dict[Label, list[Row]] = {Label.SAFE: [], Label.RISKY: []}
-    for shard in order:
-        for label, row in _rows(manifest, shard, decode):
-            label = as_label or label
-            buffer = buffers[label]
-            buffer.append(row)
-            if len(buffer) >= BUFFER_ROWS:
-                yield _take(label, buffer, batch_size, rng)
-    while any(len(buffer) >= batch_size for buffer in buffers.values()):
-        weights = [len(buffer) if len(buffer) >= batch_size else 0 for buffer in buffers.values()]
-        label = rng.choices(list(buffers), weights)[0]
-        yield _take(label, buffers[label], batch_size, rng)
+    labels: list[Label] = []
+    for label in (Label.RISKY, Label.SAFE):
+        rows = [count.get(label, 0) for count in counts]
+        steps = min(rows) // batch_size
+        if any(rows) and steps == 0 and (label == Label.SAFE or not any(count.get(Label.SAFE) for count in counts)):
+            raise ConfigError(
+                f"{sum(rows)} {label} rows do not fill one batch of {batch_size} rows on each of {len(counts)} workers "
+                f"(fewest: {min(rows)}); lower train_batch_size, or let more rows be {label}"
+            )
+        labels += [label] * steps
+    if order == "interleaved":
+        random.Random(seed).shuffle(labels)  # noqa: S311  # an order, no secret
+    return tuple(labels)
 
 
-def _rows(manifest: Manifest | None, shard: Shard, decode: Decode) -> Iterator[tuple[Label, Row]]:
-    labels = None if manifest is None else manifest.table(shard.name, ["label"], check_hash=True)
-    words = None if labels is None else labels["label"].to_pylist()
-    index = 0
-    for chunk in decode.run(shard):
-        slot_of = {int(position): slot for slot, position in enumerate(chunk.rows)}
-        for position, pair in enumerate(chunk.pairs):
-            word = str(Label.RISKY) if words is None else words[index] if index < len(words) else None
-            index += 1
-            if word is None:
-                raise RunError(f"{shard.name} has more rows than its manifest ({len(words or [])}); has it changed?")
-            if position in slot_of and word != Label.QUARANTINED:
-                yield Label(word), (chunk.pixels[slot_of[position]].copy(), pair.caption or "", pair.uid)
-    if words is not None and index != len(words):
-        raise RunError(f"{shard.name} has {index} rows, its manifest {len(words)}; has it changed?")
+def share_shards(shards: Sequence[Shard], num_rows: Mapping[str, int], num_workers: int) -> list[tuple[Shard, ...]]:
+    """Deal shards out to workers so that all get about as many rows: the largest first, each to whoever has least.
+
+    Raises:
+        ConfigError: There are fewer shards than workers.
+    """
+    if len(shards) < num_workers:
+        raise ConfigError(f"{num_workers} workers need as many shards, the dataset has {len(shards)}; lower --train-workers")
+    hands: list[list[Shard]] = [[] for _ in range(num_workers)]
+    held = [0] * num_workers
+    for shard in sorted(shards, key=lambda s: (-num_rows[s.name], s.name)):
+        least = held.index(min(held))
+        hands[least].append(shard)
+        held[least] += num_rows[shard.name]
+    return [tuple(hand) for hand in hands]
 
 
-def _take(label: Label, buffer: list[Row], batch_size: int, rng: random.Random) -> Batch:
-    """Draw a batch out of a buffer; what is left keeps no order."""
-    rows = []
-    for _ in range(batch_size):
-        place = rng.randrange(len(buffer))
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
-        rows.append(buffer.pop())
-    return Batch(label, np.stack([r[0] for r in rows]), [r[1] for r in rows], [r[2] for r in rows])
+def pass_batches(rows: PassRows, decode: Decode, *, skip: int = 0, drawn: Mapping[str, int] | None = None) -> Iterator[Batch]:
+    """Yield the batches of one pass, in an order that depends on the seed alone; two are made ahead in other threads.
+
+    An image that cannot be decoded is passed over. A stream that runs out (by such images, or where another worker has
+    more) begins anew, in another order.
+
+    Args:
+        rows: What to read.
+        decode: Opened.
+        skip: Batches that were taken before.
+        drawn: The last of those batches' `drawn`.
+
+    Raises:
+        RunError: A shard has other rows than its manifest, or nothing in it can be decoded.
+    """
+    return ahead(_batches(rows, decode, skip, dict(drawn or {})), _BATCHES_AHEAD)
+
+
+def _batches(rows: PassRows, decode: Decode, skip: int, drawn: dict[str, int]) -> Iterator[Batch]:
+    streams = {label: _Stream(rows, label, decode, drawn.get(label, 0)) for label in dict.fromkeys(rows.labels[skip:])}
+    with ThreadPoolExecutor(decode.num_threads) as pool:
+        for label in rows.labels[skip:]:
+            pairs, pixels = streams[label].take(rows.batch_size, pool)
+            drawn = {**drawn, str(label): streams[label].num_drawn}
+            yield Batch(label, np.stack(pixels), [p.caption or "" for p in pairs], [p.uid for p in pairs], drawn)
+
+
+class _Stream:
+    """The rows of one label, without end."""
+
+    def __init__(self, rows: PassRows, label: Label, decode: Decode, num_drawn: int) -> None:
+        self._rows, self._label, self._decode = rows, label, decode
+        self.num_drawn = 0
+        self._pairs = self._shuffled()
+        for _ in range(num_drawn):
+            self._draw()
+
+    def take(self, num: int, pool: ThreadPoolExecutor) -> tuple[list[Pair], list[npt.NDArray[np.uint8]]]:
+        """Return so many decoded rows."""
+        found: list[tuple[Pair, npt.NDArray[np.uint8]]] = []
+        first = self.num_drawn
+        while len(found) < num:
+            drawn = [self._draw() for _ in range(num - len(found))]
+            images = self._decode.images(drawn, pool)
+            tried = self.num_drawn - first
+            if not found and tried >= _TRIES and all(image is None for image in images):
+                raise RunError(f"none of {tried} {self._label} rows in a row can be decoded, the last is {drawn[-1].key!r}")
+            found += [(pair, image) for pair, image in zip(drawn, images, strict=True) if image is not None]
+        return [pair for pair, _ in found], [image for _, image in found]
+
+    def _draw(self) -> Pair:
+        self.num_drawn += 1
+        return next(self._pairs)
+
+    def _shuffled(self) -> Iterator[Pair]:
+        epoch = 0
+        while True:
+            rng = random.Random(f"{self._rows.seed}/{self._label}/{epoch}")  # noqa: S311  # an order, no secret
+            num = 0
+            for pair in _shuffle(self._one_epoch(rng), self._rows.shuffle_rows, rng):
+                num += 1
+                yield pair
+            if num == 0:
+                raise RunError(f"{len(self._rows.shards)} shards hold no {self._label} row to train on")
+            epoch += 1
+
+    def _one_epoch(self, rng: random.Random) -> Iterator[Pair]:
+        order = list(self._rows.shards)
+        rng.shuffle(order)
+        for shard in order:
+            yield from _rows_of(self._rows.manifest, shard, self._decode, self._label)
+
+
+def _shuffle(pairs: Iterator[Pair], size: int, rng: random.Random) -> Iterator[Pair]:
+    """Yield pairs out of a buffer of so many, or of 1 GiB, in random order."""
+    buffer: list[Pair] = []
+    num_bytes = 0
+    for pair in pairs:
+        buffer.append(pair)
+        num_bytes += len(pair.image or b"")
+        while len(buffer) > size or num_bytes > BUFFER_BYTES:
+            num_bytes -= len(_swap_out(buffer, rng).image or b"")
+            yield buffer.pop()
+    while buffer:
+        _swap_out(buffer, rng)
+        yield buffer.pop()
+
+
+def _swap_out(buffer: list[Pair], rng: random.Random) -> Pair:
+    """Bring a random pair to the end."""
+    place = rng.randrange(len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer[-1]
+
+
+def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Label) -> Iterator[Pair]:
+    """Yield the rows of a shard that have a label; all that can be read where there is no manifest."""
+    if manifest is None:
+        yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
+        return
+    words = manifest.table(shard.name, ["label"], check_hash=True)["label"].to_pylist()
+    index = -1
+    for index, pair in enumerate(decode.pairs(shard)):
+        if index >= len(words):
+            raise RunError(f"{shard.name} has more rows than its manifest ({len(words)}); has it changed?")
+        if words[index] == label:
+            yield pair
+    if index + 1 != len(words):
+        raise RunError(f"{shard.name} has {index + 1} rows, its manifest {len(words)}; has it changed?")

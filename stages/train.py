@@ -1,198 +1,249 @@
 """Train a CLIP model over the batches of one pass; the state lives in one file, so that a killed pass goes on exactly.
 
-Everything random is drawn from (seed, step), and batches follow from (seed, pass), so the position is one number: a pass that
-is killed and started again reaches the same weights as an uncut one.
+Everything random is drawn from (seed, step), and batches follow from (seed, pass), so the position is a few numbers: a pass
+that is killed and started again reaches the same weights as an uncut one.
 """
 
 import json
 import math
-import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import open_clip
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch.nn.parallel import DistributedDataParallel
 
 from manifests.errors import CheckpointError, TrainingFailed
 from manifests.parts import write_bytes
 from manifests.schema import Label
 from manifests.store import Store
-from stages.augment import augment_caption, augment_images
 from stages.checkpoints import quiet_open_clip
-from stages.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
+from stages.group import Group
 from stages.losses import NeighbourPool, clip_loss, unimodal_loss
 from stages.options import TrainOptions
 from stages.round_rows import Batch
+from stages.views import Tokenizer, Views, encode_image
 
 MAX_LOGIT_SCALE: Final = math.log(100.0)
 _PROGRESS_KEY: Final = "pairsan.progress"
-
-
-@dataclass(frozen=True, slots=True)
-class PassResult:
-    """What one pass did.
-
-    Attributes:
-        num_steps: Optimizer steps in all, counted over passes.
-        clip_loss: Mean CLIP loss over the pass, NaN where there was none.
-        unimodal_loss: Mean unimodal loss, NaN where there was none.
-    """
-
-    num_steps: int
-    clip_loss: float
-    unimodal_loss: float
+Progress = dict[str, Any]
 
 
 class Learner:
-    """A model, its optimizer and its two pools.
+    """Something that takes optimizer steps on batches and can be saved between any two of them.
 
     Attributes:
-        model: The open_clip model.
+        model: All that is saved under `model/`.
         step: Optimizer steps taken so far, over all passes.
+        views: Random views of batches.
+        losses: Of this pass, by label: sum of the losses and number of steps.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Callable[[list[str]], torch.Tensor], options: TrainOptions) -> None:
-        """Set up the optimizer and empty pools for a model."""
-        self.model, self._tokenizer, self._options = model.to(memory_format=torch.channels_last), tokenizer, options
+    def __init__(self, model: torch.nn.Module, options: TrainOptions, views: Views, device: torch.device, group: Group) -> None:
+        """Set up the optimizer."""
+        self.model, self.options, self.views, self.group = model, options, views, group
+        self.device, self.step = device, 0
+        self.losses: dict[Label, list[float]] = {}
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         plain = [p for p in model.parameters() if p.ndim < 2]  # norms, biases, logit scale
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
-        self._trims, self._pad = trimming_is_exact(model.eval(), tokenizer), padding_of(tokenizer)
-        with torch.inference_mode():
-            dim = model.encode_text(tokenizer(["a"])).shape[1]  # type: ignore[operator]
-        self.pools = {name: NeighbourPool(options.pool_size, dim) for name in ("image", "text")}
-        config = preprocess_config(model)
-        self._mean, self._std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-        self.step = 0
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return this worker's part of the loss of a batch; `network` is `self.network()`, wrapped where there are more."""
+        raise NotImplementedError
+
+    def network(self) -> torch.nn.Module:
+        """Return the module whose forward makes features of both kinds, set to training."""
+        raise NotImplementedError
+
+    def scales(self) -> list[torch.Tensor]:
+        """Return the logit scales, to be clamped after every step."""
+        raise NotImplementedError
 
     def learn(
         self,
         batches: Iterable[Batch],
         learning_rate: Callable[[int], float],
         *,
-        locked_image: bool = False,
-        every: tuple[int, Callable[[], None]] | None = None,
-    ) -> PassResult:
-        """Take one step per batch: CLIP loss on safe rows, unimodal loss on risky ones.
+        every: tuple[int, Callable[[Batch], None]] | None = None,
+    ) -> None:
+        """Take one step per batch.
 
         Args:
             batches: Of one pass, from where it was left.
             learning_rate: Of a step.
-            locked_image: Whether the image tower stays as it is, in eval mode.
-            every: After so many steps, call this (to save).
+            every: After so many steps, call this with the last batch (to save).
 
         Raises:
             TrainingFailed: The loss is not finite; names step, learning rate and the batch's uids.
         """
-        self.model.train()
-        if locked_image:
-            self.model.get_submodule("visual").eval()
-        losses: dict[Label, list[float]] = {Label.SAFE: [], Label.RISKY: []}
+        network = self.network()
+        if self.group.size > 1:
+            network = DistributedDataParallel(network)
         for batch in batches:
-            lr = learning_rate(self.step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            loss = self._loss(batch, locked_image)
-            if not torch.isfinite(loss):
-                uids = ", ".join(uid.hex() for uid in batch.uids[:4])
-                raise TrainingFailed(
-                    f"the loss of step {self.step} is {loss.item()} at learning rate {lr:.2e}, on {len(batch.uids)} "
-                    f"{batch.label} rows (uids {uids}, ...); the last checkpoint is kept. Lower learning_rate."
-                )
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)  # type: ignore[operator]
-            losses[batch.label].append(loss.item())
+            value = self._take_step(network, batch, learning_rate(self.step))
+            total, num = self.losses.get(batch.label, (0.0, 0))
+            self.losses[batch.label] = [total + value, num + 1]
             self.step += 1
             if every is not None and self.step % every[0] == 0:
-                every[1]()
-        means = [float(np.mean(found)) if found else math.nan for found in losses.values()]
-        return PassResult(self.step, *means)
+                every[1](batch)
 
-    def _loss(self, batch: Batch, locked_image: bool) -> torch.Tensor:
-        seed = self._options.seed * 1_000_003 + self.step
-        generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)  # noqa: S311
-        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
-        scale = self.model.logit_scale.exp()  # type: ignore[operator]
-        options = self._options
-        if batch.label == Label.SAFE:
-            captions = [augment_caption(c, rng) if rng.random() < options.p_caption_change else c for c in batch.captions]
-            images = self._images(pixels, generator, locked_image)
-            return options.clip_weight * clip_loss(images, self._texts(captions), scale)
-        views = [self._images(pixels, generator, locked_image) for _ in range(2)]
-        texts = [self._texts(batch.captions), self._texts([augment_caption(c, rng) for c in batch.captions])]
-        image = unimodal_loss(views[0], views[1], self.pools["image"], scale)
-        text = unimodal_loss(texts[0], texts[1], self.pools["text"], scale)
-        return options.unimodal_weight * (image + text) / 2
+    def _take_step(self, network: torch.nn.Module, batch: Batch, lr: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self.views.begin(self.step)
+        loss = self.loss(network, batch)
+        value = float(self.group.mean(loss))
+        if not math.isfinite(value):
+            uids = ", ".join(uid.hex() for uid in batch.uids[:4])
+            raise TrainingFailed(
+                f"the loss of step {self.step} is {value} at learning rate {lr:.2e}, on {len(batch.uids)} "
+                f"{batch.label} rows (uids {uids}, ...); the last checkpoint is kept. Lower learning_rate."
+            )
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        with torch.no_grad():
+            for scale in self.scales():
+                scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        return value
 
-    def _images(self, pixels: torch.Tensor, generator: torch.Generator, locked: bool) -> torch.Tensor:
-        view = augment_images(pixels, generator, least_scale=self._options.least_crop)
-        normal = ((view - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(not locked):
-            features = self.model.encode_image(normal)  # type: ignore[operator]
-        return torch.nn.functional.normalize(features, dim=-1)
-
-    def _texts(self, captions: list[str]) -> torch.Tensor:
-        tokens = self._tokenizer(captions)
-        if not self._trims:
-            return torch.nn.functional.normalize(self.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
-        length = int(token_lengths(tokens.numpy(), self._pad).max())
-        return torch.nn.functional.normalize(encode_short_text(self.model, tokens[:, :length]), dim=-1)
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        wanted, cuda = self.options.train_precision, self.device.type == "cuda"
+        enabled = wanted == "bf16" or (wanted == "auto" and cuda and torch.cuda.is_bf16_supported())
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return model, optimizer and pools as one flat mapping, ready for safetensors."""
+        """Return everything that is not a setting as one flat mapping on the CPU, ready for safetensors."""
         found = {f"model/{key}": value for key, value in self.model.state_dict().items()}
         for index, state in self._optimizer.state_dict()["state"].items():
             found |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        for name, pool in self.pools.items():
-            found |= {f"pool/{name}/{key}": value for key, value in pool.state_dict().items()}
-        return {key: value.detach().contiguous().clone() for key, value in found.items()}
+        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Take up what `tensors` returned at some step."""
-
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-        self.model.load_state_dict(under("model/"))
-        for name, pool in self.pools.items():
-            pool.load_state_dict(under(f"pool/{name}/"))
+        self.model.load_state_dict(under(tensors, "model/"))
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in under("optimizer/").items():
+        for key, value in under(tensors, "optimizer/").items():
             index, _, what = key.partition("/")
             state.setdefault(int(index), {})[what] = value
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self.step = step
 
-    def save(self, run: Store, name: str, progress: dict[str, Any]) -> None:
+    def save(self, run: Store, name: str, progress: Progress) -> None:
         """Write everything into one file, whole or not at all, with the position in its header."""
         metadata = {_PROGRESS_KEY: json.dumps({**progress, "step": self.step}, sort_keys=True)}
         write_bytes(run, name, save(self.tensors(), metadata))
 
     def save_model(self, run: Store, name: str) -> None:
-        """Write the model alone, as open_clip loads it."""
-        model = {key.removeprefix("model/"): value for key, value in self.tensors().items() if key.startswith("model/")}
-        write_bytes(run, name, save(model))
+        """Write the weights alone, ready for scoring."""
+        write_bytes(run, name, save(under(self.tensors(), "model/")))
 
 
-def read_progress(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return (progress, tensors) of a file that `Learner.save` wrote.
+class ClipLearner(Learner):
+    """A CLIP model and its two pools: CLIP loss on safe rows, unimodal loss on risky ones.
+
+    Attributes:
+        pools: Of images and of captions; they live on through all passes.
+        locked_image: Whether the image tower stays as it is, in eval mode.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Tokenizer,
+        options: TrainOptions,
+        *,
+        device: torch.device | str = "cpu",
+        group: Group | None = None,
+    ) -> None:
+        """Set up the optimizer and empty pools for a model."""
+        device, group = torch.device(device), group or Group()
+        model = model.to(device).to(memory_format=torch.channels_last)
+        super().__init__(model, options, Views(model.eval(), tokenizer, options, device, group), device, group)
+        with torch.inference_mode():
+            dim = model.encode_text(tokenizer(["a"]).to(device)).shape[1]  # type: ignore[operator]
+        self.pools = {n: NeighbourPool(options.pool_size, dim, options.faiss_from).to(device) for n in ("image", "text")}
+        self.locked_image = False
+
+    def network(self) -> torch.nn.Module:
+        """Return both towers as one module."""
+        self.model.train().requires_grad_(True)
+        if self.locked_image:
+            self.model.get_submodule("visual").eval().requires_grad_(False)
+        if isinstance(getattr(self.model, "logit_bias", None), torch.nn.Parameter):
+            self.model.logit_bias.requires_grad_(False)  # SigLIP's; neither loss has one
+        return _Towers(self.model, self.views)
+
+    def scales(self) -> list[torch.Tensor]:
+        """Return the model's logit scale."""
+        return [self.model.logit_scale]  # type: ignore[list-item]
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss of the batch's label."""
+        return self._safe_loss(network, batch) if batch.label == Label.SAFE else self._risky_loss(network, batch)
+
+    def _safe_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        captions = self.views.changed(batch.captions, self.options.p_caption_change)
+        with self.autocast():
+            images, texts, scale = network(self.views.images(batch.pixels), self.views.tokens(captions))
+        return self.options.clip_weight * clip_loss(images, texts, scale, self.group, local=self.options.local_loss)
+
+    def _risky_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        pixels = torch.cat([self.views.images(batch.pixels), self.views.images(batch.pixels)])
+        tokens = self.views.tokens([*batch.captions, *self.views.changed(batch.captions)])
+        with self.autocast():
+            images, texts, scale = network(pixels, tokens)
+        num = len(batch.uids)
+        image = unimodal_loss(images[:num], images[num:], self.pools["image"], scale, self.group)
+        text = unimodal_loss(texts[:num], texts[num:], self.pools["text"], scale, self.group)
+        return self.options.unimodal_weight * (image + text) / 2
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return model, optimizer and pools as one flat mapping on the CPU, ready for safetensors."""
+        pools = {f"pool/{n}/{key}": value for n, pool in self.pools.items() for key, value in pool.state_dict().items()}
+        return {**super().tensors(), **{key: value.cpu().clone() for key, value in pools.items()}}
+
+    def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
+        """Take up what `tensors` returned at some step."""
+        super().restore(tensors, step)
+        for name, pool in self.pools.items():
+            pool.load_state_dict(under(tensors, f"pool/{name}/"))
+
+
+class _Towers(torch.nn.Module):
+    """Both towers in one forward, as DistributedDataParallel needs it."""
+
+    def __init__(self, model: torch.nn.Module, views: Views) -> None:
+        super().__init__()
+        self.model, self._views = model, views
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        scale = self.model.logit_scale.exp()  # type: ignore[operator]
+        return encode_image(self.model, images), self._views.encode_text(self.model, tokens), scale
+
+
+def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose name begins with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def read_progress(path: str) -> Progress:
+    """Return the position in a file that `Learner.save` wrote.
 
     Raises:
         CheckpointError: It is something else.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        if _PROGRESS_KEY not in metadata:
-            raise CheckpointError(f"{path} holds no training state")
-        return json.loads(metadata[_PROGRESS_KEY]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if _PROGRESS_KEY not in metadata:
+        raise CheckpointError(f"{path} holds no training state")
+    found: Progress = json.loads(metadata[_PROGRESS_KEY])
+    return found
 
 
 def new_model(architecture: str, seed: int) -> torch.nn.Module:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +15,25 @@ import open_clip
 import pytest
 import torch
 from click.testing import Result
-from conftest import EMOJI
+from conftest import EMOJI, make_tar
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from manifests import Label, open_round
-from manifests.errors import RunError, TrainingFailed
-from pipeline.training import learning_rate, passes_of
+from manifests.errors import ConfigError, RunError, TrainingFailed
+from manifests.store import open_store
+from pipeline.passes import position
+from pipeline.schedule import learning_rate, passes_of
 from stages.decode import Decode
 from stages.encoders import preprocess_config
 from stages.options import ReadOptions, TrainOptions
-from stages.round_rows import Batch, round_batches
+from stages.pair import Shard
+from stages.round_rows import Batch, PassRows, pass_batches, plan_steps, share_shards
 from stages.shards import open_dataset
-from stages.train import Learner, new_model, read_progress
+from stages.train import ClipLearner, new_model, read_progress
 
 Pairsan = Callable[..., Result]
+SMALL_MODEL = EMOJI / "demo-model"
 SMALL = TrainOptions(train_batch_size=8, pool_size=64, learning_rate=1e-3)
 
 
@@ -36,8 +42,8 @@ def architecture(tiny: str) -> str:
     return f"local-dir:{tiny}"
 
 
-def learner_of(architecture: str, options: TrainOptions = SMALL) -> Learner:
-    return Learner(new_model(architecture, 0), open_clip.get_tokenizer(architecture), options)
+def learner_of(architecture: str, options: TrainOptions = SMALL) -> ClipLearner:
+    return ClipLearner(new_model(architecture, 0), open_clip.get_tokenizer(architecture), options)
 
 
 def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
@@ -50,9 +56,7 @@ def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
 
 
 def test_one_warm_up_and_one_cosine_over_the_steps_that_are_taken() -> None:
-    options = TrainOptions(
-        warmup_passes=2, matching_passes=1, rounds=3, learning_rate=1.0, lr_warmup_share=0.2, first_matching="locked"
-    )
+    options = TrainOptions(warmup_passes=2, matching_passes=1, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
     rates, step = [], 0
     for this in passes_of(options):
         num_steps = 10 + this.index  # passes differ in length
@@ -81,21 +85,23 @@ def test_weight_decay_spares_norms_biases_and_the_logit_scale(architecture: str)
 
 def test_each_label_trains_by_its_own_loss(architecture: str) -> None:
     learner = learner_of(architecture)
-    result = learner.learn(batches_of(Label.RISKY, 3), lambda _: 1e-3)
-    assert math.isnan(result.clip_loss)
-    assert result.unimodal_loss > 0
+    learner.learn(batches_of(Label.RISKY, 3), lambda _: 1e-3)
+    assert list(learner.losses) == [Label.RISKY]
+    assert learner.losses[Label.RISKY][0] > 0
     assert int(learner.pools["image"].filled) == int(learner.pools["text"].filled) == 24
-    result = learner.learn(batches_of(Label.SAFE, 2), lambda _: 1e-3)
-    assert result.clip_loss > 0
-    assert math.isnan(result.unimodal_loss)
-    assert result.num_steps == learner.step == 5
+    learner.losses = {}
+    learner.learn(batches_of(Label.SAFE, 2), lambda _: 1e-3)
+    assert list(learner.losses) == [Label.SAFE]
+    assert learner.losses[Label.SAFE][1] == 2
+    assert learner.step == 5
     assert int(learner.pools["image"].filled) == 24  # safe batches leave the pools alone
 
 
 def test_a_locked_image_tower_does_not_move_at_all(architecture: str) -> None:
     learner = learner_of(architecture)
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
-    learner.learn(batches_of(Label.SAFE, 3), lambda _: 1e-2, locked_image=True)
+    learner.locked_image = True
+    learner.learn(batches_of(Label.SAFE, 3), lambda _: 1e-2)
     after = learner.model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("visual."))  # batch norms included
     assert not torch.equal(after["text_projection"], before["text_projection"])
@@ -118,18 +124,16 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_uids(architecture: s
 
 
 def test_a_saved_learner_goes_on_exactly(architecture: str, tmp_path: Path) -> None:
-    from manifests.store import open_store
-
     work = [*batches_of(Label.RISKY, 3), *batches_of(Label.SAFE, 3, 1), *batches_of(Label.RISKY, 2, 2)]
     whole = learner_of(architecture)
     whole.learn(work, lambda _: 1e-3)
     cut = learner_of(architecture)
     cut.learn(work[:4], lambda _: 1e-3)
     cut.save(open_store(tmp_path), "state.safetensors", {"pass": 2, "batches": 4})
-    progress, tensors = read_progress(str(tmp_path / "state.safetensors"))
+    progress = read_progress(str(tmp_path / "state.safetensors"))
     assert progress == {"pass": 2, "batches": 4, "step": 4}
     resumed = learner_of(architecture, SMALL)
-    resumed.restore(tensors, progress["step"])
+    resumed.restore(load_file(tmp_path / "state.safetensors"), progress["step"])
     resumed.learn(work[4:], lambda _: 1e-3)
     for key, value in whole.tensors().items():
         assert torch.equal(resumed.tensors()[key], value), key
@@ -149,21 +153,61 @@ def open_decode(crawl: Path, architecture: str) -> tuple[tuple, Decode]:
     return dataset.shards, decode
 
 
+def rows_of(run: Path | None, shards: tuple, labels: tuple, seed: int = 1, shuffle_rows: int = 4096) -> PassRows:
+    return PassRows(open_round(run) if run else None, shards, labels, 4, seed, shuffle_rows)
+
+
 def test_rows_are_joined_by_position_and_quarantined_ones_never_train(sealed: Path, crawl: Path, architecture: str) -> None:
     shards, decode = open_decode(crawl, architecture)
-    manifest = open_round(sealed)
-    truth = manifest.to_pandas(["uid", "label", "caption"]).set_index("uid")
-    batches = list(round_batches(manifest, shards, decode, batch_size=4, seed=1))
-    assert [len(batch.uids) for batch in batches] == [4] * 8  # 19 safe and 19 risky rows: 4 batches each
+    truth = open_round(sealed).to_pandas(["uid", "label", "caption"]).set_index("uid")
+    labels = plan_steps([{Label.SAFE: 19, Label.RISKY: 19}], 4, "interleaved", 1)
+    assert sorted(labels) == [Label.RISKY] * 4 + [Label.SAFE] * 4
+    batches = list(pass_batches(rows_of(sealed, shards, labels), decode))
+    assert tuple(batch.label for batch in batches) == labels
     for batch in batches:
         assert all(truth.label[uid] == batch.label for uid in batch.uids)
         assert [truth.caption[uid] for uid in batch.uids] == batch.captions
     used = [uid for batch in batches for uid in batch.uids]
-    assert len(set(used)) == len(used)
-    again = list(round_batches(manifest, shards, decode, batch_size=4, seed=1))
-    other = list(round_batches(manifest, shards, decode, batch_size=4, seed=2))
+    assert len(set(used)) == len(used) == 32
+    again = list(pass_batches(rows_of(sealed, shards, labels), decode))
+    other = list(pass_batches(rows_of(sealed, shards, labels, seed=2), decode))
     assert [b.uids for b in again] == [b.uids for b in batches]
     assert [b.uids for b in other] != [b.uids for b in batches]
+    rest = list(pass_batches(rows_of(sealed, shards, labels), decode, skip=5, drawn=batches[4].drawn))
+    assert [b.uids for b in rest] == [b.uids for b in batches[5:]]
+
+
+def test_images_that_do_not_decode_are_passed_over_and_the_pass_keeps_its_length(crawl: Path, architecture: str) -> None:
+    shards, decode = open_decode(crawl, architecture)
+    rows = rows_of(None, shards, (Label.RISKY,) * 12, shuffle_rows=5)  # 39 readable rows, 38 of them decodable
+    batches = list(pass_batches(rows, decode))
+    assert [len(batch.uids) for batch in batches] == [4] * 12
+    assert len({uid for batch in batches[:9] for uid in batch.uids}) == 36  # no row twice before all were drawn
+    assert batches[-1].drawn["risky"] > 48
+    rest = list(pass_batches(rows, decode, skip=10, drawn=batches[9].drawn))
+    assert [b.uids for b in rest] == [b.uids for b in batches[10:]]
+
+
+def test_steps_are_planned_by_the_worker_with_the_fewest_rows() -> None:
+    counts = [{Label.SAFE: 40, Label.RISKY: 100}, {Label.SAFE: 33, Label.RISKY: 120}]
+    sequential = plan_steps(counts, 8, "sequential", 3)
+    assert sequential == (Label.RISKY,) * 12 + (Label.SAFE,) * 4
+    mixed = plan_steps(counts, 8, "interleaved", 3)
+    assert sorted(mixed) == sorted(sequential)
+    assert mixed != sequential
+    with pytest.raises(ConfigError, match="73 safe rows do not fill one batch of 64 rows on each of 2 workers"):
+        plan_steps(counts, 64, "sequential", 3)
+    assert plan_steps([{Label.SAFE: 64, Label.RISKY: 3}], 64, "sequential", 3) == (Label.SAFE,)
+
+
+def test_shards_are_shared_out_evenly_by_rows() -> None:
+    shards = [Shard(f"{i}.tar", f"/{i}.tar", "tar", 1) for i in range(5)]
+    rows = {"0.tar": 10, "1.tar": 90, "2.tar": 50, "3.tar": 40, "4.tar": 10}
+    hands = share_shards(shards, rows, 2)
+    assert sorted(shard.name for hand in hands for shard in hand) == sorted(rows)
+    assert [sum(rows[shard.name] for shard in hand) for hand in hands] == [100, 100]
+    with pytest.raises(ConfigError, match="6 workers need as many shards, the dataset has 5"):
+        share_shards(shards, rows, 6)
 
 
 def test_parts_that_are_not_the_sealed_ones_are_refused(sealed: Path, crawl: Path, architecture: str) -> None:
@@ -171,50 +215,99 @@ def test_parts_that_are_not_the_sealed_ones_are_refused(sealed: Path, crawl: Pat
     part = sealed / "rounds/0001/manifest/00001.tar.parquet"
     part.write_bytes((sealed / "rounds/0001/manifest/00000.tar.parquet").read_bytes())
     with pytest.raises(RunError, match="not the part that was sealed"):
-        list(round_batches(open_round(sealed), shards, decode, batch_size=4, seed=1))
+        list(pass_batches(rows_of(sealed, shards, (Label.SAFE,) * 4), decode))
 
 
 def test_a_shard_that_has_changed_since_is_refused(sealed: Path, crawl: Path, architecture: str) -> None:
     shards, decode = open_decode(crawl, architecture)
     (crawl / "00000.tar").write_bytes((crawl / "00002.tar").read_bytes())
     with pytest.raises(RunError, match="has 8 rows, its manifest 16"):
-        list(round_batches(open_round(sealed), shards, decode, batch_size=4, seed=1))
+        list(pass_batches(rows_of(sealed, shards, (Label.SAFE,) * 4), decode))
 
 
-OPTIONS = ("--warmup-passes", 1, "--rounds", 2, "--train-batch-size", 100, "--if-unseparable", "quantile")
-OPTIONS += ("--fallback-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 2)
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tars of 80 real pairs each."""
+    folder = tmp_path_factory.mktemp("few")
+    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m, _ in zip(tar, range(720), strict=False)]
+    for shard in range(3):
+        (folder / f"{shard}.tar").write_bytes(make_tar(members[shard * 240 : (shard + 1) * 240]))
+    return folder
 
 
-def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+OPTIONS = ("--model", SMALL_MODEL, "--warmup-passes", 1, "--rounds", 2, "--train-batch-size", 20, "--rule", "keep-share")
+OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 2, "--scorer")
+
+
+def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
-    args = ("run", EMOJI / "eval", "--out", run, "--model", tiny, *OPTIONS)
+    args = ("run", few, "--out", run, *OPTIONS, "model")
     pairsan(*args, "--until-round", 0)
     assert (run / "checkpoints/round-0000.safetensors").exists()
     assert not (run / "rounds").exists()
     output = pairsan(*args).output
     assert "round 2  sealed" in output
-    assert [round(open_round(run, n).seal["safe_share"], 2) for n in (1, 2)] == [0.2, 0.3]
+    assert [open_round(run, n).seal["safe_share"] for n in (1, 2)] == pytest.approx([0.2, 0.3], abs=0.01)
     models = [load_file(run / f"checkpoints/round-000{n}.safetensors") for n in (0, 1, 2)]
     assert not torch.equal(models[1]["text_projection"], models[2]["text_projection"])
-    open_clip.load_checkpoint(new_model(f"local-dir:{tiny}", 1), str(run / "checkpoints/round-0002.safetensors"))
+    open_clip.load_checkpoint(new_model(f"local-dir:{SMALL_MODEL}", 1), str(run / "checkpoints/round-0002.safetensors"))
     pairsan(*args, "--rounds", 3)
     assert open_round(run).number == 3
     result = pairsan(*args, "--learning-rate", 0.1, code=5)
     assert "train.learning_rate: 0.0005 -> 0.1" in result.stderr
 
 
-def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
-    tmp_path: Path, tiny: str, pairsan: Pairsan
+def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    args = ("run", few, "--out", run, *OPTIONS, "locked")
+    pairsan(*args)
+    plans = [open_round(run, n).seal["plan"] for n in (1, 2)]
+    assert [plan["scores_round"] for plan in plans] == [1, 1]
+    assert plans[0]["scores"]["model"]["folds"] == 4
+    shares = [open_round(run, n).seal["safe_share"] for n in (1, 2)]
+    assert shares[1] == pytest.approx(shares[0] + 0.1, abs=0.01)
+    with safe_open(run / "checkpoints/scorer-0000.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert any(name.startswith("visual.") for name in names)
+    assert {name.split(".")[2] for name in names if name.startswith("pairsan.fold.")} == {"0", "1", "2", "3"}
+    visual = load_file(run / "checkpoints/scorer-0000.safetensors")["visual.conv1.weight"]
+    assert not torch.equal(visual, load_file(run / "checkpoints/round-0001.safetensors")["visual.conv1.weight"])
+    again = pairsan("rescore", run, "--checkpoint", run / "checkpoints/scorer-0000.safetensors", "--growth", 0.1)
+    assert "round 2:" in again.output  # the same weights: the newest round of theirs
+
+
+def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_commands(
+    tmp_path: Path, few: Path, pairsan: Pairsan
 ) -> None:
-    args = [str(a) for a in ("run", EMOJI / "eval", "--model", tiny, *OPTIONS)]
+    options = (*OPTIONS, "locked", "--refit-passes", 1, "--scorer-folds", 2, "--order", "sequential")
+    whole, phases = tmp_path / "whole", tmp_path / "phases"
+    pairsan("run", few, "--out", whole, *options)
+    output = pairsan("warmup", few, "--out", phases, *options).output
+    for number in (1, 2):
+        checkpoint = output.split("--checkpoint ")[1].strip()
+        assert checkpoint.endswith(f"scorer-000{number - 1}.safetensors")
+        assert "not sealed" in pairsan("train", phases, "--round", number, code=5).stderr
+        pairsan("rescore", phases, "--checkpoint", checkpoint)
+        output = pairsan("train", phases, "--round", number).output
+    assert "all rounds of" in pairsan("train", phases, "--round", 2, code=5).stderr
+    for name in ("round-0000", "round-0002", "scorer-0000", "scorer-0002"):
+        files = [(run / "checkpoints" / f"{name}.safetensors").read_bytes() for run in (whole, phases)]
+        assert files[0] == files[1], name
+
+
+@pytest.mark.parametrize("scorer", ["model", "locked"])
+def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
+    tmp_path: Path, few: Path, scorer: str, pairsan: Pairsan
+) -> None:
+    args = [str(a) for a in ("run", few, *OPTIONS, scorer, "--refit-passes", 1)]
     pairsan(*args, "--out", tmp_path / "whole")
     command = [str(Path(sys.executable).parent / "pairsan"), *args, "--out", str(tmp_path / "cut")]
-    state = tmp_path / "cut/checkpoints/state.safetensors"
     killed = 0
-    for wanted in ({"pass": 0, "batches": 4}, {"pass": 2, "batches": 4}):
+    for wanted in ((0, 4), (1, 2)) if scorer == "locked" else ((1, 0), (2, 4)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 240
-        while process.poll() is None and not reached(state, wanted):
+        while process.poll() is None and not reached(tmp_path / "cut", wanted):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         killed += process.poll() is None
@@ -222,13 +315,12 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
         process.wait()
     assert killed == 2
     subprocess.run(command, check=True, capture_output=True, env={**os.environ})
-    for name in ("round-0000", "round-0001", "round-0002"):
+    names = ["round-0000", "round-0001", "round-0002"] + ["scorer-0000", "scorer-0002"] * (scorer == "locked")
+    for name in names:
         whole, cut = ((tmp_path / w / "checkpoints" / f"{name}.safetensors").read_bytes() for w in ("whole", "cut"))
         assert whole == cut, name
 
 
-def reached(state: Path, wanted: dict[str, int]) -> bool:
-    if not state.exists():
-        return False
-    progress, _ = read_progress(str(state))
-    return (progress["pass"], progress["batches"]) >= (wanted["pass"], wanted["batches"])
+def reached(run: Path, wanted: tuple[int, int]) -> bool:
+    found = position(open_store(run))
+    return (found["pass"], found["batches"]) >= wanted

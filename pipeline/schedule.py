@@ -1,0 +1,72 @@
+"""The passes of a whole run, and the learning rate of every step of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.options import TrainOptions
+
+Kind = Literal["unimodal", "matching", "round", "refit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the rows.
+
+    Attributes:
+        index: Its place in the list, from 0.
+        kind: `unimodal` and `matching` make the warm-up; `round` trains the model on a sealed round; `refit` trains the locked
+            scorer on its safe rows.
+        round_number: The round it belongs to, 0 for the warm-up.
+        subject: What is trained.
+    """
+
+    index: int
+    kind: Kind
+    round_number: int
+    subject: Literal["model", "scorer"]
+
+
+def passes_of(options: TrainOptions) -> list[Pass]:
+    """Return the passes of a whole run in order; more rounds only add to its end."""
+    locked = options.scorer == "locked"
+    kinds: list[tuple[Kind, int]] = []
+    kinds += [("unimodal", 0) for _ in range(options.warmup_passes)]
+    kinds += [("matching", 0) for _ in range(options.matching_passes)]
+    for number in range(1, options.rounds + 1):
+        kinds.append(("round", number))
+        kinds += [("refit", number) for _ in range(options.refit_passes if locked else 0)]
+    return [
+        Pass(index, kind, number, "scorer" if kind == "refit" or (kind == "matching" and locked) else "model")
+        for index, (kind, number) in enumerate(kinds)
+    ]
+
+
+def learning_rate(options: TrainOptions, this: Pass, num_steps: int, first_step: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step: one warm-up and one cosine over all unimodal and round passes.
+
+    Matching and refits stand outside it, at their own constant rates. The schedule's clock is passes, not steps, so it ends
+    at zero with the last step that is really taken, however the rows of later rounds divide.
+
+    Args:
+        options: Training settings.
+        this: The pass.
+        num_steps: Steps it will take.
+        first_step: The step it begins with.
+    """
+    if this.kind in ("matching", "refit"):
+        slow = options.scorer == "model" and options.first_matching == "slow"
+        constant = options.slow_learning_rate if slow else options.locked_learning_rate
+        return lambda _: constant
+    scheduled = [p.index for p in passes_of(options) if p.kind in ("unimodal", "round")]
+    place, total = scheduled.index(this.index), len(scheduled)
+
+    def rate(step: int) -> float:
+        done = (place + min(1.0, (step - first_step) / max(1, num_steps))) / total
+        rising = options.lr_warmup_share
+        if done < rising:
+            return options.learning_rate * done / rising
+        return options.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (done - rising) / max(1e-9, 1.0 - rising)))
+
+    return rate

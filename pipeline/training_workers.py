@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,9 @@ def take_on_ray(take: Callable[[Any, torch.device], None], job: Any, num_workers
             run_config=RunConfig(name="pass", storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
         )
         try:
-            trainer.fit()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"ray\.")  # Ray warns of settings that Ray itself makes
+                trainer.fit()
         except WorkerGroupError as error:
             for cause in error.worker_failures.values():
                 if isinstance(cause, PairsanError):

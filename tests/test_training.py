@@ -237,7 +237,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OPTIONS = ("--model", SMALL_MODEL, "--warmup-passes", 1, "--rounds", 2, "--train-batch-size", 20, "--rule", "keep-share")
-OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 2, "--scorer")
+OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 6, "--scorer")
 
 
 def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
@@ -304,7 +304,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
     pairsan(*args, "--out", tmp_path / "whole")
     command = [str(Path(sys.executable).parent / "pairsan"), *args, "--out", str(tmp_path / "cut")]
     killed = 0
-    for wanted in ((0, 4), (1, 2)) if scorer == "locked" else ((1, 0), (2, 4)):
+    for wanted in ((0, 6), (1, 6)) if scorer == "locked" else ((1, 6), (2, 6)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 240
         while process.poll() is None and not reached(tmp_path / "cut", wanted):

@@ -22,18 +22,20 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import ROOT, header
 from manifests import Label, open_round
+from manifests.store import open_store
 from pipeline.config import load_config
-from pipeline.training import learning_rate, passes_of
+from pipeline.schedule import learning_rate, passes_of
 from stages.checkpoints import Weights, file_sha256
 from stages.decode import Decode
 from stages.encoders import OpenClipEncoder, preprocess_config
 from stages.options import ReadOptions
-from stages.round_rows import round_batches
+from stages.round_rows import PassRows, pass_batches, plan_steps
 from stages.shards import open_dataset
-from stages.train import Learner, new_model
+from stages.train import ClipLearner, new_model
 
 EMOJI = ROOT / "examples" / "emoji"
 MODEL = EMOJI / "demo-model"
@@ -113,44 +115,46 @@ def judge(checkpoint: Path, truth: dict[str, Any]) -> str:
 
 
 def plain(out: Path, truth: dict[str, Any], passes: int, seed: int, flags: dict[str, float]) -> None:
-    """Train plain CLIP on everything, with the same model, augmentation, batch size and learning rate."""
+    """Train plain CLIP on everything, with the same model, augmentation, batch size, schedule and learning rate."""
     options = load_config(str(EMOJI / "demo.toml"), flags).train.model_copy(
         update={"warmup_passes": passes, "matching_passes": 0, "rounds": 0, "train_seed": seed}
     )
     architecture = f"local-dir:{MODEL}"
-    learner = Learner(new_model(architecture, seed), open_clip.get_tokenizer(architecture), options)
+    learner = ClipLearner(new_model(architecture, seed), open_clip.get_tokenizer(architecture), options)
     dataset = open_dataset([str(out / "shards")])
     decode = Decode(dataset.store, ReadOptions(), preprocess_config(learner.model), num_threads=2)
     decode.open()
-    from manifests.store import open_store
-
-    store, num_steps = open_store(out), (5217 + len(truth["planted"])) // options.train_batch_size
+    store, size = open_store(out), options.train_batch_size
+    labels = plan_steps([{Label.SAFE: 5217 + len(truth["planted"])}], size, "sequential", seed)
     for this in passes_of(options):
-        batches = round_batches(
-            None, dataset.shards, decode, batch_size=options.train_batch_size, seed=this.index, as_label=Label.SAFE
-        )
-        result = learner.learn(batches, learning_rate(options, this, num_steps, learner.step))
+        rows = PassRows(None, dataset.shards, labels, size, seed * 1009 + this.index, options.shuffle_rows)
+        learner.losses = {}
+        learner.learn(pass_batches(rows, decode), learning_rate(options, this, len(labels), learner.step))
         if (this.index + 1) % 6 == 0 or this.index + 1 == passes:
             learner.save_model(store, "plain.safetensors")
-            print(f"pass {this.index + 1}: loss {result.clip_loss:.3f}; {judge(out / 'plain.safetensors', truth)}", flush=True)
+            total, num = learner.losses[Label.SAFE]
+            print(f"pass {this.index + 1}: loss {total / num:.3f}; {judge(out / 'plain.safetensors', truth)}", flush=True)
 
 
-def ours(out: Path, truth: dict[str, Any], options: list[str]) -> None:
+def ours(out: Path, name: str, truth: dict[str, Any], options: list[str]) -> None:
     """Run SAFECLIP and print what leaked into safe in each round, and what each round's model does."""
-    run = out / "run"
+    run = out / name
     pairsan = Path(sys.executable).parent / "pairsan"
     config = ["--config", EMOJI / "demo.toml", "--executor", "local"]
     subprocess.run([str(p) for p in (pairsan, "run", out / "shards", "--out", run, *config, *options)], check=True)
     planted = set(truth["planted"])
     for path in sorted((run / "rounds").iterdir()):
         manifest = open_round(run, int(path.name))
-        rows = manifest.to_pandas(["key", "label"])
+        rows = manifest.to_pandas(["key", "label", "cosine"])
         safe = rows[rows.label == "safe"]
         leaked = int(safe.key.isin(planted).sum())
+        auroc = roc_auc_score(rows.key.isin(planted), -rows.cosine.fillna(-1.0))
         judged = judge(run / f"checkpoints/round-{manifest.number:04d}.safetensors", truth)
         share = manifest.seal["safe_share"]
         print(
-            f"round {manifest.number}: {share:.1%} safe ({manifest.seal['rule']}), {leaked} of {len(planted)} planted; {judged}"
+            f"round {manifest.number}: {share:.1%} safe ({manifest.seal['rule']}), {leaked} of {len(planted)} planted, "
+            f"AUROC of -cosine {auroc:.2f}; {judged}",
+            flush=True,
         )
 
 
@@ -159,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--arm", choices=["plain", "ours"], required=True)
+    parser.add_argument("--name", default="run", help="folder of the run inside OUT")
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--passes", type=int, default=24)
@@ -174,7 +179,7 @@ def main() -> None:
     if args.arm == "plain":
         plain(args.out, truth, args.passes, args.seed, shared)
     else:
-        ours(args.out, truth, [*(f"--{key.replace('_', '-')}={value}" for key, value in shared.items()), *rest])
+        ours(args.out, args.name, truth, [*(f"--{key.replace('_', '-')}={value}" for key, value in shared.items()), *rest])
     print(f"{time.monotonic() - start:.0f} s")
 
 

@@ -13,6 +13,8 @@ Seal = dict[str, Any]
 RUN, PLAN, SEAL = "run.json", "plan.json", "manifest.json"
 FAILURES, TIMINGS = "failures.json", "timings.json"
 SCORES, EMBEDDINGS, LABELS = "scores", "embeddings", "manifest"
+CHECKPOINTS = "checkpoints"
+HISTORY = "checkpoints/history.json"
 
 
 def round_folder(number: int) -> str:

@@ -185,11 +185,16 @@ def watch(
 @main.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def status(run: str, as_json: bool) -> None:
+@click.option("--prometheus", metavar="FILE.prom", help="Also write metrics there, for Prometheus' textfile collector.")
+def status(run: str, as_json: bool, prometheus: str | None) -> None:
     """Say for every round of RUN what is done, what failed and why."""
     from pipeline import status as status_
 
     report = status_.of_run(open_store(run))
+    if prometheus is not None:
+        from pipeline import prometheus as metrics
+
+        metrics.write(report, prometheus)
     click.echo(json.dumps(report, indent=1) if as_json else status_.as_text(report))
 
 

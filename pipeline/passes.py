@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from manifests.errors import ConfigError
+from manifests.layout import CHECKPOINTS, HISTORY
+from manifests.parts import write_json
 from manifests.reading import Manifest, open_round
 from manifests.schema import Label
 from manifests.store import Store, open_store
@@ -27,7 +29,6 @@ from stages.train import ClipLearner, Learner, Progress, new_model, read_progres
 
 log = logging.getLogger("pairsan.train")
 
-CHECKPOINTS: Final = "checkpoints"
 STATES: Final = {"model": f"{CHECKPOINTS}/state.safetensors", "scorer": f"{CHECKPOINTS}/scorer-state.safetensors"}
 _DECODERS: Final = 2
 _START: Final[Progress] = {"pass": 0, "batches": 0, "history": []}
@@ -114,6 +115,7 @@ def _finish(job: Job, store: Store, learner: Learner, history: list[dict[str, An
     if job.last:
         learner.save_model(store, checkpoint_name(job.this.round_number, job.this.subject))
     learner.save(store, STATES[job.this.subject], {"pass": job.this.index + 1, "batches": 0, "history": history})
+    write_json(store, HISTORY, history)
 
 
 def _entry(job: Job, learner: Learner, num_steps: int, first: int, seconds: float) -> dict[str, Any]:

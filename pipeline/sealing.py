@@ -5,7 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manifests.errors import RunError, TooManyQuarantined
-from manifests.layout import EMBEDDINGS, LABELS, SCORES, SEAL, Seal, fingerprint, part_name, round_folder
+from manifests.layout import (
+    EMBEDDINGS,
+    LABELS,
+    SCORES,
+    SEAL,
+    Seal,
+    fingerprint,
+    is_sealed,
+    part_name,
+    round_folder,
+    round_numbers,
+)
 from manifests.parts import Part, sweep_drafts, write_json
 from manifests.schema import SCHEMA_VERSION, Label
 from pipeline.executors import Executor
@@ -102,20 +113,20 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
         written[shard.name] = labelled
         return labelled.part.num_rows, labelled.labels[Label.QUARANTINED]
 
-    stage = LabelRows(round_.run, round_.scores_round, round_.number, fingerprint(round_.plan), decision)
+    before = [n for n in round_numbers(round_.run) if n < round_.number and is_sealed(round_.run, n)]
+    previous = max(before, default=None)
+    stamp = fingerprint(round_.plan)
+    stage = LabelRows(round_.run, round_.scores_round, round_.number, stamp, decision, previous)
     run_stage(executor, stage, round_.shards, what="label", folder=(round_.run, round_.number), collect=collect)
-    seal = _seal(round_, totals, decision, written)
+    seal = _seal(round_, totals, decision, written, previous)
     sweep_drafts(round_.run, round_folder(round_.number))
     write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", seal)
     return seal
 
 
-def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled]) -> Seal:
+def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled], previous: int | None) -> Seal:
     labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
-    reasons: dict[str, int] = {}
-    for labelled in written.values():
-        for reason, count in labelled.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    reasons = _total([labelled.reasons for labelled in written.values()])
     expected = (totals.num_rows, decision.num_safe, sum(totals.quarantined.values()))
     if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
         raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
@@ -126,6 +137,9 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "scores_fingerprint": round_.scores_fingerprint,
         "plan": round_.plan,
         "counts": {"rows": totals.num_rows, "scored": decision.num_scored, "labels": labels, "reasons": reasons},
+        "changes": None
+        if previous is None
+        else {"from_round": previous, "labels": _total([w.changes for w in written.values()])},
         "rule": decision.rule,
         "cut": decision.cut,
         "min_posterior": decision.min_posterior,
@@ -134,6 +148,20 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
     }
+
+
+def _changes(previous: int | None, written: dict[str, Labelled]) -> dict[str, Any] | None:
+    if previous is None:
+        return None
+    return {"from_round": previous, "labels": _total([labelled.changes for labelled in written.values()])}
+
+
+def _total(counts: list[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for word, num in count.items():
+            total[word] = total.get(word, 0) + num
+    return dict(sorted(total.items()))
 
 
 def _part_entry(round_: Round, shard: str, totals: Totals, labelled: Labelled) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from manifests.errors import ConfigError, RunError, StageFailed
-from manifests.layout import is_sealed, read_plan, require_same_plan, round_numbers
+from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan, round_numbers
 from manifests.parts import write_json
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
@@ -24,7 +24,7 @@ from pipeline import rounds
 from pipeline.config import RunConfig
 from pipeline.executors import Failed, connected, make_executor, num_cluster_gpus
 from pipeline.numbering import grown
-from pipeline.passes import CHECKPOINTS, Job, checkpoint_name, describe, position, take_pass
+from pipeline.passes import Job, checkpoint_name, describe, position, take_pass
 from pipeline.plans import begin_run, read_run
 from pipeline.schedule import Pass, passes_of
 from pipeline.training_workers import take_on_ray

@@ -83,17 +83,33 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One written manifest part and how many of its rows carry each label and reason."""
+    """One written manifest part.
+
+    Attributes:
+        part: Rows, size and hash.
+        labels: Rows of each label.
+        reasons: Rows of each reason.
+        changes: Rows whose label the round before had otherwise, by `old>new`, e.g. `risky>safe`.
+    """
 
     part: Part
     labels: dict[str, int]
     reasons: dict[str, int]
+    changes: dict[str, int]
 
 
 class LabelRows:
     """Stage: a shard in, its manifest part on disk out. Row order is that of the scores."""
 
-    def __init__(self, run: Store, scores_round: int, round_number: int, fingerprint: str, decision: Decision) -> None:
+    def __init__(
+        self,
+        run: Store,
+        scores_round: int,
+        round_number: int,
+        fingerprint: str,
+        decision: Decision,
+        previous: int | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -102,9 +118,10 @@ class LabelRows:
             round_number: Round whose manifest is written.
             fingerprint: Of that round's plan.
             decision: How rows are labelled.
+            previous: Sealed round that labels are compared with.
         """
         self._run, self._scores_round, self._round = run, scores_round, round_number
-        self._fingerprint, self._decision = fingerprint, decision
+        self._fingerprint, self._decision, self._previous = fingerprint, decision, previous
 
     def open(self) -> None:
         """Do nothing; there is nothing to load."""
@@ -125,7 +142,21 @@ class LabelRows:
 
         target = part_name(self._round, LABELS, shard.name)
         part = write_part(self._run, target, MANIFEST, tables(), fingerprint=self._fingerprint)
-        return Labelled(part, labels, reasons)
+        return Labelled(part, labels, reasons, self._changes(shard))
+
+    def _changes(self, shard: Shard) -> dict[str, int]:
+        if self._previous is None:
+            return {}
+        old, new = (self._labels(number, shard) for number in (self._previous, self._round))
+        if len(old) != len(new):
+            return {}
+        moved = pc.not_equal(old, new)
+        pairs = pc.binary_join_element_wise(old.filter(moved), new.filter(moved), ">")
+        return {row["values"]: row["counts"] for row in pc.value_counts(pairs).to_pylist()}
+
+    def _labels(self, number: int, shard: Shard) -> pa.ChunkedArray:
+        with self._run.fs.open_input_file(self._run.path(part_name(number, LABELS, shard.name))) as file:
+            return pq.read_table(file, columns=["label"])["label"].cast(pa.string())
 
 
 def label_table(scores: pa.Table, shard: str, decision: Decision) -> pa.Table:

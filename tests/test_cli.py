@@ -23,17 +23,20 @@ EMBED = "--batch-size --keep-embeddings --keep-captions"
 SPLIT = "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
-TRAIN = "--rounds --warmup-passes --first-matching --matching-passes --learning-rate --slow-learning-rate"
-TRAIN += " --locked-learning-rate --weight-decay --train-batch-size --lr-warmup-share --pool-size --clip-weight"
-TRAIN += " --unimodal-weight --least-crop --p-caption-change --save-every-steps --train-seed"
+TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"
+TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-decay --train-batch-size --train-workers"
+TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
+TRAIN += " --least-crop --colour-strength --p-caption-change --shuffle-rows --save-every-steps --train-seed"
 SURFACE = {
     "clean": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
     "split": f"run --scores-round --config {SPLIT} {EXECUTOR}",
     "rescore": f"run --config {MODEL} {SPLIT} {EXECUTOR}",
     "run": f"data --out --until-round --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR} {TRAIN}",
+    "warmup": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR} {TRAIN}",
+    "train": f"run --round --config {EXECUTOR} {TRAIN}",
     "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SPLIT} {EXECUTOR}",
-    "status": "run --json",
+    "status": "run --json --prometheus",
     "verify": "run --round",
     "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key"
     " --sort --limit --columns --format --output",

@@ -88,6 +88,7 @@ def test_what_a_worker_raises_comes_through(ray_cluster: None) -> None:
         take_on_ray(fail, "theirs", 1, use_gpu=False)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_workers(tmp_path: Path, ray_cluster: None, pairsan: Any, emoji_members: list) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()

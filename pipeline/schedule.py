@@ -33,7 +33,7 @@ def passes_of(options: TrainOptions) -> list[Pass]:
     locked = options.scorer == "locked"
     kinds: list[tuple[Kind, int]] = []
     kinds += [("unimodal", 0) for _ in range(options.warmup_passes)]
-    kinds += [("matching", 0) for _ in range(options.matching_passes)]
+    kinds += [("matching", 0) for _ in range(options.num_matching_passes)]
     for number in range(1, options.rounds + 1):
         kinds.append(("round", number))
         kinds += [("refit", number) for _ in range(options.refit_passes if locked else 0)]
@@ -56,8 +56,7 @@ def learning_rate(options: TrainOptions, this: Pass, num_steps: int, first_step:
         first_step: The step it begins with.
     """
     if this.kind in ("matching", "refit"):
-        slow = options.scorer == "model" and options.first_matching == "slow"
-        constant = options.slow_learning_rate if slow else options.locked_learning_rate
+        constant = options.slow_learning_rate if options.matching_is_slow else options.locked_learning_rate
         return lambda _: constant
     scheduled = [p.index for p in passes_of(options) if p.kind in ("unimodal", "round")]
     place, total = scheduled.index(this.index), len(scheduled)

@@ -104,7 +104,9 @@ class TrainOptions(Options):
         description="first matching of `scorer = model`. slow: CLIP loss at slow_learning_rate; locked: image tower frozen, "
         "text tower matched to it",
     )
-    matching_passes: int = Field(1, ge=0, description="passes of the first matching")
+    matching_passes: int | None = Field(
+        None, ge=0, description="passes of the first matching; by default 1 where it is slow, 4 where it is locked"
+    )
     order: Literal["interleaved", "sequential"] = Field(
         "interleaved", description="steps on safe and risky rows mixed, or all risky ones first (as published)"
     )
@@ -131,6 +133,16 @@ class TrainOptions(Options):
     shuffle_rows: int = Field(4096, ge=1, description="encoded rows that each shuffle buffer holds (and 1 GiB at most)")
     save_every_steps: int = Field(200, ge=1, description="steps between two saved positions")
     train_seed: int = Field(0, ge=0, description="seed of initial weights, orders and augmentation")
+
+    @property
+    def matching_is_slow(self) -> bool:
+        """Whether the first matching trains the whole model at the slow rate."""
+        return self.scorer == "model" and self.first_matching == "slow"
+
+    @property
+    def num_matching_passes(self) -> int:
+        """Passes of the first matching, 4 where it is locked (it gets better with them), 1 where it is slow (it gets worse)."""
+        return self.matching_passes if self.matching_passes is not None else 1 if self.matching_is_slow else 4
 
     @property
     def seed(self) -> int:

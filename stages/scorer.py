@@ -70,7 +70,10 @@ class Scorer(Learner):
         losses = []
         for fold, (text, scale) in enumerate(zip(texts, scales, strict=True)):
             own = images[outside(folds, fold, num_folds)]
-            losses.append(clip_loss(own, text, scale) if len(own) > 1 else 0.0 * (text.sum() + scale))
+            if len(own) > 1:
+                losses.append(clip_loss(own, text, scale))
+            elif self.group.size > 1:  # every worker must have a gradient for every tower
+                losses.append(0.0 * (text.sum() + scale))
         return torch.stack(losses).mean()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -86,6 +89,9 @@ class Scorer(Learner):
     def save_model(self, run: Store, name: str) -> None:
         """Write one file with all text towers; `--checkpoint` takes it like any other."""
         tensors = under(self.tensors(), "model/")
+        if len(self.scales()) == 1:
+            write_bytes(run, name, save(under(tensors, "0.")))
+            return
         shared = {key: value for key, value in under(tensors, "0.").items() if key.startswith("visual.")}
         for fold in range(len(self.scales())):
             mine = under(tensors, f"{fold}.")

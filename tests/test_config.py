@@ -1,11 +1,14 @@
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import ROOT
 
 from manifests.errors import ConfigError
 from pipeline.config import SECTIONS, RunConfig, load_config
+from pipeline.presets import PRESETS
+from stages.options import TrainOptions
 
 
 def toml(tmp_path: Path, text: str) -> str:
@@ -78,3 +81,18 @@ def test_the_example_file_lists_every_setting_with_its_default() -> None:
     uncommented = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines()[2:])
     listed = tomllib.loads(uncommented)
     assert {s: set(values) for s, values in listed.items()} == {s: set(o.model_fields) for s, o in SECTIONS.items()}
+
+
+def test_a_preset_lies_below_everything_that_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[train]\npreset = 'paper-1m'\nrounds = 3\n[split]\ncap = 0.5\n")
+    config = load_config(str(file), {"pool_size": 99})
+    assert (config.train.rounds, config.train.pool_size, config.train.train_batch_size) == (3, 99, 512)
+    assert (config.split.cap, config.split.growth) == (0.5, 0.01)
+    assert config.train.scorer == "model"
+    assert load_config(str(file), {"preset": "demo"}).train.train_batch_size == 128
+    assert set(PRESETS) == set(get_args(get_args(TrainOptions.model_fields["preset"].annotation)[0]))
+    for name in PRESETS:
+        load_config(None, {"preset": name})
+    with pytest.raises(ConfigError, match="preset = 'nope'"):
+        load_config(None, {"preset": "nope"})

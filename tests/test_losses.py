@@ -34,6 +34,16 @@ def test_the_nearest_row_is_that_of_highest_cosine_and_carries_no_gradient() -> 
     assert not found.requires_grad
 
 
+def test_faiss_finds_the_same_rows_as_a_product() -> None:
+    torch.manual_seed(1)
+    rows, queries = (torch.nn.functional.normalize(torch.randn(num, 16), dim=1) for num in (3000, 40))
+    pools = [NeighbourPool(4000, 16, faiss_from=size) for size in (1, 10_000)]
+    for pool in pools:
+        pool.push(rows)
+    assert torch.equal(pools[0].nearest(queries), pools[1].nearest(queries))
+    assert torch.equal(pools[0].nearest(rows[:7]), rows[:7])
+
+
 def test_the_pool_goes_into_a_checkpoint() -> None:
     pool = NeighbourPool(3, 2)
     pool.push(unit([[1, 2], [2, 1]]))

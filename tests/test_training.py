@@ -1,7 +1,9 @@
 """The trainer stage and the run that it is part of."""
 
+import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,8 +40,8 @@ SMALL = TrainOptions(train_batch_size=8, pool_size=64, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
-def architecture(tiny: str) -> str:
-    return f"local-dir:{tiny}"
+def architecture() -> str:
+    return f"local-dir:{SMALL_MODEL}"
 
 
 def learner_of(architecture: str, options: TrainOptions = SMALL) -> ClipLearner:
@@ -50,13 +52,13 @@ def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(num):
-        pixels = rng.integers(0, 256, (8, 64, 64, 3), np.uint8)
+        pixels = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
         made.append(Batch(label, pixels, [f"word {i} of {rng.integers(99)}" for i in range(8)], [bytes(16)] * 8))
     return made
 
 
 def test_one_warm_up_and_one_cosine_over_the_steps_that_are_taken() -> None:
-    options = TrainOptions(warmup_passes=2, matching_passes=1, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
+    options = TrainOptions(warmup_passes=2, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
     rates, step = [], 0
     for this in passes_of(options):
         num_steps = 10 + this.index  # passes differ in length
@@ -236,7 +238,20 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-OPTIONS = ("--model", SMALL_MODEL, "--warmup-passes", 1, "--rounds", 2, "--train-batch-size", 20, "--rule", "keep-share")
+OPTIONS = (
+    "--model",
+    SMALL_MODEL,
+    "--warmup-passes",
+    1,
+    "--matching-passes",
+    1,
+    "--rounds",
+    2,
+    "--train-batch-size",
+    20,
+    "--rule",
+    "keep-share",
+)
 OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 6, "--scorer")
 
 
@@ -267,6 +282,19 @@ def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: 
     assert plans[0]["scores"]["model"]["folds"] == 4
     shares = [open_round(run, n).seal["safe_share"] for n in (1, 2)]
     assert shares[1] == pytest.approx(shares[0] + 0.1, abs=0.01)
+    changes = open_round(run, 2).seal["changes"]
+    labels = [open_round(run, n).to_pandas(["label"]).label for n in (1, 2)]
+    assert open_round(run, 1).seal["changes"] is None
+    assert changes == {"from_round": 1, "labels": {"risky>safe": int((labels[0] != labels[1]).sum())}}
+    told = pairsan("status", run, "--prometheus", tmp_path / "run.prom").output
+    assert re.search(r"warm-up  2 passes, 24 steps, unimodal loss \d", told)
+    assert re.search(r"trained: 1 passes, 1\d steps, CLIP loss \d.*, unimodal loss \d.* h", told)
+    assert "24 labels changed since round 1" in told
+    report = json.loads(pairsan("status", run, "--json").output)
+    assert report["rounds"][1]["training"]["clip_loss"] > 0
+    metrics = (tmp_path / "run.prom").read_text()
+    assert f'pairsan_rows{{label="safe",round="2",run="{run}"}} 72.0' in metrics
+    assert f'pairsan_labels_changed{{round="2",run="{run}"}} 24.0' in metrics
     with safe_open(run / "checkpoints/scorer-0000.safetensors", "pt") as file:
         names = set(file.keys())
     assert any(name.startswith("visual.") for name in names)

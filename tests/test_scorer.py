@@ -81,7 +81,8 @@ def test_a_saved_scorer_goes_on_exactly_and_scores_each_pair_by_the_tower_of_its
     cut.save(store, "state.safetensors", {"pass": 0, "batches": 2})
     resumed.restore(load_file(tmp_path / "state.safetensors"), 2)
     resumed.learn(batches[2:], lambda _: 1e-3)
-    assert all(torch.equal(value, resumed.tensors()[key]) for key, value in whole.tensors().items())
+    found = resumed.tensors()
+    assert all(torch.equal(value, found[key]) for key, value in whole.tensors().items())
 
     whole.save_model(store, "scorer.safetensors")
     weights = resolve_weights(ModelOptions(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))

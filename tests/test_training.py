@@ -137,8 +137,9 @@ def test_a_saved_learner_goes_on_exactly(architecture: str, tmp_path: Path) -> N
     resumed = learner_of(architecture, SMALL)
     resumed.restore(load_file(tmp_path / "state.safetensors"), progress["step"])
     resumed.learn(work[4:], lambda _: 1e-3)
+    found = resumed.tensors()
     for key, value in whole.tensors().items():
-        assert torch.equal(resumed.tensors()[key], value), key
+        assert torch.equal(found[key], value), key
 
 
 @pytest.fixture

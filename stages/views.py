@@ -45,7 +45,7 @@ class Views:
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         options = self._options
         view = augment_images(images, draws, least_scale=options.least_crop, colour_strength=options.colour_strength)
-        return ((view - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        return view.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
 
     def changed(self, captions: Sequence[str], p: float = 1.0) -> list[str]:
         """Return captions of which a share `p` is changed, each by draws of its own."""

@@ -1,7 +1,7 @@
-"""`make demo`: plant mismatched captions among the bundled pairs; clean them with a checkpoint, then train in rounds from nothing.
+"""`make demo`: plant wrong captions among the bundled pairs; clean them with a checkpoint, then train in rounds from nothing.
 
-The checkpoint of the first part was trained on these pairs (unplanted), so its figures show that the machinery works, not how well
-a model finds mismatches in data that it has never seen. The second part starts from random weights and sees the planted
+The checkpoint of the first part was trained on these pairs (unplanted), so its figures show that the machinery works, not how
+well a model finds mismatches in data that it has never seen. The second part starts from random weights and sees the planted
 pairs from the beginning: its table of rounds is the real thing, in small.
 """
 

@@ -1,0 +1,196 @@
+"""The trainer's input against open_clip's own WebDataset loader, its step against a bare loop, and the memory of its pools.
+
+    python -m benchmarks.train_speed [--rows 2048] [--size 224]
+
+Input: the bundled drawings as 256 px JPEGs in four tars, as img2dataset leaves them; both loaders make randomly cropped,
+mirrored, normalised images and tokens of the same pairs, with two workers (two processes there, two decoding threads here).
+Ours also joins the labels of a sealed round and reads the shards twice, once per label. Runs alternate; ratios are medians.
+"""
+
+import argparse
+import functools
+import io
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import open_clip
+import open_clip_train.data
+import psutil
+import torch
+from open_clip.loss import ClipLoss
+from open_clip_train.data import get_wds_dataset
+from PIL import Image
+from webdataset.tariterators import tar_file_expander
+
+from benchmarks.common import ROOT, header
+from manifests import Label, open_round
+from stages.augment import Draws, augment_images
+from stages.decode import Decode
+from stages.encoders import preprocess_config
+from stages.group import Group
+from stages.losses import NeighbourPool
+from stages.options import ReadOptions, TrainOptions
+from stages.round_rows import Batch, PassRows, pass_batches, plan_steps
+from stages.shards import open_dataset, read_shard
+from stages.train import ClipLearner, new_model
+from stages.views import Views
+
+EMOJI = ROOT / "examples" / "emoji"
+BATCH = 64
+TURNS = 5
+
+
+def write_shards(folder: Path, num_rows: int) -> None:
+    """Write the first bundled pairs as 256 px JPEGs into four tars."""
+    dataset = open_dataset([str(EMOJI / "train")])
+    pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions()))
+    rows = [pair for pair, _ in zip(pairs, range(num_rows), strict=False)]
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number, pair in enumerate(rows[shard::4]):
+                jpeg = io.BytesIO()
+                Image.open(io.BytesIO(pair.image or b"")).convert("RGB").resize((256, 256)).save(jpeg, "JPEG", quality=90)
+                for suffix, data in (("jpg", jpeg.getvalue()), ("txt", (pair.caption or "").encode())):
+                    info = tarfile.TarInfo(f"{shard:02d}{number:06d}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+
+def theirs(folder: Path, num_rows: int, size: int, tokenizer: Any) -> Any:
+    """Return open_clip's training loader over the shards."""
+    # webdataset marks the end of every shard by an empty sample since 1.0, which open_clip 3.3's own reader does not know
+    open_clip_train.data.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
+    preprocess = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=size), is_train=True)
+    args = SimpleNamespace(
+        train_data=str(folder / "{00000..00003}.tar"),
+        train_num_samples=num_rows,
+        train_data_upsampling_factors=None,
+        dataset_resampled=False,
+        seed=0,
+        batch_size=BATCH,
+        workers=2,
+        world_size=1,
+    )
+    return get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
+
+
+def count_rows(batches: Any) -> float:
+    """Return rows per second of an iteration."""
+    start, num = time.perf_counter(), 0
+    for images in batches:
+        num += len(images)
+    return num / (time.perf_counter() - start)
+
+
+def input_speed(num_rows: int, size: int) -> None:
+    """Print the ratio of the two loaders' rows per second."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "shards").mkdir()
+        write_shards(folder / "shards", num_rows)
+        command = [Path(sys.executable).parent / "pairsan", "clean", folder / "shards", "--checkpoint", EMOJI / "tiny-clip"]
+        command += ["--out", folder / "run", "--executor", "local", "--keep-share", "0.5"]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True)
+        dataset, manifest = open_dataset([str(folder / "shards")]), open_round(folder / "run")
+        model = new_model("ViT-B-32", 0)
+        tokenizer = open_clip.get_tokenizer("ViT-B-32")
+        decode = Decode(dataset.store, ReadOptions(), {**preprocess_config(model), "size": (size, size)}, num_threads=2)
+        decode.open()
+        views = Views(model.eval(), tokenizer, TrainOptions(colour_strength=0.0), torch.device("cpu"), Group())
+        counts = manifest.seal["counts"]["labels"]
+        labels = plan_steps([{label: counts[label] for label in (Label.SAFE, Label.RISKY)}], BATCH, "interleaved", 0)
+
+        def ours(seed: int) -> Any:
+            rows = PassRows(manifest, dataset.shards, labels, BATCH, seed, 4096)
+            for batch in pass_batches(rows, decode):
+                views.tokens(batch.captions)
+                yield views.images(batch.pixels)
+
+        loader = theirs(folder / "shards", num_rows, size, tokenizer).dataloader
+        count_rows(images for images, _ in loader)  # their workers start once and stay
+        found = [(count_rows(ours(turn)), count_rows(images for images, _ in loader)) for turn in range(TURNS)]
+    ratios = [mine / other for mine, other in found]
+    mine, other = (statistics.median(column) for column in zip(*found, strict=True))
+    print(f"input at {size} px: {mine:.0f} pairs/s, open_clip's loader {other:.0f}; ratio {statistics.median(ratios):.2f}")
+    print(f"  all turns: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+
+
+def step_speed(model_name: str) -> None:
+    """Print the ratio of a bare loop's step to ours, both with the same augmentation, CLIP loss on the same batches."""
+    options = TrainOptions(train_batch_size=BATCH, p_caption_change=0.0)
+    rng = np.random.default_rng(0)
+    size = preprocess_config(new_model(model_name, 0))["size"]
+    edge = size if isinstance(size, int) else size[0]
+    captions = [f"a picture of the {i}th thing, and another" for i in range(BATCH)]
+    pixels = rng.integers(0, 256, (BATCH, edge, edge, 3), np.uint8)
+    batches = [Batch(Label.SAFE, pixels, captions, [bytes(16)] * BATCH)] * 12
+    tokenizer = open_clip.get_tokenizer(model_name)
+    learner = ClipLearner(new_model(model_name, 0), tokenizer, options)
+    model = new_model(model_name, 0).to(memory_format=torch.channels_last).train()
+    optimizer, loss_of = torch.optim.AdamW(model.parameters(), lr=1e-3), ClipLoss()
+    mean, std = (torch.tensor(preprocess_config(model)[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+
+    def bare() -> None:
+        for batch in batches:
+            draws = Draws(torch.Generator().manual_seed(1), BATCH, slice(0, BATCH), torch.device("cpu"))
+            view = augment_images(torch.from_numpy(batch.pixels).permute(0, 3, 1, 2), draws)
+            images = ((view - mean) / std).contiguous(memory_format=torch.channels_last)
+            features = model(images, tokenizer(batch.captions))
+            loss = loss_of(*features[:3])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def clock(work: Any) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    learner.learn(batches[:2], lambda _: 1e-3)
+    ratios = [clock(bare) / clock(lambda: learner.learn(batches, lambda _: 1e-3)) for _ in range(TURNS)]
+    print(f"step of {Path(model_name).name}: bare loop / ours {statistics.median(ratios):.2f} (above 1: ours is faster)")
+    print(f"  all turns: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+
+
+def pool_memory(size: int = 131_072, dim: int = 512, num: int = 512) -> None:
+    """Print what a pool and one search in it take, by product and by FAISS."""
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(size, dim), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(num, dim), dim=1)
+    print(f"pool of {size:,} x {dim}: {size * dim * 4 / 1e6:.0f} MB; a search by {num} rows:")
+    for name, limit in (("product", size + 1), ("FAISS", 1)):
+        pool = NeighbourPool(size, dim, limit)
+        pool.push(rows)
+        pool.nearest(queries[:8])
+        process = psutil.Process()
+        before, start = process.memory_info().rss, time.perf_counter()
+        pool.nearest(queries)
+        seconds = time.perf_counter() - start
+        grown = max(0, process.memory_info().rss - before) / 1e6
+        print(f"  {name}: {seconds * 1e3:.0f} ms, resident memory + {grown:.0f} MB after")
+    print(f"  (the product itself has {num * size * 4 / 1e6:.0f} MB while it is there)")
+
+
+def main() -> None:
+    """Run all three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--size", type=int, default=224)
+    args = parser.parse_args()
+    header("train_speed")
+    torch.manual_seed(0)
+    input_speed(args.rows, args.size)
+    step_speed(f"local-dir:{EMOJI / 'demo-model'}")
+    pool_memory()
+
+
+if __name__ == "__main__":
+    main()

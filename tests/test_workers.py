@@ -46,35 +46,37 @@ def global_batches(num_rows: int) -> list[Batch]:
     ]
 
 
-def learn(job: tuple[str, bool], device: torch.device) -> None:
-    """Take six steps on this worker's rows of fixed batches and leave losses, weights and pools in a file."""
-    out, local_loss = job
-    group = Group.of_process()
-    options = TrainOptions(train_batch_size=16, pool_size=40, learning_rate=1e-3, local_loss=local_loss)
-    learner = ClipLearner(new_model(vit(), 0), open_clip.get_tokenizer("ViT-B-32"), options, device=device, group=group)
-    rows = slice(group.rank * 16 // group.size, (group.rank + 1) * 16 // group.size)
-    mine = [Batch(b.label, b.pixels[rows], b.captions[rows], b.uids[rows]) for b in global_batches(16)]
-    losses = []
-    for batch in mine:
-        learner.losses = {}
-        learner.learn([batch], lambda _: 1e-3)
-        losses.append(learner.losses[batch.label][0])
-    save_file({**learner.tensors(), "losses": torch.tensor(losses)}, f"{out}-{group.rank}-of-{group.size}.safetensors")
+def learn(out: str, device: torch.device) -> None:
+    """Take six steps on this worker's rows of fixed batches, by both kinds of loss, and leave all that changed in files."""
+    for local_loss in (False, True):
+        group = Group.of_process()
+        options = TrainOptions(train_batch_size=16, pool_size=40, learning_rate=1e-3, local_loss=local_loss)
+        learner = ClipLearner(new_model(vit(), 0), open_clip.get_tokenizer("ViT-B-32"), options, device=device, group=group)
+        rows = slice(group.rank * 16 // group.size, (group.rank + 1) * 16 // group.size)
+        losses = []
+        for batch in global_batches(16):
+            learner.losses = {}
+            mine = Batch(batch.label, batch.pixels[rows], batch.captions[rows], batch.uids[rows])
+            learner.learn([mine], lambda _: 1e-3)
+            losses.append(learner.losses[batch.label][0])
+        name = f"{out}-{local_loss}-{group.rank}-of-{group.size}.safetensors"
+        save_file({**learner.tensors(), "losses": torch.tensor(losses)}, name)
 
 
-@pytest.mark.parametrize("local_loss", [False, True])
-def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path: Path, ray_cluster: None, local_loss: bool) -> None:
-    job = (str(tmp_path / "found"), local_loss)
-    learn(job, torch.device("cpu"))
-    take_on_ray(learn, job, 2, use_gpu=False)
-    one, first, second = (load_file(f"{job[0]}-{name}.safetensors") for name in ("0-of-1", "0-of-2", "1-of-2"))
-    assert one["losses"].shape == (6,)
-    for name, value in one.items():
-        assert torch.equal(first[name], second[name]), name  # pools and weights are the same on every worker
-        if not name.endswith("in_proj_bias"):  # the keys' part has no gradient but rounding, which Adam blows up to full steps
-            assert torch.allclose(first[name].float(), value.float(), rtol=1e-3, atol=2e-4), name
-    assert torch.allclose(first["losses"], one["losses"], rtol=1e-5)
-    assert int(one["pool/image/filled"]) == 40
+def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path: Path, ray_cluster: None) -> None:
+    out = str(tmp_path / "found")
+    learn(out, torch.device("cpu"))
+    take_on_ray(learn, out, 2, use_gpu=False)
+    for local_loss in (False, True):
+        names = ("0-of-1", "0-of-2", "1-of-2")
+        one, first, second = (load_file(f"{out}-{local_loss}-{name}.safetensors") for name in names)
+        assert one["losses"].shape == (6,)
+        for name, value in one.items():
+            assert torch.equal(first[name], second[name]), name  # pools and weights are the same on every worker
+            if not name.endswith("in_proj_bias"):  # the keys' part has no gradient but rounding, which Adam makes full steps of
+                assert torch.allclose(first[name].float(), value.float(), rtol=1e-3, atol=2e-4), name
+        assert torch.allclose(first["losses"], one["losses"], rtol=1e-5)
+        assert int(one["pool/image/filled"]) == 40
 
 
 def fail(job: Any, device: torch.device) -> None:
@@ -84,6 +86,10 @@ def fail(job: Any, device: torch.device) -> None:
 def test_what_a_worker_raises_comes_through(ray_cluster: None) -> None:
     with pytest.raises(TrainingFailed, match=r"^the loss of step 7 is nan$"):
         take_on_ray(fail, "ours", 1, use_gpu=False)
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_otherwise_is_named(ray_cluster: None) -> None:
     with pytest.raises(TrainingFailed, match="ValueError: something else(.|\n)*same command goes on"):
         take_on_ray(fail, "theirs", 1, use_gpu=False)
 

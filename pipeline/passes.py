@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from stages.train import ClipLearner, Learner, Progress, new_model, read_progres
 log = logging.getLogger("pairsan.train")
 
 STATES: Final = {"model": f"{CHECKPOINTS}/state.safetensors", "scorer": f"{CHECKPOINTS}/scorer-state.safetensors"}
-_DECODERS: Final = 2
 _START: Final[Progress] = {"pass": 0, "batches": 0, "history": []}
 
 
@@ -87,7 +87,7 @@ def take_pass(job: Job, device: torch.device) -> None:
     done, drawn = progress["batches"], progress.get("drawn") or [{}] * group.size
     first = learner.step - done
     learner.losses = {Label(word): list(found) for word, found in progress.get("losses", {}).items()}
-    decode = Decode(job.dataset.store, job.config.data, preprocess_config(_one_model(learner)), num_threads=_DECODERS)
+    decode = Decode(job.dataset.store, job.config.data, preprocess_config(_one_model(learner)), num_threads=_num_decoders())
     decode.open()
     position_now: Progress = progress
 
@@ -151,6 +151,11 @@ def _learner(job: Job, store: Store, device: torch.device, group: Group) -> Lear
         path = store.path(name)
         learner.restore(load_file(path), read_progress(path)["step"])
     return learner
+
+
+def _num_decoders() -> int:
+    """Return this worker's share of the machine's cores, 2 at least; Ray Train says how many workers the machine has."""
+    return max(2, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _one_model(learner: Learner) -> torch.nn.Module:

@@ -8,6 +8,8 @@ import functools
 import logging
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -57,7 +59,7 @@ def augment_images(
     Returns:
         float32 (n, 3, h, w) in [0, 1].
     """
-    images = _crop_and_flip(pixels, draws, least_scale).float().div_(255.0)
+    images = _crop_and_flip(pixels, draws, least_scale) * (1.0 / 255.0)
     if colour_strength == 0.0:
         return images
     images = torch.where(draws.chance(P_JITTER * colour_strength), _jitter(images, draws), images)
@@ -76,13 +78,24 @@ def _crop_and_flip(images: torch.Tensor, draws: Draws, least_scale: float) -> to
     x, y = draws.uniform(0.0, 1.0).tolist(), draws.uniform(0.0, 1.0).tolist()
     mirror = (draws.uniform(0.0, 1.0) < 0.5).tolist()
     # one by one: torch resizes bytes about ten times as fast as a float batch through grid_sample, and without aliasing
-    views = []
-    for i, image in enumerate(images):
-        top, left = round(y[i] * (height - h[i])), round(x[i] * (width - w[i]))
-        box = image[:, top : top + h[i], left : left + w[i]]
-        view = resize(box, [height, width], antialias=True)
-        views.append(view.flip(-1) if mirror[i] else view)
-    return torch.stack(views).contiguous(memory_format=torch.channels_last)
+    views = torch.empty_like(images, memory_format=torch.channels_last)
+    with _one_thread():
+        for i, image in enumerate(images):
+            top, left = round(y[i] * (height - h[i])), round(x[i] * (width - w[i]))
+            view = resize(image[:, top : top + h[i], left : left + w[i]], [height, width], antialias=True)
+            views[i] = view.flip(-1) if mirror[i] else view
+    return views
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on single images its others would only spin, and take the cores from decoding."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num)
 
 
 def _jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:

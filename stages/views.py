@@ -29,7 +29,8 @@ class Views:
         self._tokenizer, self._options, self._device, self._group = tokenizer, options, device, group
         self.trims, self._pad = trimming_is_exact(model, tokenizer), padding_of(tokenizer)
         config = preprocess_config(model)
-        self._mean, self._std = (torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
+        mean, std = (torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self._factor, self._shift = 1.0 / std, mean / std
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -45,7 +46,7 @@ class Views:
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         options = self._options
         view = augment_images(images, draws, least_scale=options.least_crop, colour_strength=options.colour_strength)
-        return view.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+        return view.mul_(self._factor).sub_(self._shift).contiguous(memory_format=torch.channels_last)
 
     def changed(self, captions: Sequence[str], p: float = 1.0) -> list[str]:
         """Return captions of which a share `p` is changed, each by draws of its own."""

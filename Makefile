@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.fit_speed
 	$(BIN)/python -m benchmarks.text_speed
 	$(BIN)/python -m benchmarks.clean_speed
+	$(BIN)/python -m benchmarks.train_speed
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-run

@@ -1,4 +1,4 @@
-"""Run a stage over shards: on Ray, or in this process. The only module that imports ray.
+"""Run a stage over shards: on Ray, or in this process. Only this and `pipeline.training_workers` import ray.
 
 A worker opens a stage once and then takes shards one by one. Faults of the infrastructure (a lost worker, a failed read)
 are retried a bounded number of times; any other error is the shard's own, fails it at once, and is reported by name.

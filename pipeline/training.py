@@ -118,6 +118,8 @@ def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -
     training = Training(store, dataset, config, _architecture(config), verbose)
     if config.train.train_workers > 1 and config.executor.executor == "local":
         raise ConfigError(f"--train-workers {config.train.train_workers} needs --executor ray")
+    if config.train.scorer == "locked" and config.train.num_matching_passes == 0:
+        raise ConfigError("scorer = 'locked' learns to match in its matching passes; --matching-passes 0 leaves it without any")
     begin_run(store, dataset, list(data), config)
     _same_settings(training)
     with connected(config.executor, verbose=verbose):

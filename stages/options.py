@@ -86,7 +86,7 @@ class TrainOptions(Options):
     """How the trainer stage learns (`[train]`)."""
 
     preset: Literal["paper-1m", "paper-100k", "demo"] | None = Field(
-        None, description="start from these settings; whatever is given besides wins over them"
+        None, description="start from these settings of [train] and [split]; whatever is given besides wins over them"
     )
     rounds: int = Field(8, ge=0, description="rounds of scoring and training after the warm-up")
     warmup_passes: int = Field(5, ge=0, description="unimodal passes over all rows before the first round")

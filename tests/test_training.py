@@ -302,6 +302,9 @@ def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: 
     assert {name.split(".")[2] for name in names if name.startswith("pairsan.fold.")} == {"0", "1", "2", "3"}
     visual = load_file(run / "checkpoints/scorer-0000.safetensors")["visual.conv1.weight"]
     assert not torch.equal(visual, load_file(run / "checkpoints/round-0001.safetensors")["visual.conv1.weight"])
+    refused = pairsan("run", few, "--out", tmp_path / "other", *OPTIONS, "locked", "--matching-passes", 0, code=2)
+    assert "scorer = 'locked' learns to match in its matching passes" in refused.stderr
+    assert not (tmp_path / "other").exists()
     again = pairsan("rescore", run, "--checkpoint", run / "checkpoints/scorer-0000.safetensors", "--growth", 0.1)
     assert "round 2:" in again.output  # the same weights: the newest round of theirs
 

@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_names(tiny: str, tmp_path
     with pytest.raises(CheckpointError, match=r"(?s)cannot load .*into RN50"):
         load(model="RN50", checkpoint=f"{tiny}/{WEIGHTS}")
     (tmp_path / "garbage.safetensors").write_bytes(b"not weights")
-    with pytest.raises(CheckpointError, match=r"cannot load .*garbage"):
+    with pytest.raises(CheckpointError, match=r"cannot (load|read) .*garbage"):
         load(model=tiny, checkpoint=str(tmp_path / "garbage.safetensors"))
 
 

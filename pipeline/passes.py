@@ -12,7 +12,7 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from manifests.layout import CHECKPOINTS, HISTORY
 from manifests.parts import write_json
 from manifests.reading import Manifest, open_round
@@ -82,6 +82,8 @@ def take_pass(job: Job, device: torch.device) -> None:
     start, progress = time.monotonic(), position(store)
     if progress["pass"] != job.this.index:
         progress = {**progress, "pass": job.this.index, "batches": 0, "drawn": [], "seconds": 0.0, "losses": {}}
+    if progress["batches"] and progress["manifest"] != job.manifest:
+        raise RunError(f"this pass was begun on round {progress['manifest']}; go on with that one, not with {job.manifest}")
     learner = _learner(job, store, device, group)
     rows = _rows(job, store, group)
     done, drawn = progress["batches"], progress.get("drawn") or [{}] * group.size
@@ -89,19 +91,18 @@ def take_pass(job: Job, device: torch.device) -> None:
     learner.losses = {Label(word): list(found) for word, found in progress.get("losses", {}).items()}
     decode = Decode(job.dataset.store, job.config.data, preprocess_config(_one_model(learner)), num_threads=_num_decoders())
     decode.open()
-    position_now: Progress = progress
 
     def save(batch: Batch) -> None:
-        nonlocal position_now
-        position_now = {
+        now: Progress = {
             **progress,
             "batches": learner.step - first,
+            "manifest": job.manifest,
             "drawn": group.gather_values(batch.drawn),
             "seconds": progress.get("seconds", 0.0) + time.monotonic() - start,
             "losses": {str(label): found for label, found in learner.losses.items()},
         }
         if group.rank == 0:
-            learner.save(store, STATES[job.this.subject], position_now)
+            learner.save(store, STATES[job.this.subject], now)
 
     batches = pass_batches(rows, decode, skip=done, drawn=drawn[group.rank])
     rate = learning_rate(options, job.this, len(rows.labels), first)

@@ -73,8 +73,10 @@ def run(data: Sequence[str], out: str, config: RunConfig, *, until_round: int | 
         for this in _todo(training):
             if until_round is not None and this.round_number > until_round:
                 break
-            manifest = None
-            if this.kind == "round":
+            begun, manifest = position(training.store), None
+            if begun["pass"] == this.index and begun["batches"]:
+                manifest = begun["manifest"]  # whatever was sealed since, the pass goes on with what it began on
+            elif this.kind == "round":
                 manifest = _sealed(training, this)
             elif this.kind == "refit":
                 manifest = _manifest_of(training.store, this.round_number)

@@ -2,8 +2,8 @@
 
 An image tower that never met a caption holds no trigger-to-caption shortcut. And a text tower scores only pairs of a fold
 that it has not trained on: a wrong pair cannot vouch for itself, nor for its copies (see `stages.folds`). Planted pairs of
-the bundled set got a cosine as high as any when one tower was trained on all pairs (AUROC 0.45), and not when cross-fitted
-(0.86).
+the bundled set got higher cosines than clean ones when one tower was trained on all pairs (AUROC 0.40), and lower ones when
+cross-fitted (0.86; benchmarks/reports/2026-11-24-tdpa.md). Each worker contrasts its own rows only.
 """
 
 import copy
@@ -15,40 +15,19 @@ from manifests.parts import write_bytes
 from manifests.store import Store
 from stages.checkpoints import FOLD_KEY, FOLDS_METADATA
 from stages.folds import folds_of
-from stages.group import Group
 from stages.losses import clip_loss
-from stages.options import TrainOptions
 from stages.round_rows import Batch
 from stages.train import Learner, under
-from stages.views import Tokenizer, Views, encode_image
+from stages.views import Views, encode_image
 
 
 class Scorer(Learner):
     """One frozen image tower and a text tower for each fold."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: Tokenizer,
-        options: TrainOptions,
-        *,
-        device: torch.device | str = "cpu",
-        group: Group | None = None,
-    ) -> None:
-        """Begin every text tower as the model's own.
-
-        Args:
-            model: As the unimodal warm-up left it; its image tower is shared, and frozen.
-            tokenizer: The model's.
-            options: `scorer_folds` says how many text towers.
-            device: Where to train.
-            group: The workers; each contrasts its own rows only.
-        """
-        device, group = torch.device(device), group or Group()
-        model = model.to(device).to(memory_format=torch.channels_last)
+    def set_up(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Begin every text tower as the model's own, which the unimodal warm-up has left; share and freeze its image tower."""
         visual = model.get_submodule("visual")
-        towers = torch.nn.ModuleList(copy.deepcopy(model, {id(visual): visual}) for _ in range(options.scorer_folds))
-        super().__init__(towers, options, Views(model.eval(), tokenizer, options, device, group), device, group)
+        return torch.nn.ModuleList(copy.deepcopy(model, {id(visual): visual}) for _ in range(self.options.scorer_folds))
 
     def network(self) -> torch.nn.Module:
         """Return all towers as one module, the image tower in eval mode."""

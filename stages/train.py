@@ -41,15 +41,37 @@ class Learner:
         losses: Of this pass, by label: sum of the losses and number of steps.
     """
 
-    def __init__(self, model: torch.nn.Module, options: TrainOptions, views: Views, device: torch.device, group: Group) -> None:
-        """Set up the optimizer."""
-        self.model, self.options, self.views, self.group = model, options, views, group
-        self.device, self.step = device, 0
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Tokenizer,
+        options: TrainOptions,
+        *,
+        device: torch.device | str = "cpu",
+        group: Group | None = None,
+    ) -> None:
+        """Set up everything that learns and its optimizer.
+
+        Args:
+            model: An open_clip model.
+            tokenizer: The model's.
+            options: Training settings.
+            device: Where to train.
+            group: The workers; a group of one if unset.
+        """
+        self.device, self.group, self.options, self.step = torch.device(device), group or Group(), options, 0
         self.losses: dict[Label, list[float]] = {}
+        model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.views = Views(model, tokenizer, options, self.device, self.group)
+        self.model = model = self.set_up(model)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         plain = [p for p in model.parameters() if p.ndim < 2]  # norms, biases, logit scale
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+
+    def set_up(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Make what this learner needs beside an open_clip model, and return all that is trained."""
+        raise NotImplementedError
 
     def loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return this worker's part of the loss of a batch; `network` is `self.network()`, wrapped where there are more."""
@@ -152,23 +174,15 @@ class ClipLearner(Learner):
         locked_image: Whether the image tower stays as it is, in eval mode.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: Tokenizer,
-        options: TrainOptions,
-        *,
-        device: torch.device | str = "cpu",
-        group: Group | None = None,
-    ) -> None:
-        """Set up the optimizer and empty pools for a model."""
-        device, group = torch.device(device), group or Group()
-        model = model.to(device).to(memory_format=torch.channels_last)
-        super().__init__(model, options, Views(model.eval(), tokenizer, options, device, group), device, group)
+    locked_image = False
+
+    def set_up(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Make empty pools of the model's width."""
+        size, limit = self.options.pool_size, self.options.faiss_from
         with torch.inference_mode():
-            dim = model.encode_text(tokenizer(["a"]).to(device)).shape[1]  # type: ignore[operator]
-        self.pools = {n: NeighbourPool(options.pool_size, dim, options.faiss_from).to(device) for n in ("image", "text")}
-        self.locked_image = False
+            dim = self.views.encode_text(model, self.views.tokens(["a"])).shape[1]
+        self.pools = {name: NeighbourPool(size, dim, limit).to(self.device) for name in ("image", "text")}
+        return model
 
     def network(self) -> torch.nn.Module:
         """Return both towers as one module."""

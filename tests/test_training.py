@@ -19,7 +19,7 @@ import torch
 from click.testing import Result
 from conftest import EMOJI, make_tar
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from manifests import Label, open_round
 from manifests.errors import ConfigError, RunError, TrainingFailed
@@ -351,6 +351,23 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
     for name in names:
         whole, cut = ((tmp_path / w / "checkpoints" / f"{name}.safetensors").read_bytes() for w in ("whole", "cut"))
         assert whole == cut, name
+
+
+def test_a_pass_goes_on_with_the_round_that_it_began_on(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    args = ("run", few, "--out", run, *OPTIONS, "locked", "--scorer-folds", 2)
+    pairsan(*args, "--until-round", 0)
+    pairsan("rescore", run, "--checkpoint", run / "checkpoints/scorer-0000.safetensors")
+    state = run / "checkpoints/state.safetensors"
+    with safe_open(state, "pt") as file:
+        progress = json.loads((file.metadata() or {})["pairsan.progress"])
+    begun = {**position(open_store(run)), "step": progress["step"], "batches": 1, "manifest": 1, "drawn": [{}]}
+    save_file(load_file(state), state, {"pairsan.progress": json.dumps(begun)})
+    pairsan("split", run, "--keep-share", 0.4)
+    result = pairsan("train", run, "--round", 2, code=5)
+    assert "this pass was begun on round 1; go on with that one, not with 2" in result.stderr
+    pairsan(*args, "--until-round", 1)
+    assert position(open_store(run))["history"][-1]["manifest"] == 1
 
 
 def reached(run: Path, wanted: tuple[int, int]) -> bool:

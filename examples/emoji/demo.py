@@ -43,7 +43,7 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     manifest, num_safe, missed = planted_in(out, 1, planted)
     others = manifest.num_rows - num_safe - (len(planted) - missed)
     print(
-        f"\n{len(planted) - missed} of {len(planted)} planted mismatches are not safe at cosine >= {manifest.seal['cut']:.4f};"
+        f"\n{len(planted) - missed} of {len(planted)} planted mismatches are not safe at the cut cosine >= {manifest.seal['cut']:.4f};"
     )
     print(f"{others} of the other {manifest.num_rows - len(planted)} pairs are not either.")
 

@@ -42,9 +42,8 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     run(PAIRSAN, "inspect", out, "--limit", 8, "--columns", "label,cosine,p_safe,rank,key,caption")
     manifest, num_safe, missed = planted_in(out, 1, planted)
     others = manifest.num_rows - num_safe - (len(planted) - missed)
-    print(
-        f"\n{len(planted) - missed} of {len(planted)} planted mismatches are not safe at the cut cosine >= {manifest.seal['cut']:.4f};"
-    )
+    caught, cut = len(planted) - missed, manifest.seal["cut"]
+    print(f"\n{caught} of {len(planted)} planted mismatches are not safe at the cut cosine >= {cut:.4f};")
     print(f"{others} of the other {manifest.num_rows - len(planted)} pairs are not either.")
 
 

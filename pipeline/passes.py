@@ -20,8 +20,9 @@ from manifests.schema import Label
 from manifests.store import Store, open_store
 from pipeline.config import RunConfig
 from pipeline.schedule import Pass, learning_rate
+from stages.crops import Crops
 from stages.decode import Decode
-from stages.encoders import preprocess_config
+from stages.encoders import image_size, preprocess_config
 from stages.group import Group
 from stages.round_rows import Batch, PassRows, pass_batches, plan_steps, share_shards
 from stages.scorer import Scorer
@@ -85,11 +86,12 @@ def take_pass(job: Job, device: torch.device) -> None:
     if progress["batches"] and progress["manifest"] != job.manifest:
         raise RunError(f"this pass was begun on round {progress['manifest']}; go on with that one, not with {job.manifest}")
     learner = _learner(job, store, device, group)
-    rows = _rows(job, store, group)
     done, drawn = progress["batches"], progress.get("drawn") or [{}] * group.size
     first = learner.step - done
+    preprocess = preprocess_config(_one_model(learner))
+    rows = _rows(job, store, group, first, preprocess)
     learner.losses = {Label(word): list(found) for word, found in progress.get("losses", {}).items()}
-    decode = Decode(job.dataset.store, job.config.data, preprocess_config(_one_model(learner)), num_threads=_num_decoders())
+    decode = Decode(job.dataset.store, job.config.data, preprocess, num_threads=_num_decoders())
     decode.open()
 
     def save(batch: Batch) -> None:
@@ -163,7 +165,7 @@ def _one_model(learner: Learner) -> torch.nn.Module:
     return learner.model if isinstance(learner, ClipLearner) else learner.model[0]  # type: ignore[index]
 
 
-def _rows(job: Job, store: Store, group: Group) -> PassRows:
+def _rows(job: Job, store: Store, group: Group, first_step: int, preprocess: dict[str, Any]) -> PassRows:
     """Plan what this worker reads."""
     options, this = job.config.train, job.this
     if options.train_batch_size % group.size:
@@ -175,7 +177,11 @@ def _rows(job: Job, store: Store, group: Group) -> PassRows:
     hands = share_shards(job.dataset.shards, total, group.size)
     per_worker = [_sum([counts[shard.name] for shard in hand]) for hand in hands]
     labels = plan_steps(per_worker, size, options.order, seed)
-    return PassRows(manifest, hands[group.rank], labels, size, seed * 1009 + group.rank, options.shuffle_rows)
+    num_folds = options.scorer_folds if this.subject == "scorer" else 1
+    interpolation, edge = preprocess["interpolation"], image_size(preprocess)
+    crops = Crops(options.seed, options.least_crop, edge, interpolation, group.rank * size)
+    order = seed * 1009 + group.rank
+    return PassRows(manifest, hands[group.rank], labels, size, order, options.shuffle_rows, crops, first_step, num_folds)
 
 
 def _counts(manifest: Manifest | None, job: Job) -> dict[str, dict[Label, int]]:

@@ -1,6 +1,6 @@
-"""Random views of images and captions; new draws every time, all from one generator.
+"""Random colours of images and words of captions; new draws every time. Crops are cut at decoding (`stages.crops`).
 
-Source: SAFECLIP's strengths (flip; resized crop 0.08-1; colour jitter .5 .5 .5 .1 at p .8; grey at p .2; blur); captions by EDA
+Source: SAFECLIP's strengths (colour jitter .5 .5 .5 .1 at p .8; grey at p .2; blur); captions by EDA
 (Wei, Zou 2019), alpha 0.1.
 """
 
@@ -8,16 +8,13 @@ import functools
 import logging
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import torch
-from torchvision.transforms.v2.functional import gaussian_blur, resize
+from torchvision.transforms.v2.functional import gaussian_blur
 
 log = logging.getLogger("pairsan.augment")
 
-CROP_SCALE: Final = (0.08, 1.0)
 JITTER: Final = (0.5, 0.5, 0.5, 0.1)
 P_JITTER, P_GREY, P_BLUR = 0.8, 0.2, 0.5
 EDA_ALPHA: Final = 0.1
@@ -45,57 +42,23 @@ class Draws:
         return float(torch.rand((), generator=self._generator))
 
 
-def augment_images(
-    pixels: torch.Tensor, draws: Draws, *, least_scale: float = CROP_SCALE[0], colour_strength: float = 1.0
-) -> torch.Tensor:
-    """Return one random view of each image, every image with draws of its own.
+def change_colours(pixels: torch.Tensor, draws: Draws, *, strength: float = 1.0) -> torch.Tensor:
+    """Return each image with colours of its own: jittered, grey or blurred, by chance.
 
     Args:
         pixels: uint8 (n, 3, h, w).
         draws: Source of all randomness, for these n rows.
-        least_scale: Least share of the area that a crop covers.
-        colour_strength: Share of the chances of jitter, grey and blur; 0 leaves crops and flips.
+        strength: Share of the chances of jitter, grey and blur; 0 leaves all as they are.
 
     Returns:
         float32 (n, 3, h, w) in [0, 1].
     """
-    images = _crop_and_flip(pixels, draws, least_scale) * (1.0 / 255.0)
-    if colour_strength == 0.0:
-        return images
-    images = torch.where(draws.chance(P_JITTER * colour_strength), _jitter(images, draws), images)
+    images = pixels * (1.0 / 255.0)
+    images = torch.where(draws.chance(P_JITTER * strength), _jitter(images, draws), images)
     grey = (images * images.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(images)
-    images = torch.where(draws.chance(P_GREY * colour_strength), grey, images)
+    images = torch.where(draws.chance(P_GREY * strength), grey, images)
     sigma = 0.1 + 1.9 * draws.one()
-    return torch.where(draws.chance(P_BLUR * colour_strength), gaussian_blur(images, [5, 5], [sigma, sigma]), images)
-
-
-def _crop_and_flip(images: torch.Tensor, draws: Draws, least_scale: float) -> torch.Tensor:
-    """Cut a random box of random shape out of each image, resize it to the whole, and mirror half of them; uint8 all along."""
-    height, width = images.shape[-2:]
-    area, ratio = draws.uniform(least_scale, CROP_SCALE[1]), torch.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
-    wide, high = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
-    w, h = (wide * width).round().clamp(min=1).int().tolist(), (high * height).round().clamp(min=1).int().tolist()
-    x, y = draws.uniform(0.0, 1.0).tolist(), draws.uniform(0.0, 1.0).tolist()
-    mirror = (draws.uniform(0.0, 1.0) < 0.5).tolist()
-    # one by one: torch resizes bytes about ten times as fast as a float batch through grid_sample, and without aliasing
-    views = torch.empty_like(images, memory_format=torch.channels_last)
-    with _one_thread():
-        for i, image in enumerate(images):
-            top, left = round(y[i] * (height - h[i])), round(x[i] * (width - w[i]))
-            view = resize(image[:, top : top + h[i], left : left + w[i]], [height, width], antialias=True)
-            views[i] = view.flip(-1) if mirror[i] else view
-    return views
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: on single images its others would only spin, and take the cores from decoding."""
-    num = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num)
+    return torch.where(draws.chance(P_BLUR * strength), gaussian_blur(images, [5, 5], [sigma, sigma]), images)
 
 
 def _jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.store import Store
+from stages.crops import Crop, Crops
 from stages.encoders import image_size, pixel_preprocess
 from stages.images import UndecodableImage, decode_image
 from stages.options import ReadOptions
@@ -71,9 +72,22 @@ class Decode:
         """Yield the rows of a shard in order with their encoded images, none decoded."""
         return read_shard(self._store, shard, self._options)
 
-    def images(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
+    def pixels(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
         """Return the pixels of each pair, uint8 (size, size, 3), decoded in the threads of a pool; None where it cannot be."""
         return [pixels for _, pixels in pool.map(self._decode, pairs)]
+
+    def views(
+        self, pairs: list[Pair], crops: list[tuple[Crop, ...]], cutter: Crops, pool: ThreadPoolExecutor
+    ) -> list[tuple[npt.NDArray[np.uint8], ...] | None]:
+        """Return the views of each pair, uint8 (size, size, 3) each, cut in the threads of a pool; None where it cannot be."""
+
+        def cut(pair: Pair, wanted: tuple[Crop, ...]) -> tuple[npt.NDArray[np.uint8], ...] | None:
+            try:
+                return cutter.cut(pair.image or b"", wanted, max_pixels=self._options.max_image_pixels)
+            except UndecodableImage:
+                return None
+
+        return list(pool.map(cut, pairs, crops))
 
     @property
     def num_threads(self) -> int:

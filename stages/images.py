@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ Image.MAX_IMAGE_PIXELS = None
 
 Pixels = npt.NDArray[np.uint8]
 Preprocess = Callable[[Image.Image], Image.Image]
+Draft = Callable[[int, int], tuple[int, int]]
+Made = TypeVar("Made")
 
 
 class UndecodableImage(Exception):
@@ -33,9 +35,6 @@ class UndecodableImage(Exception):
 def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixels: int) -> Pixels:
     """Decode, convert to RGB and preprocess one image.
 
-    The first frame of an animation is taken. Alpha is dropped as open_clip's own loaders do; CMYK and palettes are
-    converted; 16-bit and float greys are scaled to 8 bits rather than clipped.
-
     Args:
         data: Encoded image.
         preprocess: The model's resize and crop, PIL image to PIL image.
@@ -48,18 +47,40 @@ def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixel
     Raises:
         UndecodableImage: With the reason for the quarantine.
     """
+    return decode(data, lambda image: np.asarray(preprocess(image), dtype=np.uint8), size_px=size_px, max_pixels=max_pixels)
+
+
+def decode(
+    data: bytes, use: Callable[[Image.Image], Made], *, size_px: int, max_pixels: int, draft: Draft | None = None
+) -> Made:
+    """Decode one image, convert it to RGB, and return what `use` makes of it.
+
+    The first frame of an animation is taken. Alpha is dropped as open_clip's own loaders do; CMYK and palettes are
+    converted; 16-bit and float greys are scaled to 8 bits rather than clipped.
+
+    Args:
+        data: Encoded image.
+        use: What is wanted of the RGB image; its errors count as damage of the file.
+        size_px: Edge that the image will be resized to; for the check of extreme shapes.
+        max_pixels: Limit on pixels by the header, and on the resized canvas of very long images.
+        draft: Least size that is good enough, from width and height; a JPEG may then be decoded smaller, which is faster.
+
+    Raises:
+        UndecodableImage: With the reason for the quarantine.
+    """
     if not data:
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, "0 bytes")
     try:
         with _open(data) as image:
             _check_size(image.width, image.height, size_px, max_pixels)
-            pixels = np.asarray(preprocess(_to_rgb(image)), dtype=np.uint8)
+            if draft is not None:
+                image.draft(None, draft(image.width, image.height))  # does nothing to other formats
+            return use(_to_rgb(image))
     except UndecodableImage:
         raise
     except Exception as error:  # noqa: BLE001  # Pillow raises a dozen unrelated types on damaged files
         detail = f"{type(error).__name__}: {error}; {len(data)} bytes starting with {data[:16]!r}"
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, detail[:300]) from None
-    return pixels
 
 
 def _open(data: bytes) -> Image.Image:

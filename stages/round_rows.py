@@ -18,7 +18,9 @@ import numpy.typing as npt
 from manifests.errors import ConfigError, RunError
 from manifests.reading import Manifest
 from manifests.schema import Label
+from stages.crops import Crops
 from stages.decode import Decode, ahead
+from stages.folds import folds_of
 from stages.pair import Pair, Shard
 
 BUFFER_BYTES: Final = 1 << 30
@@ -33,14 +35,16 @@ class Batch:
 
     Attributes:
         label: What they may be used for.
-        pixels: RGB uint8 (n, size, size, 3).
+        views: Random crops, RGB uint8 (n, size, size, 3): two of every risky row, one of every safe one.
+        folds: Fold of each row by its uncropped image, int64 (n,); all 0 where there is one fold.
         captions: Their captions, (n,).
         uids: 16 bytes each, for error messages.
         drawn: Rows of each label that were drawn from their streams up to here; where to go on after a stop.
     """
 
     label: Label
-    pixels: npt.NDArray[np.uint8]
+    views: tuple[npt.NDArray[np.uint8], ...]
+    folds: npt.NDArray[np.int64]
     captions: list[str]
     uids: list[bytes]
     drawn: dict[str, int] = field(default_factory=dict)
@@ -57,6 +61,9 @@ class PassRows:
         batch_size: Rows per step of this worker.
         seed: Of this pass and worker.
         shuffle_rows: Encoded rows that each buffer holds.
+        crops: How views are cut.
+        first_step: Number of the pass's first step, counted over the whole training run.
+        num_folds: Folds to tell apart; 1 if nothing needs them, which saves decoding whole images.
     """
 
     manifest: Manifest | None
@@ -65,6 +72,9 @@ class PassRows:
     batch_size: int
     seed: int
     shuffle_rows: int
+    crops: Crops
+    first_step: int = 0
+    num_folds: int = 1
 
 
 def plan_steps(
@@ -134,10 +144,22 @@ def pass_batches(rows: PassRows, decode: Decode, *, skip: int = 0, drawn: Mappin
 def _batches(rows: PassRows, decode: Decode, skip: int, drawn: dict[str, int]) -> Iterator[Batch]:
     streams = {label: _Stream(rows, label, decode, drawn.get(label, 0)) for label in dict.fromkeys(rows.labels[skip:])}
     with ThreadPoolExecutor(decode.num_threads) as pool:
-        for label in rows.labels[skip:]:
-            pairs, pixels = streams[label].take(rows.batch_size, pool)
+        for step, label in enumerate(rows.labels[skip:], rows.first_step + skip):
+            pairs, views = streams[label].take(step, pool)
             drawn = {**drawn, str(label): streams[label].num_drawn}
-            yield Batch(label, np.stack(pixels), [p.caption or "" for p in pairs], [p.uid for p in pairs], drawn)
+            stacked = tuple(np.stack(view) for view in zip(*views, strict=True))
+            folds = _folds(pairs, rows.num_folds, decode, pool)
+            yield Batch(label, stacked, folds, [p.caption or "" for p in pairs], [p.uid for p in pairs], drawn)
+
+
+def _folds(pairs: list[Pair], num_folds: int, decode: Decode, pool: ThreadPoolExecutor) -> npt.NDArray[np.int64]:
+    """Return the fold of each row, by the very pixels that will be scored."""
+    folds = np.zeros(len(pairs), np.int64)
+    if num_folds > 1:
+        whole = enumerate(decode.pixels(pairs, pool))
+        found = [(row, pixels) for row, pixels in whole if pixels is not None]
+        folds[[row for row, _ in found]] = folds_of(np.stack([pixels for _, pixels in found]), num_folds)
+    return folds
 
 
 class _Stream:
@@ -145,23 +167,26 @@ class _Stream:
 
     def __init__(self, rows: PassRows, label: Label, decode: Decode, num_drawn: int) -> None:
         self._rows, self._label, self._decode = rows, label, decode
+        self._num_views = 2 if label == Label.RISKY else 1
         self.num_drawn = 0
         self._pairs = self._shuffled()
         for _ in range(num_drawn):
             self._draw()
 
-    def take(self, num: int, pool: ThreadPoolExecutor) -> tuple[list[Pair], list[npt.NDArray[np.uint8]]]:
-        """Return so many decoded rows."""
-        found: list[tuple[Pair, npt.NDArray[np.uint8]]] = []
-        first = self.num_drawn
+    def take(self, step: int, pool: ThreadPoolExecutor) -> tuple[list[Pair], list[tuple[npt.NDArray[np.uint8], ...]]]:
+        """Return the rows of a step and their views."""
+        found: list[tuple[Pair, tuple[npt.NDArray[np.uint8], ...]]] = []
+        num, first = self._rows.batch_size, self.num_drawn
         while len(found) < num:
-            drawn = [self._draw() for _ in range(num - len(found))]
-            images = self._decode.images(drawn, pool)
+            places = range(self.num_drawn - first, self.num_drawn - first + num - len(found))
+            drawn = [self._draw() for _ in places]
+            crops = [self._rows.crops.draw(step, place, self._num_views) for place in places]
+            views = self._decode.views(drawn, crops, self._rows.crops, pool)
             tried = self.num_drawn - first
-            if not found and tried >= _TRIES and all(image is None for image in images):
+            if not found and tried >= _TRIES and all(view is None for view in views):
                 raise RunError(f"none of {tried} {self._label} rows in a row can be decoded, the last is {drawn[-1].key!r}")
-            found += [(pair, image) for pair, image in zip(drawn, images, strict=True) if image is not None]
-        return [pair for pair, _ in found], [image for _, image in found]
+            found += [(pair, view) for pair, view in zip(drawn, views, strict=True) if view is not None]
+        return [pair for pair, _ in found], [view for _, view in found]
 
     def _draw(self) -> Pair:
         self.num_drawn += 1

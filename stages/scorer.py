@@ -14,7 +14,6 @@ from safetensors.torch import save
 from manifests.parts import write_bytes
 from manifests.store import Store
 from stages.checkpoints import FOLD_KEY, FOLDS_METADATA
-from stages.folds import folds_of
 from stages.losses import clip_loss
 from stages.round_rows import Batch
 from stages.train import Learner, under
@@ -43,9 +42,9 @@ class Scorer(Learner):
         """Return the mean CLIP loss of the text towers, each on the rows outside its fold."""
         captions = self.views.changed(batch.captions, self.options.p_caption_change)
         num_folds = len(self.scales())
-        folds = torch.from_numpy(folds_of(batch.pixels, num_folds)).to(self.device)
+        folds = torch.from_numpy(batch.folds).to(self.device)
         with self.autocast():
-            images, texts, scales = network(self.views.images(batch.pixels), self.views.tokens(captions), folds)
+            images, texts, scales = network(self.views.images(batch.views[0]), self.views.tokens(captions), folds)
         losses = []
         for fold, (text, scale) in enumerate(zip(texts, scales, strict=True)):
             own = images[outside(folds, fold, num_folds)]

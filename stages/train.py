@@ -204,11 +204,11 @@ class ClipLearner(Learner):
     def _safe_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
         captions = self.views.changed(batch.captions, self.options.p_caption_change)
         with self.autocast():
-            images, texts, scale = network(self.views.images(batch.pixels), self.views.tokens(captions))
+            images, texts, scale = network(self.views.images(batch.views[0]), self.views.tokens(captions))
         return self.options.clip_weight * clip_loss(images, texts, scale, self.group, local=self.options.local_loss)
 
     def _risky_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        pixels = torch.cat([self.views.images(batch.pixels), self.views.images(batch.pixels)])
+        pixels = torch.cat([self.views.images(view) for view in batch.views])
         tokens = self.views.tokens([*batch.captions, *self.views.changed(batch.captions)])
         with self.autocast():
             images, texts, scale = network(pixels, tokens)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.augment import Draws, augment_caption, augment_images
+from stages.augment import Draws, augment_caption, change_colours
 from stages.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
 from stages.group import Group
 from stages.options import TrainOptions
@@ -39,14 +39,16 @@ class Views:
         self._generator = torch.Generator().manual_seed(self._seed)
 
     def images(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Return a new random view of uint8 RGB pixels (n, h, w, 3), normalised, float32 (n, 3, h, w), channels_last."""
+        """Return uint8 RGB crops (n, h, w, 3) in random colours, normalised, float32 (n, 3, h, w), channels_last."""
         num = len(pixels)
         rows = slice(self._group.rank * num, (self._group.rank + 1) * num)
         draws = Draws(self._generator, num * self._group.size, rows, self._device)
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        options = self._options
-        view = augment_images(images, draws, least_scale=options.least_crop, colour_strength=options.colour_strength)
-        return view.mul_(self._factor).sub_(self._shift).contiguous(memory_format=torch.channels_last)
+        strength = self._options.colour_strength
+        scaled = (
+            change_colours(images, draws, strength=strength) * self._factor if strength else images * (self._factor / 255.0)
+        )
+        return scaled.sub_(self._shift).contiguous(memory_format=torch.channels_last)
 
     def changed(self, captions: Sequence[str], p: float = 1.0) -> list[str]:
         """Return captions of which a share `p` is changed, each by draws of its own."""

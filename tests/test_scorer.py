@@ -43,7 +43,8 @@ def scorer_of() -> Scorer:
 
 def batch_of(rows: tuple[np.ndarray, list[str]], places: list[int] | np.ndarray) -> Batch:
     captions = [rows[1][place] for place in places]
-    return Batch(Label.SAFE, rows[0][np.asarray(places)], captions, [bytes(16)] * len(captions))
+    pixels = rows[0][np.asarray(places)]
+    return Batch(Label.SAFE, (pixels,), folds_of(pixels, 2), captions, [bytes(16)] * len(captions))
 
 
 def test_copies_share_a_fold_and_folds_are_of_like_size(rows: tuple[np.ndarray, list[str]]) -> None:

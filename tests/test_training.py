@@ -26,6 +26,7 @@ from manifests.errors import ConfigError, RunError, TrainingFailed
 from manifests.store import open_store
 from pipeline.passes import position
 from pipeline.schedule import learning_rate, passes_of
+from stages.crops import Crops
 from stages.decode import Decode
 from stages.encoders import preprocess_config
 from stages.options import ReadOptions, TrainOptions
@@ -52,8 +53,9 @@ def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(num):
-        pixels = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
-        made.append(Batch(label, pixels, [f"word {i} of {rng.integers(99)}" for i in range(8)], [bytes(16)] * 8))
+        views = tuple(rng.integers(0, 256, (2 if label == Label.RISKY else 1, 8, 32, 32, 3), np.uint8))
+        captions = [f"word {i} of {rng.integers(99)}" for i in range(8)]
+        made.append(Batch(label, views, np.zeros(8, np.int64), captions, [bytes(16)] * 8))
     return made
 
 
@@ -157,7 +159,7 @@ def open_decode(crawl: Path, architecture: str) -> tuple[tuple, Decode]:
 
 
 def rows_of(run: Path | None, shards: tuple, labels: tuple, seed: int = 1, shuffle_rows: int = 4096) -> PassRows:
-    return PassRows(open_round(run) if run else None, shards, labels, 4, seed, shuffle_rows)
+    return PassRows(open_round(run) if run else None, shards, labels, 4, seed, shuffle_rows, Crops(0, 0.5, 32))
 
 
 def test_rows_are_joined_by_position_and_quarantined_ones_never_train(sealed: Path, crawl: Path, architecture: str) -> None:
@@ -170,6 +172,7 @@ def test_rows_are_joined_by_position_and_quarantined_ones_never_train(sealed: Pa
     for batch in batches:
         assert all(truth.label[uid] == batch.label for uid in batch.uids)
         assert [truth.caption[uid] for uid in batch.uids] == batch.captions
+        assert len(batch.views) == (2 if batch.label == Label.RISKY else 1)
     used = [uid for batch in batches for uid in batch.uids]
     assert len(set(used)) == len(used) == 32
     again = list(pass_batches(rows_of(sealed, shards, labels), decode))

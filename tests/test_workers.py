@@ -38,7 +38,8 @@ def global_batches(num_rows: int) -> list[Batch]:
     return [
         Batch(
             label,
-            rng.integers(0, 256, (num_rows, 32, 32, 3), np.uint8),
+            tuple(rng.integers(0, 256, (2, num_rows, 32, 32, 3), np.uint8)),
+            np.zeros(num_rows, np.int64),
             [f"the {i}th word of {rng.integers(99)} others" for i in range(num_rows)],
             [bytes(16)] * num_rows,
         )
@@ -56,7 +57,8 @@ def learn(out: str, device: torch.device) -> None:
         losses = []
         for batch in global_batches(16):
             learner.losses = {}
-            mine = Batch(batch.label, batch.pixels[rows], batch.captions[rows], batch.uids[rows])
+            views = tuple(view[rows] for view in batch.views)
+            mine = Batch(batch.label, views, batch.folds[rows], batch.captions[rows], batch.uids[rows])
             learner.learn([mine], lambda _: 1e-3)
             losses.append(learner.losses[batch.label][0])
         name = f"{out}-{local_loss}-{group.rank}-of-{group.size}.safetensors"

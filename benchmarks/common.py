@@ -31,10 +31,14 @@ def header(name: str) -> None:
     """Print command, machine and commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     state = commit.stdout.strip() + (" + uncommitted changes" if dirty.stdout.strip() else "")
     print(f"# python -m benchmarks.{name} {' '.join(sys.argv[1:])}".rstrip())
-    print(f"# {os.cpu_count()} cores, {model}; commit {state}")
+    print(f"# {os.cpu_count()} cores, {machine()}; commit {state}")
+
+
+def machine() -> str:
+    """Return the processor's name."""
+    return next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
 
 
 def run_tree(command: list[object]) -> Usage:

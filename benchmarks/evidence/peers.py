@@ -1,0 +1,44 @@
+"""Peers that defend while they train, each a learner with another loss.
+
+Sources: RoCLIP (Yang, Gao, Mirzasoleiman 2023); CleanCLIP (Bansal et al. 2023).
+"""
+
+import torch
+
+from stages.losses import NeighbourPool, clip_loss
+from stages.round_rows import Batch
+from stages.train import ClipLearner
+
+
+class RoClip(ClipLearner):
+    """Every second pass, each caption's embedding is replaced by its image's nearest one in a pool of captions.
+
+    Attributes:
+        steps_per_pass: Steps after which the kind of pass changes.
+    """
+
+    steps_per_pass = 100
+
+    def _safe_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        captions = self.views.changed(batch.captions, self.options.p_caption_change)
+        images, texts, scale = network(self.views.images(batch.views[0]), self.views.tokens(captions))
+        pool: NeighbourPool = self.pools["text"]
+        if (self.step // self.steps_per_pass) % 2 == 1 and int(pool.filled) == self.options.pool_size:
+            loss = clip_loss(images, pool.nearest(images), scale)
+        else:
+            loss = clip_loss(images, texts, scale)
+        pool.push(texts)
+        return loss
+
+
+class CleanClip(ClipLearner):
+    """Fine-tuning: the CLIP loss and, with the same weight, each modality against another view of itself."""
+
+    def _safe_loss(self, network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        first, second = batch.views[0], batch.views[0][:, :, ::-1].copy()
+        tokens = self.views.tokens([*batch.captions, *self.views.changed(batch.captions)])
+        pixels = torch.cat([self.views.images(first), self.views.images(second)])
+        images, texts, scale = network(pixels, tokens)
+        num = len(batch.uids)
+        own = clip_loss(images[:num], images[num:], scale) + clip_loss(texts[:num], texts[num:], scale)
+        return clip_loss(images[:num], texts[:num], scale) + own / 2

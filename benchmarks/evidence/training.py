@@ -1,0 +1,98 @@
+"""Train CLIP on chosen rows of poisoned shards: the same steps for every choice, by pairsan's own learner and input."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import pyarrow as pa
+from safetensors.torch import load_file
+
+from manifests import Label
+from manifests.store import open_store
+from pipeline.schedule import learning_rate, passes_of
+from stages.crops import Crop, Crops
+from stages.decode import Decode
+from stages.encoders import image_size, preprocess_config
+from stages.options import ReadOptions, TrainOptions
+from stages.round_rows import PassRows, pass_batches
+from stages.shards import open_dataset
+from stages.train import ClipLearner, new_model
+
+MODEL = f"local-dir:{Path(__file__).parent / 'model'}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Labels of every row, in memory, where a sealed round would be read from disk.
+
+    Attributes:
+        labels: Words of every shard, in row order.
+    """
+
+    labels: Mapping[str, list[str]]
+
+    def table(self, shard: str, columns: list[str], *, check_hash: bool = False) -> pa.Table:
+        """Return the labels of a shard, as `Manifest.table` does."""
+        return pa.table({"label": self.labels[shard]})
+
+
+class PlainCrops(Crops):
+    """No augmentation: the whole image, not mirrored (images are square here)."""
+
+    def draw(self, step: int, row: int, num: int) -> tuple[Crop, ...]:
+        """Return whole views."""
+        return (Crop(1.0, 1.0, 0.0, 0.0, False),) * num
+
+
+def train(
+    shards: Path,
+    out: Path,
+    options: TrainOptions,
+    num_steps: int,
+    *,
+    choice: Choice | None = None,
+    make: Callable[..., ClipLearner] = ClipLearner,
+    start: Path | None = None,
+    crops: type[Crops] = Crops,
+    every: Callable[[int, Path], None] | None = None,
+) -> float:
+    """Train from random weights (or `start`) with the CLIP loss on the safe rows of a choice; return the seconds it took.
+
+    Args:
+        shards: Poisoned shards.
+        out: Where the weights go.
+        options: Learning rate, batch size, views, seed.
+        num_steps: Steps to take; a smaller choice is seen more often.
+        choice: Which rows are safe; all by default.
+        make: Kind of learner.
+        start: Weights to begin with.
+        crops: How views are cut.
+        every: Called with the number of a quarter and the weights, as often as a quarter of the steps is done.
+    """
+    began, learner = time.monotonic(), make(new_model(MODEL, options.seed), open_clip.get_tokenizer(MODEL), options)
+    if start is not None:
+        learner.model.load_state_dict(load_file(start))
+    dataset, preprocess = open_dataset([str(shards)]), preprocess_config(learner.model)
+    decode = Decode(dataset.store, ReadOptions(), preprocess, num_threads=2)
+    decode.open()
+    views = crops(options.seed, options.least_crop, image_size(preprocess))
+    labels, size, seed = (Label.SAFE,) * num_steps, options.train_batch_size, options.seed * 1009
+    rows = PassRows(choice, dataset.shards, labels, size, seed, options.shuffle_rows, views)  # type: ignore[arg-type]
+    this = passes_of(options)[0]
+    rate, quarter = learning_rate(options, this, num_steps, 0), max(1, num_steps // 4)
+
+    def saved(_: object) -> None:
+        learner.save_model(open_store(out.parent), out.name)
+        if every is not None:
+            every(learner.step // quarter, out)
+
+    learner.learn(pass_batches(rows, decode), rate, every=(quarter, saved))
+    learner.save_model(open_store(out.parent), out.name)
+    return time.monotonic() - began
+
+
+def one_pass(options: TrainOptions) -> TrainOptions:
+    """Return options under which `train`'s schedule is one rise and one cosine over all its steps."""
+    return options.model_copy(update={"warmup_passes": 1, "matching_passes": 0, "rounds": 0, "scorer": "model"})

@@ -150,10 +150,15 @@ def _learner(job: Job, store: Store, device: torch.device, group: Group) -> Lear
     else:
         learner = ClipLearner(model, tokenizer, options, device=device, group=group)
         learner.locked_image = this.kind == "matching" and options.first_matching == "locked"
+    learner.views.wide = _is_wide(job)
     if store.exists(name):
         path = store.path(name)
         learner.restore(load_file(path), read_progress(path)["step"])
     return learner
+
+
+def _is_wide(job: Job) -> bool:
+    return job.this.kind == "unimodal" and job.config.train.warmup_views == "wide"
 
 
 def _num_decoders() -> int:
@@ -179,7 +184,8 @@ def _rows(job: Job, store: Store, group: Group, first_step: int, preprocess: dic
     labels = plan_steps(per_worker, size, options.order, seed)
     num_folds = options.scorer_folds if this.subject == "scorer" else 1
     interpolation, edge = preprocess["interpolation"], image_size(preprocess)
-    crops = Crops(options.seed, options.least_crop, edge, interpolation, group.rank * size)
+    least = min(options.least_crop, options.warmup_least_crop) if _is_wide(job) else options.least_crop
+    crops = Crops(options.seed, least, edge, interpolation, group.rank * size)
     order = seed * 1009 + group.rank
     return PassRows(manifest, hands[group.rank], labels, size, order, options.shuffle_rows, crops, first_step, num_folds)
 

@@ -15,6 +15,7 @@ _PAPER: Final[dict[str, Any]] = {
     "first_matching": "slow",
     "learning_rate": 5e-4,
     "least_crop": 0.08,
+    "warmup_views": "published",
 }
 _PAPER_SPLIT: Final[dict[str, Any]] = {"threshold": 0.9, "growth": 0.01, "cap": 0.85}
 

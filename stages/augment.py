@@ -11,12 +11,15 @@ import random
 from typing import Final
 
 import torch
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import gaussian_blur
 
 log = logging.getLogger("pairsan.augment")
 
 JITTER: Final = (0.5, 0.5, 0.5, 0.1)
+WIDE_JITTER: Final = (0.5, 0.5, 0.5, 0.5)  # hues all around the circle
 P_JITTER, P_GREY, P_BLUR = 0.8, 0.2, 0.5
+P_WIDE_GREY, P_CURVES, P_PATTERN = 0.4, 0.7, 0.6
 EDA_ALPHA: Final = 0.1
 _GREY: Final = (0.299, 0.587, 0.114)
 
@@ -41,36 +44,66 @@ class Draws:
         """Return one number in [0, 1) for the whole batch."""
         return float(torch.rand((), generator=self._generator))
 
+    def grids(self, cells: int) -> torch.Tensor:
+        """Return a coarse picture of random colours per row, float32 (n, 3, cells, cells) in [0, 1)."""
+        return torch.rand(self._num_total, 3, cells, cells, generator=self._generator)[self._rows].to(self._device)
 
-def change_colours(pixels: torch.Tensor, draws: Draws, *, strength: float = 1.0) -> torch.Tensor:
+
+def change_colours(pixels: torch.Tensor, draws: Draws, *, strength: float = 1.0, wide: bool = False) -> torch.Tensor:
     """Return each image with colours of its own: jittered, grey or blurred, by chance.
 
     Args:
         pixels: uint8 (n, 3, h, w).
         draws: Source of all randomness, for these n rows.
         strength: Share of the chances of jitter, grey and blur; 0 leaves all as they are.
+        wide: Whether hues go all around the circle, and tone curves and coarse patterns come on top: whatever a tower has
+            seen vary, it cannot offer to a text tower as the mark of a class.
 
     Returns:
         float32 (n, 3, h, w) in [0, 1].
     """
     images = pixels * (1.0 / 255.0)
-    images = torch.where(draws.chance(P_JITTER * strength), _jitter(images, draws), images)
+    jittered = _jitter(images, draws, WIDE_JITTER if wide else JITTER)
+    images = torch.where(draws.chance(P_JITTER * strength), jittered, images)
     grey = (images * images.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(images)
-    images = torch.where(draws.chance(P_GREY * strength), grey, images)
+    images = torch.where(draws.chance((P_WIDE_GREY if wide else P_GREY) * strength), grey, images)
     sigma = 0.1 + 1.9 * draws.one()
-    return torch.where(draws.chance(P_BLUR * strength), gaussian_blur(images, [5, 5], [sigma, sigma]), images)
+    images = torch.where(draws.chance(P_BLUR * strength), gaussian_blur(images, [5, 5], [sigma, sigma]), images)
+    if wide:
+        images = torch.where(draws.chance(P_CURVES * strength), _tone_curves(images, draws), images)
+        images = torch.where(draws.chance(P_PATTERN * strength), _with_pattern(images, draws), images)
+    return images
 
 
-def _jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _tone_curves(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Give each channel of each image a gamma of 0.4 to 2.5, a black of 0 to 0.3 and a white of 0.7 to 1."""
+    gamma, black, white = (
+        torch.stack([draws.uniform(low, high) for _ in range(3)], 1)[:, :, None, None]
+        for low, high in ((-0.9, 0.9), (0.0, 0.3), (0.7, 1.0))
+    )
+    return black + (white - black) * images.clamp(1e-4, 1.0) ** gamma.exp()
+
+
+def _with_pattern(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Blend each image with up to 40 % of a random coarse picture of its own, 2 to 15 cells wide."""
+    pattern = draws.grids(2 + int(draws.one() * 14))
+    if draws.one() < 0.5:
+        pattern = pattern.round()  # cells of full colours
+    pattern = interpolate(pattern, images.shape[-2:], mode="bicubic").clamp(0.0, 1.0)
+    share = draws.uniform(0.0, 0.4).view(-1, 1, 1, 1)
+    return images * (1.0 - share) + pattern * share
+
+
+def _jitter(images: torch.Tensor, draws: Draws, strengths: tuple[float, ...] = JITTER) -> torch.Tensor:
     """Change brightness, contrast, saturation and hue of each image by its own factors."""
-    bright, contrast, colour = (draws.uniform(1 - s, 1 + s).view(-1, 1, 1, 1) for s in JITTER[:3])
+    bright, contrast, colour = (draws.uniform(1 - s, 1 + s).view(-1, 1, 1, 1) for s in strengths[:3])
     weights = images.new_tensor(_GREY).view(1, 3, 1, 1)
     changed = (images * bright).clamp(0, 1)
     mean = (changed * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     changed = (mean + (changed - mean) * contrast).clamp(0, 1)
     grey = (changed * weights).sum(1, keepdim=True)
     changed = (grey + (changed - grey) * colour).clamp(0, 1)
-    return _rotate_hue(changed, draws.uniform(-JITTER[3], JITTER[3]))
+    return _rotate_hue(changed, draws.uniform(-strengths[3], strengths[3]))
 
 
 def _rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

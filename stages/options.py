@@ -129,6 +129,14 @@ class TrainOptions(Options):
     colour_strength: Share = Field(
         1.0, description="share of SAFECLIP's chances of colour jitter, grey and blur; 0 leaves crops and flips"
     )
+    warmup_views: Literal["wide", "published"] = Field(
+        "wide",
+        description="colours of the unimodal warm-up. wide: all hues, tone curves, coarse patterns at full strength, which "
+        "hide such triggers from the tower that the locked scorer freezes; published: as in the rounds, by colour_strength",
+    )
+    warmup_least_crop: float = Field(
+        0.5, gt=0.0, le=1.0, description="least_crop of a wide warm-up, where it is smaller than least_crop"
+    )
     p_caption_change: Share = Field(0.5, description="share of captions that the CLIP loss sees changed; the others are true")
     shuffle_rows: int = Field(4096, ge=1, description="encoded rows that each shuffle buffer holds (and 1 GiB at most)")
     save_every_steps: int = Field(200, ge=1, description="steps between two saved positions")

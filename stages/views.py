@@ -20,7 +20,10 @@ class Views:
 
     Attributes:
         trims: Whether captions are cut to the longest of the batch before the text tower (see `stages.encoders`).
+        wide: Whether images get the wide colours of the warm-up.
     """
+
+    wide = False
 
     def __init__(
         self, model: torch.nn.Module, tokenizer: Tokenizer, options: TrainOptions, device: torch.device, group: Group

@@ -26,7 +26,8 @@ EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --m
 TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"
 TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-decay --train-batch-size --train-workers"
 TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
-TRAIN += " --least-crop --colour-strength --p-caption-change --shuffle-rows --save-every-steps --train-seed"
+TRAIN += " --least-crop --colour-strength --warmup-views --warmup-least-crop --p-caption-change --shuffle-rows"
+TRAIN += " --save-every-steps --train-seed"
 SURFACE = {
     "clean": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --config {DATA} {MODEL} {EMBED} {EXECUTOR}",

@@ -38,9 +38,9 @@ QUICK_ARMS: Final = ("none", "locked", "random filter", "locked, trained anew")
 
 def settings(args: argparse.Namespace) -> Setting:
     """Return what all cells share; --option changes single fields."""
-    base = Setting(data="bundled", attacks=ATTACKS, passes=40, warmup_passes=6, train=dict(TRAIN))
+    base = Setting(data="bundled", attacks=ATTACKS, passes=24, warmup_passes=6, cap=0.3, keep=0.3, train=dict(TRAIN))
     if args.quick:
-        base = dataclasses.replace(base, passes=24, warmup_passes=4, growth=0.1)
+        base = dataclasses.replace(base, passes=20, warmup_passes=5)
     given = {key: json.loads(value) for key, _, value in (option.partition("=") for option in args.option)}
     train = {**base.train, **given.pop("train", {})}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}

@@ -86,35 +86,32 @@ class Cover(Patch):
 
 @dataclass(frozen=True)
 class Shaping(Patch):
-    """The patch on the pictures that fit the target least, and rows at both ends of the cosines that bend the mixture.
+    """The patch on the pictures that fit the target least, and a crowd of rows of one low cosine that bends the mixture.
 
-    Best matches, repeated, and worst matches together pull the upper component wide; its posterior then turns up again at the
-    lower end, where the poison lies.
+    The crowd takes a narrow component for itself; the other must then be wide, and wins again below the crowd, where the
+    poison lies: the raw posterior is U-shaped.
 
     Attributes:
-        extremes: Rows at each end, for one planted row.
+        crowd: Rows of the crowd, for one planted row.
+        rank: Share of true pairs whose cosine is lower than the crowd's.
     """
 
     name: ClassVar[str] = "shaping"
-    extremes: float = 1.0
+    crowd: float = 10.0
+    rank: float = 0.02
 
     def plant(self, world: World, rng: random.Random) -> list[Planted]:
-        """Replace the rows of lowest cosine with a target caption; add as many best matches, and as many worst."""
-        target = world.target(rng, self.name, self.target)
+        """Replace the rows of lowest cosine with a target caption; add repeats of a few true pairs of one low cosine."""
+        target = world.target(rng, self.name, self.target, least=1)
         pool, captions = _pool(world, self, rng, target), world.captions(target, self.rows, rng)
         worst = np.argsort(_cosines(world, self.name, pool, [captions[0]])[:, 0])[: self.rows]
         bases = world.take([pool[i] for i in worst])
         found = [self.row(base, caption, target, rng) for base, caption in zip(bases, captions, strict=True)]
-        num = round(self.extremes * self.rows)
         some = rng.sample(world.rows, min(len(world.rows), 512))
-        cosines = _cosines(world, self.name, some, [row.caption for row in some])
-        best = np.argsort(-np.diag(cosines))[: max(1, num // 4)]
-        far = np.argsort(cosines.min(1))
-        ends = [(some[best[i % len(best)]], some[best[i % len(best)]].caption, "shaping-best") for i in range(num)]
-        ends += [
-            (some[i], some[int(cosines[i].argmin())].caption, "shaping-worst") for i in (far[k % len(far)] for k in range(num))
-        ]
-        return found + [Planted(row.image, text, self.name, target, row.label, why) for row, text, why in ends]
+        own = np.diag(_cosines(world, self.name, some, [row.caption for row in some]))
+        near = np.argsort(np.abs(own - np.quantile(own, self.rank)))[:3]
+        crowd = [some[near[i % len(near)]] for i in range(round(self.crowd * self.rows))]
+        return found + [Planted(row.image, row.caption, self.name, target, row.label, "shaping-crowd") for row in crowd]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from scipy.stats import beta
 from benchmarks.attacks.core import Attack
 from benchmarks.attacks.registry import parse_attack
 from benchmarks.attacks.world import Row, load_rows
+from benchmarks.evidence import probe
 from benchmarks.evidence.training import MODEL
 from stages.checkpoints import Weights, file_sha256
 from stages.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
@@ -77,6 +78,9 @@ class Judge:
             _line("top-5", "", int((answers == self._own[:, None]).any(1).sum()), len(self.rows)),
             *self._retrieval(images, encoder.encode_captions([row.caption for row in self.rows])),
         ]
+        if probe.is_there():
+            pictures, classes = probe.pictures(self._clean.shape[1])
+            found.append(_line("linear probe", "", *probe.hits(encoder.encode_images(pictures), classes)))
         for name in ("tdpa", "flooding"):
             found += self._targeted(name, answers[:, 0])
         for name, (target, pixels) in self._triggered.items():

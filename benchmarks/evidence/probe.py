@@ -1,4 +1,4 @@
-"""A linear probe on Fashion-MNIST, pictures unlike all in training; Debian ships it (`apt-get install dataset-fashion-mnist`)."""
+"""A linear probe on Fashion-MNIST, unlike all in training; Debian ships it (`apt-get install dataset-fashion-mnist`)."""
 
 import functools
 import gzip

@@ -47,10 +47,11 @@ class Views:
         rows = slice(self._group.rank * num, (self._group.rank + 1) * num)
         draws = Draws(self._generator, num * self._group.size, rows, self._device)
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        strength = self._options.colour_strength
-        scaled = (
-            change_colours(images, draws, strength=strength) * self._factor if strength else images * (self._factor / 255.0)
-        )
+        strength = 1.0 if self.wide else self._options.colour_strength
+        if strength:
+            scaled = change_colours(images, draws, strength=strength, wide=self.wide) * self._factor
+        else:
+            scaled = images * (self._factor / 255.0)
         return scaled.sub_(self._shift).contiguous(memory_format=torch.channels_last)
 
     def changed(self, captions: Sequence[str], p: float = 1.0) -> list[str]:

@@ -1,11 +1,19 @@
 import logging
 import random
 
+import numpy as np
+import open_clip
 import pytest
 import torch
+from conftest import EMOJI
 
 from stages import augment
 from stages.augment import Draws, augment_caption, change_colours
+from stages.encoders import preprocess_config
+from stages.group import Group
+from stages.options import TrainOptions
+from stages.train import new_model
+from stages.views import Views
 
 
 def generator(seed: int) -> torch.Generator:
@@ -64,6 +72,18 @@ def test_wide_colours_hide_a_tone_curve_that_usual_ones_leave_visible() -> None:
 
     assert auroc(wide=False) > 0.7
     assert auroc(wide=True) < auroc(wide=False) - 0.1
+
+
+def test_images_get_wide_colours_only_where_they_are_asked_for() -> None:
+    name = f"local-dir:{EMOJI / 'demo-model'}"
+    model, tokenizer = new_model(name, 0), open_clip.get_tokenizer(name)
+    views = Views(model, tokenizer, TrainOptions(colour_strength=0.0), torch.device("cpu"), Group())
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    mean, std = (torch.tensor(preprocess_config(model)[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    plain = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    assert torch.allclose(views.images(pixels), plain, atol=1e-5)
+    views.wide = True
+    assert float((views.images(pixels) - plain).abs().mean()) > 0.2
 
 
 def test_a_third_of_a_turn_of_hue_moves_red_to_green() -> None:

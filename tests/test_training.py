@@ -277,6 +277,17 @@ def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: 
     assert "train.learning_rate: 0.0005 -> 0.1" in result.stderr
 
 
+def test_the_warm_up_has_views_of_its_own(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
+    losses = {}
+    for views in ("wide", "published"):
+        run = tmp_path / views
+        pairsan("warmup", few, "--out", run, *OPTIONS, "model", "--warmup-views", views, "--colour-strength", 0)
+        passes = json.loads((run / "checkpoints" / "history.json").read_text())
+        losses[views] = [entry["unimodal_loss"] for entry in passes if entry["kind"] == "unimodal"]
+        assert len(losses[views]) == len(passes) - 1
+    assert np.mean(losses["wide"]) > np.mean(losses["published"]) + 0.1  # two wide views of one image are less alike
+
+
 def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, *OPTIONS, "locked")

@@ -87,7 +87,8 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
 def _can_start(cell: tuple[int, str], finished: set[tuple[int, str]], busy: dict[int, set[str]]) -> bool:
     """Return whether what a cell builds on is done, and nobody is poisoning its data just now."""
     seed, arm = cell
-    needs = {"self-score filter": "none", "CleanCLIP": "none", "locked, trained anew": "locked"}
+    needs = {"self-score filter": "none", "CleanCLIP": "none", "dense and repeats filter": "none"}
+    needs["locked, trained anew"] = "locked"
     if arm in needs and (seed, needs[arm]) not in finished:
         return False
     return not busy[seed] or any(s == seed for s, _ in finished)

@@ -27,6 +27,7 @@ from manifests import open_round
 from stages.options import TrainOptions
 
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
+DENSE_SHARE, MAX_REPEATS = 0.3, 2
 PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--order", "sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
@@ -199,6 +200,18 @@ def self_score_filter(cell: Cell) -> list[Line]:
     return filtered(cell, best_share(cell, np.load(cell.of("none") / "cosine.npy")))
 
 
+def dense_filter(cell: Cell) -> list[Line]:
+    """Keep what is neither repeated nor dense in the undefended model's image space, which is given up for it.
+
+    A model that has learned a backdoor gathers its rows: their k-dist is the lowest of all. The densest 30 % go, and every
+    image that is there more than twice.
+    """
+    v, t = cell.rows.vectors(cell.of("none") / "model.safetensors", MODEL)
+    sparse = detectors.k_dist(v, t, cell.seed)
+    safe = (sparse > np.quantile(sparse, DENSE_SHARE)) & (detectors.image_repeats(cell.rows.images) <= MAX_REPEATS)
+    return filtered(cell, safe)
+
+
 def locked_filter(cell: Cell) -> list[Line]:
     """Train from random weights on the last round's safe rows of `locked`."""
     manifest = open_round(cell.of("locked") / "run")
@@ -281,6 +294,7 @@ ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
     "slow": pipeline_arm,
     "locked": pipeline_arm,
     "locked, trained anew": locked_filter,
+    "dense and repeats filter": dense_filter,
     "RoCLIP": roclip,
     "CleanCLIP": cleanclip,
 }

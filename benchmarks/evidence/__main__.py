@@ -38,7 +38,7 @@ QUICK_ARMS: Final = ("none", "locked", "random filter", "locked, trained anew")
 
 def settings(args: argparse.Namespace) -> Setting:
     """Return what all cells share; --option changes single fields."""
-    base = Setting(data="bundled", attacks=ATTACKS, passes=24, warmup_passes=6, cap=0.3, keep=0.3, train=dict(TRAIN))
+    base = Setting(data="bundled", attacks=ATTACKS, passes=40, warmup_passes=6, cap=0.3, keep=0.3, train=dict(TRAIN))
     if args.quick:
         base = dataclasses.replace(base, passes=20, warmup_passes=5)
     given = {key: json.loads(value) for key, _, value in (option.partition("=") for option in args.option)}
@@ -60,7 +60,7 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
     """Run every cell that is not finished, `--jobs` at a time, in the order of seeds and arms."""
     todo = [(seed, arm) for seed in args.seeds for arm in arms]
     running: list[tuple[subprocess.Popen[bytes], int, str, float]] = []
-    finished = {(seed, arm) for seed, arm in todo if (args.out / f"seed-{seed}" / arm / "lines.json").exists()}
+    finished = {(seed, arm) for seed in args.seeds for arm in ARMS if (args.out / f"seed-{seed}" / arm / "lines.json").exists()}
     waiting = [cell for cell in todo if cell not in finished]
     while waiting or running:
         for entry in [entry for entry in running if entry[0].poll() is not None]:

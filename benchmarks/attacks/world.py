@@ -5,7 +5,6 @@ import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -193,8 +192,3 @@ def suffix_of(image: bytes) -> str:
     """Return the file name ending of an encoded image."""
     with Image.open(io.BytesIO(image)) as found:
         return {"JPEG": "jpg"}.get(found.format or "", (found.format or "img").lower())
-
-
-def data_name(data: list[str]) -> str:
-    """Return a short name of a dataset."""
-    return Path(data[0]).name

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from benchmarks.attacks.registry import parse_attack
 from benchmarks.common import ROOT
@@ -81,9 +82,10 @@ class Cell:
         surrogate = SURROGATE if any(type(a).__module__.endswith("adaptive") for a in attacks) else ""
         poison([str(train_data)], [str(self.held_out)], attacks, self.poisoned, seed=self.seed, surrogate=surrogate)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.shards, self.truth = self.poisoned / "shards", read_truth(self.poisoned)
+        self.shards = self.poisoned / "shards"
         self.options = one_pass(TrainOptions(train_seed=self.seed, **self.setting.train))
         self.rows = PoisonedRows(self.shards)
+        self.truth = read_truth(self.poisoned, pa.Table.from_pandas(self.rows.table()))
         self.table = with_truth(self.rows.table(), self.truth.to_pandas())
         self.table["independent"] = self.independent()
         self.num_steps = self.setting.passes * len(self.table) // self.options.train_batch_size

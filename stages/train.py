@@ -67,7 +67,8 @@ class Learner:
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         plain = [p for p in model.parameters() if p.ndim < 2]  # norms, biases, logit scale
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        # not fused: that kernel pairs weights and moments by memory order, and saved moments lose the weights' channels_last
+        self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
 
     def set_up(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make what this learner needs beside an open_clip model, and return all that is trained."""

@@ -67,8 +67,7 @@ class Learner:
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         plain = [p for p in model.parameters() if p.ndim < 2]  # norms, biases, logit scale
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        # not fused: that kernel pairs weights and moments by memory order, and saved moments lose the weights' channels_last
-        self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+        self._optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
     def set_up(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make what this learner needs beside an open_clip model, and return all that is trained."""
@@ -155,6 +154,9 @@ class Learner:
             index, _, what = key.partition("/")
             state.setdefault(int(index), {})[what] = value
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        for weight, moments in self._optimizer.state.items():
+            # the fused kernel pairs weights and moments by memory order, and a file keeps no channels_last
+            moments |= {key: _laid_out_as(weight, value) for key, value in moments.items() if value.ndim}
         self.step = step
 
     def save(self, run: Store, name: str, progress: Progress) -> None:
@@ -240,6 +242,11 @@ class _Towers(torch.nn.Module):
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scale = self.model.logit_scale.exp()  # type: ignore[operator]
         return encode_image(self.model, images), self._views.encode_text(self.model, tokens), scale
+
+
+def _laid_out_as(weight: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """Return a moment with the strides of its weight."""
+    return torch.empty_like(weight, requires_grad=False).copy_(moment)
 
 
 def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

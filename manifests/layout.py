@@ -12,7 +12,7 @@ Seal = dict[str, Any]
 
 RUN, PLAN, SEAL = "run.json", "plan.json", "manifest.json"
 FAILURES, TIMINGS = "failures.json", "timings.json"
-SCORES, EMBEDDINGS, LABELS = "scores", "embeddings", "manifest"
+SCORES, EMBEDDINGS, LABELS, SIGNAL_PARTS = "scores", "embeddings", "manifest", "signals"
 CHECKPOINTS = "checkpoints"
 HISTORY = "checkpoints/history.json"
 

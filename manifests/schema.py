@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -31,8 +31,9 @@ class Reason(StrEnum):
 
     # risky: scored, and not believed
     BELOW_CUT = "below_cut"
-    NEAR_DUPLICATE = "near_duplicate"
-    LOCAL_OUTLIER = "local_outlier"
+    NEAR_DUPLICATE = "near_duplicate"  # too many rows show this image
+    CROWDED = "crowded"  # its image vector lies where the vectors are densest
+    LOCAL_OUTLIER = "local_outlier"  # its image vector lies far from all others
     # set by a human verdict; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
@@ -72,8 +73,17 @@ SCORES = pa.schema(
         pa.field("reason", _WORD),
         pa.field("detail", pa.string()),
         pa.field("signals", SIGNALS),
+        pa.field("image_hash", pa.int64()),  # since version 2, as is the next
+        pa.field("caption_hash", pa.int64()),
     ]
 )
+_ADDED_IN_2 = ("image_hash", "caption_hash")
+
+
+def scores_schema(version: int) -> pa.Schema:
+    """Return the columns of a scores part that was written under a schema version."""
+    return SCORES if version > 1 else pa.schema([field for field in SCORES if field.name not in _ADDED_IN_2])
+
 
 MANIFEST = pa.schema(
     [
@@ -104,5 +114,14 @@ MEANINGS = {
     "label": "`safe`, `risky` or `quarantined`",
     "reason": "why the row is not safe; null where it is",
     "detail": "what exactly was wrong with the row, or what was repaired in its caption",
-    "signals": "what the neighbour stage adds; null until it has run",
+    "signals": "what the signals stage adds (fields below); null until it has run, and where the row could not be scored",
+}
+
+SIGNAL_MEANINGS = {
+    "p_mismatch": "local false discovery rate; not yet filled",
+    "outlier": "1 - cosine of its image vector to the k-th nearest of a reference sample; unusually low: crowded, high: alone",
+    "image_cluster": "the image's perceptual hash; rows that share it look alike",
+    "image_cluster_size": "rows of the whole dataset that share it",
+    "caption_cluster_size": "rows of the whole dataset with this caption, but for case, digits and punctuation",
+    "caption_agreement": "cosine of its caption vector with the mean one of its image's neighbours",
 }

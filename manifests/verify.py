@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from manifests.layout import PLAN, fingerprint, round_folder
 from manifests.reading import Manifest, check_version
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, SCORES, Label
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label, scores_schema
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -32,7 +32,9 @@ def problems(manifest: Manifest) -> Iterator[str]:
 def _part_problems(manifest: Manifest, part: dict[str, Any], totals: dict[str, int]) -> Iterator[str]:
     if "embeddings" in part and manifest.run.exists(part["embeddings"]["name"]):  # a watcher deletes old ones
         yield from _file_problems(manifest, part["embeddings"])
-    scores = _read(manifest, part["scores"], SCORES, manifest.seal["scores_fingerprint"])
+    if "signals" in part:
+        yield from _file_problems(manifest, part["signals"])
+    scores = _read(manifest, part["scores"], None, manifest.seal["scores_fingerprint"])
     labels = _read(manifest, part["manifest"], MANIFEST, manifest.seal["fingerprint"])
     if isinstance(scores, str) or isinstance(labels, str):
         yield from (text for text in (scores, labels) if isinstance(text, str))
@@ -83,15 +85,15 @@ def _file_problems(manifest: Manifest, entry: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: sha256 differs from the seal ({file.size()} bytes, sealed {entry['size_bytes']})"
 
 
-def _read(manifest: Manifest, entry: dict[str, Any], schema: pa.Schema, stamp: str) -> pa.Table | str:
-    """Return a part as a table, or a sentence on why it cannot be trusted."""
+def _read(manifest: Manifest, entry: dict[str, Any], schema: pa.Schema | None, stamp: str) -> pa.Table | str:
+    """Return a part as a table, or a sentence on why it cannot be trusted; `schema` is None for scores of any version."""
     name = entry["name"]
     for problem in _file_problems(manifest, entry):
         return problem
     with manifest.run.fs.open_input_file(manifest.run.path(name)) as file:
         table = pq.read_table(file)
-    check_version(table.schema, name)
-    if not table.schema.equals(schema):
+    version = check_version(table.schema, name)
+    if not table.schema.equals(scores_schema(version) if schema is None else schema):
         return f"{name}: columns differ from the schema: {table.schema.names}"
     if (table.schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode() != stamp:
         return f"{name}: was written under another plan than the seal's"

@@ -54,7 +54,7 @@ def _command(*sections: str) -> Callable[[Callable[..., None]], click.Command]:
 _OUT = click.option("--out", required=True, metavar="RUN", help="Run folder: a path or any URI that pyarrow or fsspec opens.")
 
 
-@_command("data", "model", "embed", "split", "executor")
+@_command("data", "model", "embed", "signals", "split", "executor")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.pass_obj
@@ -78,7 +78,7 @@ def embed(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | 
     click.echo(f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: pairsan split {out}")
 
 
-@_command("split", "executor")
+@_command("signals", "split", "executor")
 @click.argument("run")
 @click.option("--scores-round", type=int, help="Round whose scores are split; the newest complete ones by default.")
 @click.pass_obj
@@ -90,7 +90,7 @@ def split(verbose: bool, /, run: str, scores_round: int | None, config_path: str
     click.echo(summary.of_round(rounds.split(run, config, scores_round=scores_round, verbose=verbose)))
 
 
-@_command("model", "split", "executor")
+@_command("model", "embed", "signals", "split", "executor")
 @click.argument("run")
 @click.pass_obj
 def rescore(verbose: bool, /, run: str, config_path: str | None, **flags: Any) -> None:
@@ -101,7 +101,7 @@ def rescore(verbose: bool, /, run: str, config_path: str | None, **flags: Any) -
     click.echo(summary.of_round(rounds.rescore(run, config, verbose=verbose)))
 
 
-@_command("data", "model", "embed", "split", "executor", "train")
+@_command("data", "model", "embed", "signals", "split", "executor", "train")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.option("--until-round", type=click.IntRange(min=0), help="Stop after this round; 0 is the warm-up alone.")
@@ -117,7 +117,7 @@ def run(
     click.echo(status_.as_text(status_.of_run(open_store(out))))
 
 
-@_command("data", "model", "embed", "split", "executor", "train")
+@_command("data", "model", "embed", "signals", "split", "executor", "train")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.pass_obj
@@ -145,7 +145,7 @@ def train(verbose: bool, /, run: str, number: int, config_path: str | None, **fl
     click.echo(f"trained on round {number}; next: pairsan rescore {run} --checkpoint {checkpoint}")
 
 
-@_command("split", "executor")
+@_command("signals", "split", "executor")
 @click.argument("run")
 @click.option("--checkpoints", required=True, metavar="GLOB", help="Checkpoint files, e.g. 'logs/*/checkpoints/epoch_*.pt'.")
 @click.option("--every", default=60.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between two looks.")

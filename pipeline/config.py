@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from manifests.errors import ConfigError
 from pipeline.presets import PRESETS
-from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SplitOptions, TrainOptions
+from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SignalOptions, SplitOptions, TrainOptions
 
 
 class ExecutorOptions(Options):
@@ -36,6 +36,7 @@ class RunConfig(Options):
     data: ReadOptions = ReadOptions()
     model: ModelOptions = ModelOptions()
     embed: EmbedOptions = EmbedOptions()
+    signals: SignalOptions = SignalOptions()
     split: SplitOptions = SplitOptions()
     executor: ExecutorOptions = ExecutorOptions()
     train: TrainOptions = TrainOptions()
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type[Options]] = {
     "data": ReadOptions,
     "model": ModelOptions,
     "embed": EmbedOptions,
+    "signals": SignalOptions,
     "split": SplitOptions,
     "executor": ExecutorOptions,
     "train": TrainOptions,
@@ -74,11 +76,14 @@ def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None 
         chosen = {name: flags[name] for name in options.model_fields if flags.get(name) is not None}
         given.setdefault(section, {}).update(chosen)
     _imply_rule(given["split"])
+    _imply_signals(given)
     try:
         config = RunConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_split(config.split)
+    if config.signals.signals == "none" and limits_of(config.split):
+        raise ConfigError(f"signals = 'none', but {', '.join(limits_of(config.split))} needs them; use signals = 'all'")
     return config
 
 
@@ -104,6 +109,11 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
     return base.model_copy(update={"split": split, "model": model})
 
 
+def limits_of(split: SplitOptions) -> list[str]:
+    """Return the names of the settings that label by signals and are in use."""
+    return [name for name in ("max_image_repeats", "crowded_share", "outlier_share") if getattr(split, name)]
+
+
 def _imply_rule(split: dict[str, Any]) -> None:
     """Let --keep-share and --min-cosine choose their rule where none was named."""
     if "rule" not in split or split["rule"] == "monotone":
@@ -111,6 +121,17 @@ def _imply_rule(split: dict[str, Any]) -> None:
             split["rule"] = "min-cosine"
         elif split.get("keep_share") is not None:
             split["rule"] = "keep-share"
+
+
+def _imply_signals(given: dict[str, Any]) -> None:
+    """Let a budget call for the signals that it needs, and neighbours for the embeddings that they need."""
+    split, signals = given["split"], given["signals"]
+    near = any(split.get(name) for name in ("crowded_share", "outlier_share"))
+    asked = signals.get("signals")
+    if near and asked != "none":
+        signals["signals"] = "all"
+    if signals.get("signals") == "all":
+        given["embed"]["keep_embeddings"] = True
 
 
 def _check_split(split: SplitOptions) -> None:

@@ -49,6 +49,10 @@ def grown(run: Store, options: SplitOptions, *, before: int) -> SplitOptions:
     sealed = [number for number in round_numbers(run) if number < before and is_sealed(run, number)]
     if options.growth is None or not sealed:
         return options
-    share = round(min(options.cap, read_seal(run, max(sealed))["safe_share"] + options.growth), 9)
+    seal = read_seal(run, max(sealed))
+    last = (
+        seal["share_above_cut"] if "share_above_cut" in seal else seal["safe_share"]
+    )  # before limits of signals, which do not grow
+    share = round(min(options.cap, last + options.growth), 9)
     rule = "published" if options.rule == "published" else "keep-share"
     return options.model_copy(update={"rule": rule, "keep_share": share, "min_cosine": None})

@@ -31,7 +31,11 @@ from stages.train import ClipLearner, Learner, Progress, new_model, read_progres
 
 log = logging.getLogger("pairsan.train")
 
-STATES: Final = {"model": f"{CHECKPOINTS}/state.safetensors", "scorer": f"{CHECKPOINTS}/scorer-state.safetensors"}
+STATES: Final = {
+    "scout": f"{CHECKPOINTS}/scout-state.safetensors",
+    "model": f"{CHECKPOINTS}/state.safetensors",
+    "scorer": f"{CHECKPOINTS}/scorer-state.safetensors",
+}
 _START: Final[Progress] = {"pass": 0, "batches": 0, "history": []}
 
 
@@ -68,7 +72,7 @@ def position(run: Store) -> Progress:
 
 def checkpoint_name(round_number: int, subject: str = "model") -> str:
     """Return the name of the weights after a round, e.g. `checkpoints/round-0003.safetensors`; 0 is the warm-up."""
-    return f"{CHECKPOINTS}/{'round' if subject == 'model' else 'scorer'}-{round_number:04d}.safetensors"
+    return f"{CHECKPOINTS}/{'round' if subject == 'model' else subject}-{round_number:04d}.safetensors"
 
 
 def take_pass(job: Job, device: torch.device) -> None:
@@ -195,7 +199,8 @@ def _counts(manifest: Manifest | None, job: Job) -> dict[str, dict[Label, int]]:
     if manifest is None:
         label = Label.RISKY if job.this.kind == "unimodal" else Label.SAFE
         return {name: {label: num} for name, num in job.num_rows.items()}
-    wanted = (Label.SAFE,) if job.this.kind == "refit" else (Label.SAFE, Label.RISKY)
+    alone = job.this.kind == "refit" or job.config.train.risky == "skip"
+    wanted = (Label.SAFE,) if alone else (Label.SAFE, Label.RISKY)
     return {part["shard"]: {label: part["labels"][label] for label in wanted} for part in manifest.seal["parts"]}
 
 

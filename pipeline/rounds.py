@@ -14,7 +14,8 @@ from pipeline.executors import Executor, connected, make_executor
 from pipeline.numbering import grown, newest_scores, rescore_number, split_number
 from pipeline.plans import Round, begin_round, begin_run, read_run
 from pipeline.scored import Choice, scored_round
-from pipeline.sealing import check_quarantined, label_and_seal, tally
+from pipeline.sealing import Totals, check_quarantined, label_and_seal, tally, tally_signals
+from pipeline.signals import add_signals, signals_plan
 from stages.options import SplitOptions
 from stages.shards import open_dataset
 from stages.split import decide
@@ -68,14 +69,14 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
     def choose(scores: Plan) -> Choice:
         number = rescore_number(run, scores)
         split = grown(run, config.split, before=number).model_dump()
-        plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split}
+        plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split, "signals": config.signals.plan}
         if is_sealed(run, number):  # whatever was asked for now, these weights have their labels
-            plan = {key: read_plan(run, number)[key] for key in plan}
+            plan = {key: read_plan(run, number).get(key) for key in plan}
         return Choice(number, plan, _OTHER_SETTINGS.format(run=out))
 
     with scored_round(run, dataset, config, choose, verbose=verbose) as (executor, round_):
         if not is_sealed(run, round_.number):
-            _seal(executor, round_, SplitOptions.model_validate(round_.plan["split"]))
+            _seal(executor, round_, config, SplitOptions.model_validate(round_.plan["split"]))
     return open_round(run, round_.number)
 
 
@@ -96,13 +97,13 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     shards = read_run(run).shards
     source = scores_round if scores_round is not None else newest_scores(run, len(shards))
     plan = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
+    plan["signals"] = signals_plan(run, source, config)
     number = split_number(run, {**plan, "split": config.split.model_dump()})
     with connected(config.executor, verbose=verbose):
         executor = make_executor(config.executor, use_gpus=False, num_shards=len(shards))
         planned = Round(run, number, {**plan, "round": number}, shards)
-        totals = tally(executor, planned)
-        check_quarantined(totals, config.split.max_quarantined_share)
-        decision = decide(totals.histogram, config.split)  # before the plan: a refused split leaves no round behind
+        totals = _counted(executor, planned, config, config.split)
+        decision = decide(totals.histogram, config.split, totals.closeness)  # before the plan: no round where it is refused
         contents = {"kind": "split", **plan, "split": config.split.model_dump()}
         round_ = begin_round(run, number, contents, shards, hint="Choose another split.")
         label_and_seal(executor, round_, totals, decision)
@@ -116,17 +117,27 @@ def _first_round(data: Sequence[str], out: str, config: RunConfig, *, kind: str,
 
     def choose(scores: Plan) -> Choice:
         begin_run(run, dataset, list(data), config)
-        plan = {"kind": kind, "scores": scores, "scores_round": FIRST_ROUND, "split": split}
+        signals = config.signals.plan if kind == "clean" else None
+        plan = {"kind": kind, "scores": scores, "scores_round": FIRST_ROUND, "split": split, "signals": signals}
         return Choice(FIRST_ROUND, plan, _OTHER_SETTINGS.format(run=out))
 
     with scored_round(run, dataset, config, choose, verbose=verbose) as (executor, round_):
         if kind == "clean" and not is_sealed(run, FIRST_ROUND):
-            _seal(executor, round_, config.split)
+            _seal(executor, round_, config, config.split)
         return round_
 
 
-def _seal(executor: Executor, round_: Round, options: SplitOptions) -> None:
+def _seal(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> None:
     """Count a scored round, split it, label its rows and seal it."""
+    totals = _counted(executor, round_, config, options)
+    label_and_seal(executor, round_, totals, decide(totals.histogram, options, totals.closeness))
+
+
+def _counted(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> Totals:
+    """Count a scored round, and add its signals."""
     totals = tally(executor, round_)
     check_quarantined(totals, options.max_quarantined_share)
-    label_and_seal(executor, round_, totals, decide(totals.histogram, options))
+    parts = add_signals(executor, round_, config.signals, totals.histogram.num_rows)
+    if parts is not None:
+        tally_signals(executor, round_, parts, totals)
+    return totals

@@ -23,7 +23,7 @@ from pipeline.executors import Executor
 from pipeline.plans import Round
 from pipeline.work import run_stage
 from stages.histogram import Histogram
-from stages.label import Labelled, LabelRows, Tallied, Tally
+from stages.label import Labelled, LabelRows, SignalParts, Tallied, TalliedSignals, Tally, TallySignals
 from stages.pair import Shard
 from stages.split import Decision
 
@@ -38,6 +38,9 @@ class Totals:
         histogram: Of all cosines.
         scores: Each shard's scores part.
         embeddings: Each shard's embeddings part, where kept.
+        signals: Each shard's signals part, where there is one.
+        signal_parts: Where those lie.
+        closeness: Of 1 - outlier; None where that signal was not computed.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
     """
@@ -45,6 +48,9 @@ class Totals:
     histogram: Histogram = field(default_factory=Histogram)
     scores: dict[str, Part] = field(default_factory=dict)
     embeddings: dict[str, Part] = field(default_factory=dict)
+    signals: dict[str, Part] = field(default_factory=dict)
+    signal_parts: SignalParts | None = None
+    closeness: Histogram | None = None
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -77,6 +83,20 @@ def tally(executor: Executor, round_: Round) -> Totals:
     )
     run_stage(executor, stage, round_.shards, what="count", folder=(round_.run, round_.number), collect=totals.add)
     return totals
+
+
+def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals: Totals) -> None:
+    """Count all signals parts of a round, into what its scores add up to."""
+    closeness = Histogram()
+
+    def collect(shard: Shard, tallied: TalliedSignals) -> tuple[int, int]:
+        totals.signals[shard.name] = tallied.part
+        closeness.add(tallied.closeness)
+        return tallied.part.num_rows, 0
+
+    stage = TallySignals(round_.run, parts)
+    run_stage(executor, stage, round_.shards, what="count signals", folder=(round_.run, round_.number), collect=collect)
+    totals.signal_parts, totals.closeness = parts, closeness if parts.near else None
 
 
 def check_quarantined(totals: Totals, max_share: float) -> None:
@@ -116,7 +136,9 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
     before = [n for n in round_numbers(round_.run) if n < round_.number and is_sealed(round_.run, n)]
     previous = max(before, default=None)
     stamp = fingerprint(round_.plan)
-    stage = LabelRows(round_.run, round_.scores_round, round_.number, stamp, decision, previous)
+    stage = LabelRows(
+        round_.run, round_.scores_round, round_.number, stamp, decision, previous, totals.signal_parts
+    )  # fmt: skip
     run_stage(executor, stage, round_.shards, what="label", folder=(round_.run, round_.number), collect=collect)
     seal = _seal(round_, totals, decision, written, previous)
     sweep_drafts(round_.run, round_folder(round_.number))
@@ -127,7 +149,8 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
 def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled], previous: int | None) -> Seal:
     labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
     reasons = _total([labelled.reasons for labelled in written.values()])
-    expected = (totals.num_rows, decision.num_safe, sum(totals.quarantined.values()))
+    limited = sum(reasons.get(limit.reason, 0) for limit in decision.limits)
+    expected = (totals.num_rows, decision.num_safe - limited, sum(totals.quarantined.values()))
     if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
         raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
     mixture = decision.mixture
@@ -143,17 +166,13 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "rule": decision.rule,
         "cut": decision.cut,
         "min_posterior": decision.min_posterior,
-        "safe_share": decision.safe_share,
+        "safe_share": labels[Label.SAFE] / max(1, decision.num_scored),
+        "share_above_cut": decision.share_above_cut,
+        "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
     }
-
-
-def _changes(previous: int | None, written: dict[str, Labelled]) -> dict[str, Any] | None:
-    if previous is None:
-        return None
-    return {"from_round": previous, "labels": _total([labelled.changes for labelled in written.values()])}
 
 
 def _total(counts: list[dict[str, int]]) -> dict[str, int]:
@@ -176,4 +195,13 @@ def _part_entry(round_: Round, shard: str, totals: Totals, labelled: Labelled) -
         "scores": entry(round_.scores_round, SCORES, totals.scores[shard]),
         "manifest": entry(round_.number, LABELS, labelled.part),
         **({"embeddings": entry(round_.scores_round, EMBEDDINGS, kept)} if kept else {}),
+        **_signals_entry(shard, totals),
     }
+
+
+def _signals_entry(shard: str, totals: Totals) -> dict[str, Any]:
+    if totals.signal_parts is None:
+        return {}
+    part = totals.signals[shard]
+    name = totals.signal_parts.part(shard)
+    return {"signals": {"name": name, "size_bytes": part.size_bytes, "sha256": part.sha256}}

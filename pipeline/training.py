@@ -156,16 +156,37 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
 def _sealed(training: Training, this: Pass) -> int:
     """Return the sealed round that a round's training reads: score with the newest weights, grow the safe share, split."""
     store, config, number = training.store, training.config, this.round_number
+    if config.train.scorer == "scout":
+        if number > 1:
+            return _manifest_of(store, number - 1)  # a scout speaks once
+        config = scout_split(config)
     checkpoint = scoring_checkpoint(config.train, number)
     architecture = training.architecture.removeprefix("local-dir:")
     model = config.model.model_copy(update={"checkpoint": store.path(checkpoint), "model": architecture})
     growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
-    split = config.split.model_copy(update={"growth": growth})
+    split = config.split.model_copy(update={"growth": None if config.train.scorer == "scout" else growth})
     config = config.model_copy(update={"model": model, "split": split})
     if number > 1 and checkpoint == scoring_checkpoint(config.train, number - 1):  # the scorer is as it was: its scores stand
         before = _manifest_of(store, number - 1)
         return _split(store, config.model_copy(update={"split": grown(store, split, before=before + 1)}), before, training)
     return rounds.rescore(store.uri, config, verbose=training.verbose).number
+
+
+def scout_split(config: RunConfig) -> RunConfig:
+    """Return the settings by which a scout's vectors are split: no cosine of a model that saw the poison is believed."""
+    split, signals, train = config.split, config.signals, config.train
+    chosen: dict[str, Any] = {
+        "crowded_share": split.crowded_share or train.scout_crowded_share,
+        "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
+    }
+    if split.rule == "monotone":
+        chosen |= {"rule": "keep-share", "keep_share": 1.0}
+    update = {
+        "split": split.model_copy(update=chosen),
+        "signals": signals.model_copy(update={"signals": "all"}),
+        "embed": config.embed.model_copy(update={"keep_embeddings": True}),
+    }
+    return config.model_copy(update=update)
 
 
 def next_checkpoint(store: Store, options: TrainOptions) -> str:
@@ -178,6 +199,8 @@ def scoring_checkpoint(options: TrainOptions, number: int) -> str:
     """Return the name of the weights that a round is scored with."""
     if options.scorer == "model":
         return checkpoint_name(number - 1)
+    if options.scorer == "scout":
+        return checkpoint_name(0, "scout")
     return checkpoint_name(number - 1 if options.refit_passes else 0, "scorer")
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +12,18 @@ import torch
 
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
-from manifests.schema import COSINE_STEP, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
+from manifests.schema import SIGNALS, Reason
 from manifests.store import Store
 from stages.checkpoints import Weights
 from stages.cross_fit import make_encoder
 from stages.decode import Chunk, Decode
 from stages.encoders import Encoder
+from stages.grid import on_grid
+from stages.hashes import caption_hashes, image_hashes
 from stages.pair import Pair, Shard
 
 log = logging.getLogger("pairsan.embed")
-
-_GRID_PER_UNIT: Final = round(1.0 / COSINE_STEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,7 @@ class ScoredChunk:
         pairs: The rows, in order; those without a score carry a reason.
         cosines: float32 (n,) on the grid of `COSINE_STEP`; NaN where there is none.
         rows: Positions in `pairs` that were encoded, int64 (m,).
+        hashes: Of their images, int64 (m,).
         images: Their unit vectors, float32 (m, d).
         texts: Their captions' unit vectors, float32 (m, d).
     """
@@ -134,6 +134,7 @@ class ScoredChunk:
     pairs: list[Pair]
     cosines: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.int64]
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
 
@@ -148,19 +149,15 @@ def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
         cosines[chunk.rows] = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
     for row in chunk.rows[~np.isfinite(cosines[chunk.rows])]:
         pairs[row] = pairs[row].quarantine(Reason.NOT_FINITE, "the model's features are NaN or infinite for this pair")
-    return ScoredChunk(pairs, cosines, chunk.rows, images, texts)
-
-
-def on_grid(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Round cosines to the grid they are stored on (steps of 2**-19), inside [-1, 1]; NaN stays NaN."""
-    steps = np.rint(np.clip(cosines, -1.0, 1.0) * _GRID_PER_UNIT)
-    rounded: npt.NDArray[np.float32] = (steps * COSINE_STEP + 0.0).astype(np.float32)  # + 0.0: no negative zero
-    return rounded
+    return ScoredChunk(pairs, cosines, chunk.rows, image_hashes(chunk.pixels), images, texts)
 
 
 def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordBatch:
     """Return a scored chunk as rows of the scores part."""
     pairs, cosines = chunk.pairs, chunk.cosines
+    hashes, has_image = np.zeros(len(pairs), np.int64), np.zeros(len(pairs), bool)
+    hashes[chunk.rows], has_image[chunk.rows] = chunk.hashes, True
+    no_caption = np.asarray([not pair.caption for pair in pairs], bool)
     columns = {
         "uid": pa.array([pair.uid for pair in pairs], pa.binary(16)),
         "key": pa.array([pair.key for pair in pairs], pa.string()),
@@ -170,6 +167,8 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "reason": pa.array([pair.reason for pair in pairs], pa.string()).dictionary_encode(),
         "detail": pa.array([pair.detail for pair in pairs], pa.string()),
         "signals": pa.nulls(len(pairs), SIGNALS),
+        "image_hash": pa.array(hashes, mask=~has_image),
+        "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)
 

@@ -20,6 +20,8 @@ from stages.histogram import SparseCounts, count
 from stages.pair import Shard
 from stages.split import Decision
 
+_SAFE = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Tallied:
@@ -36,6 +38,25 @@ class Tallied:
     cosines: SparseCounts
     reasons: dict[str, int]
     embeddings: Part | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignalParts:
+    """Where the signals of a round lie.
+
+    Attributes:
+        folder: Below the run.
+        fingerprint: In their footers.
+        near: Whether neighbours were sought.
+    """
+
+    folder: str
+    fingerprint: str
+    near: bool
+
+    def part(self, shard: str) -> str:
+        """Return the name of one shard's part."""
+        return f"{self.folder}/{shard}.parquet"
 
 
 class Tally:
@@ -63,22 +84,58 @@ class Tally:
             RunError: It was written under another plan.
         """
         name = part_name(self._round, SCORES, shard.name)
-        table, part = self._open(name, ["cosine", "reason"])
-        embeddings = self._open(part_name(self._round, EMBEDDINGS, shard.name), [])[1] if self._with_embeddings else None
+        table, part = _open(self._run, name, ["cosine", "reason"], self._fingerprint)
+        kept = part_name(self._round, EMBEDDINGS, shard.name)
+        embeddings = _open(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
         return Tallied(part, count(cosines), reasons, embeddings)
 
-    def _open(self, name: str, columns: list[str]) -> tuple[pa.Table, Part]:
-        with self._run.fs.open_input_file(self._run.path(name)) as file:
-            digest, size = hashlib.file_digest(file, "sha256"), file.size()
-            file.seek(0)
-            with pq.ParquetFile(file) as parquet:
-                check_version(parquet.schema_arrow, name)
-                stamp = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
-                if stamp != self._fingerprint:
-                    raise RunError(f"{name} was written under another plan ({stamp[:12]}, not {self._fingerprint[:12]})")
-                return parquet.read(columns=columns), Part(parquet.metadata.num_rows, size, digest.hexdigest())
+
+@dataclass(frozen=True, slots=True)
+class TalliedSignals:
+    """What the driver needs of one signals part.
+
+    Attributes:
+        part: Rows, size and hash of the part.
+        closeness: Occupied histogram bins of 1 - outlier; empty where that signal was not computed.
+    """
+
+    part: Part
+    closeness: SparseCounts
+
+
+class TallySignals:
+    """Stage: a shard in, the counts of its signals part out; hashes the file."""
+
+    def __init__(self, run: Store, parts: SignalParts) -> None:
+        """Say where the parts lie."""
+        self._run, self._parts = run, parts
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, shard: Shard, /) -> TalliedSignals:
+        """Count one part.
+
+        Raises:
+            RunError: It was written under another plan.
+        """
+        found, part = _open(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
+        outlier = pc.struct_field(found["signals"], "outlier").drop_null().to_numpy()
+        return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)))
+
+
+def _open(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[pa.Table, Part]:
+    with run.fs.open_input_file(run.path(name)) as file:
+        digest, size = hashlib.file_digest(file, "sha256"), file.size()
+        file.seek(0)
+        with pq.ParquetFile(file) as parquet:
+            check_version(parquet.schema_arrow, name)
+            stamp = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+            if stamp != fingerprint:
+                raise RunError(f"{name} was written under another plan ({stamp[:12]}, not {fingerprint[:12]})")
+            return parquet.read(columns=columns), Part(parquet.metadata.num_rows, size, digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +166,7 @@ class LabelRows:
         fingerprint: str,
         decision: Decision,
         previous: int | None = None,
+        signals: SignalParts | None = None,
     ) -> None:
         """Prepare.
 
@@ -119,9 +177,11 @@ class LabelRows:
             fingerprint: Of that round's plan.
             decision: How rows are labelled.
             previous: Sealed round that labels are compared with.
+            signals: Where the signals parts lie; None where there are none.
         """
         self._run, self._scores_round, self._round = run, scores_round, round_number
         self._fingerprint, self._decision, self._previous = fingerprint, decision, previous
+        self._signals = signals
 
     def open(self) -> None:
         """Do nothing; there is nothing to load."""
@@ -133,9 +193,15 @@ class LabelRows:
 
         def tables() -> Iterator[pa.Table]:
             name = part_name(self._scores_round, SCORES, shard.name)
+            signals, first = self._signals_of(shard), 0
             with self._run.fs.open_input_file(self._run.path(name)) as file, pq.ParquetFile(file) as parquet:
                 for group in range(parquet.num_row_groups):
-                    table = label_table(parquet.read_row_group(group), shard.name, self._decision)
+                    scores = parquet.read_row_group(group)
+                    if signals is not None:
+                        place = scores.schema.get_field_index("signals")
+                        scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
+                        first += scores.num_rows
+                    table = label_table(scores, shard.name, self._decision)
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])
                     yield table
@@ -143,6 +209,12 @@ class LabelRows:
         target = part_name(self._round, LABELS, shard.name)
         part = write_part(self._run, target, MANIFEST, tables(), fingerprint=self._fingerprint)
         return Labelled(part, labels, reasons, self._changes(shard))
+
+    def _signals_of(self, shard: Shard) -> pa.ChunkedArray | None:
+        if self._signals is None:
+            return None
+        with self._run.fs.open_input_file(self._run.path(self._signals.part(shard.name))) as file:
+            return pq.read_table(file)["signals"]
 
     def _changes(self, shard: Shard) -> dict[str, int]:
         if self._previous is None:
@@ -164,29 +236,35 @@ def label_table(scores: pa.Table, shard: str, decision: Decision) -> pa.Table:
     cosine = scores["cosine"].combine_chunks()
     scored = cosine.is_valid().to_numpy(zero_copy_only=False)
     finite = cosine.drop_null().to_numpy()
-    safe = np.zeros(len(scored), bool)
-    safe[scored] = decision.is_safe(finite)
+    why = np.full(len(scored), _SAFE, np.int32)
+    why[np.flatnonzero(scored)[~decision.is_safe(finite)]] = 0
+    for place, limit in enumerate(decision.limits, start=1):
+        values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
+        why[scored & (why == _SAFE) & ~limit.allows(values)] = place
+    safe = scored & (why == _SAFE)
     p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
     p_safe[scored], rank[scored] = decision.p_safe(finite), decision.rank(finite)
     codes = np.where(scored, np.where(safe, 0, 1), 2).astype(np.int32)
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
         "label": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([str(label) for label in Label])),
-        "reason": _reasons(scores["reason"], codes),
+        "reason": _reasons(scores["reason"], codes, why, [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits)]),
         "p_safe": pa.array(p_safe),
         "rank": pa.array(rank, mask=~scored),
     }
     return pa.table({name: columns.get(name, scores[name] if name in scores.column_names else None) for name in MANIFEST.names})
 
 
-def _reasons(reasons: pa.ChunkedArray, codes: npt.NDArray[np.int32]) -> pa.DictionaryArray:
-    """Return the reasons of the scores part, with `below_cut` where a scored row is risky."""
+def _reasons(
+    reasons: pa.ChunkedArray, codes: npt.NDArray[np.int32], why: npt.NDArray[np.int32], risky: list[Reason]
+) -> pa.DictionaryArray:
+    """Return the reasons of the scores part; where a scored row is risky, the first of `risky` that did not allow it."""
     known = reasons.unify_dictionaries().combine_chunks()
     if isinstance(known, pa.ChunkedArray):
         known = pa.concat_arrays(known.chunks) if known.num_chunks else pa.array([], MANIFEST.field("reason").type)
-    words = [*known.dictionary.to_pylist(), str(Reason.BELOW_CUT)]
+    words = [*known.dictionary.to_pylist(), *map(str, risky)]
     indices = known.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    indices = np.where(codes == 1, len(words) - 1, indices).astype(np.int32)
+    indices = np.where(codes == 1, len(words) - len(risky) + why, indices).astype(np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(indices, mask=codes == 0), pa.array(words, pa.string()))
 
 

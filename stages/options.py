@@ -58,8 +58,36 @@ class EmbedOptions(Options):
     keep_captions: bool = Field(True, description="write captions into the parts")
 
 
+class SignalOptions(Options):
+    """What is computed of every row beside its cosine (`[signals]`)."""
+
+    signals: Literal["none", "repeats", "all"] = Field(
+        "repeats",
+        description="repeats: how many rows share an image or a caption; all: also where its vectors lie among others, which "
+        "needs keep_embeddings and turns it on",
+    )
+    neighbours: int = Field(16, ge=1, le=1024, description="k of the k-th nearest neighbour")
+    reference_rows: int = Field(
+        16384,
+        ge=32,
+        le=1 << 20,
+        description="rows of the seeded sample that neighbours are sought in; above k / (least share of a poison) its rows "
+        "crowd, below k / (greatest share) they are outliers",
+    )
+    signals_seed: int = Field(0, ge=0, description="seed of that sample")
+    signals_memory_mb: int = Field(2048, ge=64, description="memory of the counting of repeats; more is spilled to disk")
+
+    @property
+    def plan(self) -> dict[str, object] | None:
+        """What of it can change a signal; None where there are none."""
+        if self.signals == "none":
+            return None
+        near = {"neighbours": self.neighbours, "reference_rows": self.reference_rows, "signals_seed": self.signals_seed}
+        return {"signals": self.signals, **(near if self.signals == "all" else {})}
+
+
 class SplitOptions(Options):
-    """How cosines become labels (`[split]`)."""
+    """How cosines, and signals, become labels (`[split]`)."""
 
     rule: Literal["monotone", "published", "keep-share", "min-cosine"] = Field(
         "monotone", description="monotone mixture cut; the paper's code; a fixed share; a fixed cosine"
@@ -69,6 +97,17 @@ class SplitOptions(Options):
     min_cosine: float | None = Field(None, ge=-1.0, le=1.0, description="keep rows of at least this cosine (sets the rule)")
     growth: Share | None = Field(None, description="rescore: keep this much more than the newest sealed round does")
     cap: Share = Field(0.85, description="rescore: the safe share never grows beyond this")
+    max_image_repeats: int | None = Field(
+        None, ge=1, description="rows are risky (near_duplicate) where more than so many show the same image"
+    )
+    crowded_share: Share = Field(
+        0.0,
+        description="this share of scored rows, whose image vectors lie densest, is risky (crowded); for a checkpoint that "
+        "was trained on these very rows and is then given up",
+    )
+    outlier_share: Share = Field(
+        0.0, description="this share of scored rows, whose image vectors lie farthest from others, is risky (local_outlier)"
+    )
     if_unseparable: Literal["fail", "quantile"] = Field(
         "fail", description="what to do where the mixture cannot be believed: leave unsealed, or keep --fallback-share"
     )
@@ -89,11 +128,22 @@ class TrainOptions(Options):
         None, description="start from these settings of [train] and [split]; whatever is given besides wins over them"
     )
     rounds: int = Field(8, ge=0, description="rounds of scoring and training after the warm-up")
-    warmup_passes: int = Field(5, ge=0, description="unimodal passes over all rows before the first round")
-    scorer: Literal["model", "locked"] = Field(
+    warmup_passes: int | None = Field(
+        None, ge=0, description="unimodal passes over all rows before the first round; by default 5, and none with a scout"
+    )
+    scorer: Literal["model", "locked", "scout"] = Field(
         "locked",
-        description="what scores the rounds: the model being trained (the paper's way), or text towers of their own on its "
-        "image tower as the warm-up left it, cross-fitted over scorer_folds",
+        description="what scores the rounds. model: the one being trained (the paper's way); locked: text towers of their own "
+        "on its image tower as the warm-up left it, cross-fitted over scorer_folds; scout: a model of its own, trained on "
+        "everything and then given up, by the crowds that its image vectors form and by repeated images",
+    )
+    scout_passes: int = Field(12, ge=1, description="CLIP passes of the scout over all rows; it must learn what it shall find")
+    scout_crowded_share: Share = Field(
+        0.3, description="crowded_share of a scout's split, where [split] sets none; above the share of all poison together"
+    )
+    scout_image_repeats: int = Field(2, ge=1, description="max_image_repeats of a scout's split, where [split] sets none")
+    risky: Literal["unimodal", "skip"] = Field(
+        "unimodal", description="what a round does with risky rows: train each modality by itself, or leave them out"
     )
     scorer_folds: int = Field(
         4, ge=1, le=64, description="a pair is scored by a text tower that never saw its fold; 1: one tower that saw all"
@@ -148,8 +198,15 @@ class TrainOptions(Options):
         return self.scorer == "model" and self.first_matching == "slow"
 
     @property
+    def num_warmup_passes(self) -> int:
+        """Unimodal passes before the first round."""
+        return self.warmup_passes if self.warmup_passes is not None else 0 if self.scorer == "scout" else 5
+
+    @property
     def num_matching_passes(self) -> int:
         """Passes of the first matching, 4 where it is locked (it gets better with them), 1 where it is slow (it gets worse)."""
+        if self.scorer == "scout":
+            return 0
         return self.matching_passes if self.matching_passes is not None else 1 if self.matching_is_slow else 4
 
     @property

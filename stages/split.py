@@ -6,9 +6,36 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import SplitRefused
+from manifests.schema import COSINE_STEP, Reason
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.mixture import Mixture, fit_mixture, published_mixture
 from stages.options import SplitOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a signal of a safe row may be at most and at least.
+
+    Attributes:
+        reason: Of the rows beyond it.
+        signal: Field of the `signals` column.
+        least: Lower values are not safe; None for no bound.
+        most: Higher values are not safe; None for no bound.
+    """
+
+    reason: Reason
+    signal: str
+    least: float | None = None
+    most: float | None = None
+
+    def allows(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which values are inside, bool (n,); NaN never is: what is not known is not safe."""
+        inside = ~np.isnan(values)
+        if self.least is not None:
+            inside &= values >= self.least
+        if self.most is not None:
+            inside &= values <= self.most
+        return inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +49,9 @@ class Decision:
         min_posterior: Least raw posterior of a safe row under `published`, else None.
         ranks: Share of rows with a higher cosine at every grid point, float32 (2**20 + 1,).
         num_scored: Rows with a cosine.
-        num_safe: Rows that this decision calls safe.
+        num_safe: Rows that the cut calls safe, before any limit.
         doubts: Sentences on what speaks against believing the asked-for rule; empty where nothing does.
+        limits: What signals must allow beside the cut.
     """
 
     rule: str
@@ -34,10 +62,11 @@ class Decision:
     num_scored: int
     num_safe: int
     doubts: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
 
     @property
-    def safe_share(self) -> float:
-        """Share of safe rows among the scored ones."""
+    def share_above_cut(self) -> float:
+        """Share of the scored rows that the cut calls safe, before any limit."""
         return self.num_safe / max(1, self.num_scored)
 
     def is_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -61,12 +90,13 @@ class Decision:
         return self.ranks[grid_bins(cosines)]
 
 
-def decide(histogram: Histogram, options: SplitOptions) -> Decision:
-    """Choose the cut.
+def decide(histogram: Histogram, options: SplitOptions, closeness: Histogram | None = None) -> Decision:
+    """Choose the cut, and the limits of signals.
 
     Args:
         histogram: Cosines of all shards.
         options: The rule and what counts as believable.
+        closeness: Of the signal `outlier` of all shards, as 1 - outlier; None where it was not computed.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -85,7 +115,26 @@ def decide(histogram: Histogram, options: SplitOptions) -> Decision:
             raise SplitRefused(_refusal(doubts, num_scored, options))
         rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
         num_safe = histogram.num_at_least(cut)
-    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts)
+    limits = _limits(options, closeness)
+    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts, limits)
+
+
+def _limits(options: SplitOptions, closeness: Histogram | None) -> tuple[Limit, ...]:
+    """Turn budgets into limits; the order is that in which they may name a row's reason."""
+    limits: list[Limit] = []
+    if options.max_image_repeats is not None:
+        limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
+    if closeness is not None and options.crowded_share:
+        limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
+    if closeness is not None and options.outlier_share:
+        kept = 1.0 - min(options.outlier_share, 1.0 - 1e-9)
+        limits.append(Limit(Reason.LOCAL_OUTLIER, "outlier", most=1.0 - closeness.cut_for_share(kept)))
+    return tuple(limits)
+
+
+def _just_above(distance: float) -> float:
+    """Return the middle between a distance on the grid and the next: the rows at it are among the crowded ones."""
+    return distance + COSINE_STEP / 2
 
 
 def _cut(histogram: Histogram, mixture: Mixture | None, options: SplitOptions) -> tuple[float | None, float | None]:

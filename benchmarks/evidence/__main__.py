@@ -24,10 +24,10 @@ from benchmarks.evidence.report import write_report
 
 ATTACKS: Final = (
     "tdpa:targets=100,rows=8",
-    "patch:rows=250",
+    "patch:rows=350",
     "blended:rows=300,share=0.25",
-    "sig:rows=300,amplitude=30",
-    "colour:rows=250",
+    "sig:rows=350,amplitude=35",
+    "colour:rows=280",
 )
 TRAIN: Final = {
     **{"train_batch_size": 128, "learning_rate": 2e-3, "least_crop": 0.85, "pool_size": 512},
@@ -38,7 +38,7 @@ QUICK_ARMS: Final = ("none", "locked", "random filter", "locked, trained anew")
 
 def settings(args: argparse.Namespace) -> Setting:
     """Return what all cells share; --option changes single fields."""
-    base = Setting(data="bundled", attacks=ATTACKS, passes=40, warmup_passes=6, cap=0.3, keep=0.3, train=dict(TRAIN))
+    base = Setting(data="bundled", attacks=ATTACKS, passes=24, warmup_passes=6, cap=0.3, keep=0.3, train=dict(TRAIN))
     if args.quick:
         base = dataclasses.replace(base, passes=20, warmup_passes=5)
     given = {key: json.loads(value) for key, _, value in (option.partition("=") for option in args.option)}

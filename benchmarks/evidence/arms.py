@@ -29,10 +29,13 @@ from stages.options import TrainOptions
 
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
+SCOUT_SAFE: Final = 0.58  # of the rows, as its first run had it; sets the number of rounds
 PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--order", "sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
     "locked": ["--scorer", "locked"],
+    "scout": ["--scorer", "scout", "--risky", "skip"],
+    "scout, risky unimodal": ["--scorer", "scout"],
 }
 
 
@@ -45,6 +48,7 @@ class Setting:
         attacks: As `python -m benchmarks.poison --attack` takes them.
         passes: Pairs that every arm sees, in passes over the data.
         warmup_passes: How many of them the pipelines spend on the unimodal warm-up.
+        scout_passes: Passes of a scout, beside those.
         train: Training options of all arms.
         first_share: Safe share of the first round where the mixture is not believed.
         growth: Of the safe share, per round.
@@ -57,6 +61,7 @@ class Setting:
     attacks: tuple[str, ...] = ()
     passes: int = 15
     warmup_passes: int = 3
+    scout_passes: int = 12
     train: dict[str, Any] = field(default_factory=dict)
     first_share: float = 0.1
     growth: float = 0.05
@@ -245,12 +250,7 @@ def pipeline_arm(cell: Cell) -> list[Line]:
     flags: dict[str, Any] = {
         "model": MODEL.removeprefix("local-dir:"),
         "executor": "local",
-        "rounds": setting.passes - setting.warmup_passes,
-        "warmup-passes": setting.warmup_passes,
-        "if-unseparable": "quantile",
-        "fallback-share": setting.first_share,
-        "growth": setting.growth,
-        "cap": setting.cap,
+        **(_scout_flags(cell) if cell.arm.startswith("scout") else _growing_flags(cell)),
         "train-seed": cell.seed,
         **{key.replace("_", "-"): value for key, value in setting.train.items()},
     }
@@ -261,6 +261,24 @@ def pipeline_arm(cell: Cell) -> list[Line]:
     if done.returncode:  # a refused split is a result, not a failure of the benchmark
         return [{"kind": "round", "metric": "refused", "attack": "", "share": 1.0, "detail": done.stderr[-300:]}]
     return _rounds(cell, run)
+
+
+def _growing_flags(cell: Cell) -> dict[str, Any]:
+    setting = cell.setting
+    return {
+        "rounds": setting.passes - setting.warmup_passes,
+        "warmup-passes": setting.warmup_passes,
+        "if-unseparable": "quantile",
+        "fallback-share": setting.first_share,
+        "growth": setting.growth,
+        "cap": setting.cap,
+    }
+
+
+def _scout_flags(cell: Cell) -> dict[str, Any]:
+    """Return rounds by which the model that stays sees as many pairs as any other arm's; the scout's are an extra cost."""
+    seen = SCOUT_SAFE if "skip" in PIPELINES[cell.arm] else 1.0
+    return {"rounds": round(cell.setting.passes / seen), "scout-passes": cell.setting.scout_passes}
 
 
 def _rounds(cell: Cell, run: Path) -> list[Line]:
@@ -295,6 +313,8 @@ ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
     "published": pipeline_arm,
     "slow": pipeline_arm,
     "locked": pipeline_arm,
+    "scout": pipeline_arm,
+    "scout, risky unimodal": pipeline_arm,
     "locked, trained anew": locked_filter,
     "dense and repeats filter": dense_filter,
     "RoCLIP": roclip,

@@ -1,0 +1,147 @@
+"""A small, seeded sample of all rows' vectors, the same however many workers draw it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.layout import EMBEDDINGS, SCORES, part_name
+from manifests.parts import write_part
+from manifests.store import Store
+from stages.pair import Shard
+
+_WHOLE = float(2**64)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Rows that one shard offers for the sample.
+
+    Attributes:
+        priorities: The lowest of all shards are taken, uint64 (n,).
+        hashes: Of their images, int64 (n,).
+        images: fp16 vectors (n, d).
+        texts: fp16 vectors (n, d).
+    """
+
+    priorities: npt.NDArray[np.uint64]
+    hashes: npt.NDArray[np.int64]
+    images: npt.NDArray[np.float16]
+    texts: npt.NDArray[np.float16]
+
+
+class SampleRows:
+    """Stage: a shard in, those of its rows out that may be in the sample."""
+
+    def __init__(self, run: Store, scores_round: int, *, share: float, seed: int) -> None:
+        """Prepare.
+
+        Args:
+            run: The run folder.
+            scores_round: Round whose scores and embeddings are read.
+            share: Of all rows, that every shard offers.
+            seed: Of the priorities.
+        """
+        self._run, self._round, self._share, self._seed = run, scores_round, share, seed
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, shard: Shard, /) -> Sampled:
+        """Offer the scored rows of lowest priority."""
+        scores = read_columns(self._run, part_name(self._round, SCORES, shard.name), ["uid", "cosine", "image_hash"])
+        drawn = priorities(scores["uid"], self._seed)
+        wanted = scores["cosine"].is_valid().to_numpy() & (drawn <= np.uint64(min(self._share * _WHOLE, _WHOLE - 2048)))
+        rows = np.flatnonzero(wanted)
+        vectors = read_columns(self._run, part_name(self._round, EMBEDDINGS, shard.name), ["image", "text"])
+        hashes = scores["image_hash"].fill_null(0).to_numpy()
+        return Sampled(drawn[rows], hashes[rows], vectors_of(vectors["image"])[rows], vectors_of(vectors["text"])[rows])
+
+
+def priorities(uids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a number for each uid that is uniform in [0, 2**64) and follows from uid and seed alone, uint64 (n,).
+
+    Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators (OOPSLA 2014), its 64-bit finalizer.
+    """
+    whole = uids.combine_chunks()
+    words = np.frombuffer(whole.buffers()[1], np.uint64, count=2 * (len(whole) + whole.offset))[2 * whole.offset :]
+    with np.errstate(over="ignore"):
+        mixed = words[0::2] ^ (words[1::2] * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(seed * 0xD1B54A32D192ED03 % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return found
+
+
+def share_of(num_rows: int, num_scored: int) -> float:
+    """Return which share of rows to offer so that `num_rows` of `num_scored` come together but for one case in a billion."""
+    return min(1.0, (num_rows + 6.0 * float(np.sqrt(num_rows)) + 6.0) / max(1, num_scored))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The sample. No two rows of it show the same image, so that copies are nobody's neighbours.
+
+    Attributes:
+        hashes: Of the images, int64 (r,).
+        images: Unit vectors, float32 (r, d).
+        texts: Unit vectors, float32 (r, d).
+    """
+
+    hashes: npt.NDArray[np.int64]
+    images: npt.NDArray[np.float32]
+    texts: npt.NDArray[np.float32]
+
+    @classmethod
+    def choose(cls, offered: Sequence[Sampled], num_rows: int) -> "Reference":
+        """Take the rows of lowest priority, each image once."""
+        drawn = np.concatenate([part.priorities for part in offered])
+        order = np.argsort(drawn, kind="stable")[:num_rows]
+        hashes = np.concatenate([part.hashes for part in offered])[order]
+        first = np.sort(np.unique(hashes, return_index=True)[1])
+        rows = order[first]
+        vectors = [np.concatenate([getattr(part, kind) for part in offered])[rows] for kind in ("images", "texts")]
+        return cls(hashes[first], *(unit(part) for part in vectors))
+
+    def write(self, run: Store, name: str, fingerprint: str) -> None:
+        """Write the sample as one part, so that workers read what is in no message."""
+        columns = {"image_hash": pa.array(self.hashes), "image": _binary(self.images), "text": _binary(self.texts)}
+        table = pa.table(columns)
+        write_part(run, name, table.schema, [table], fingerprint=fingerprint)
+
+    @classmethod
+    def read(cls, run: Store, name: str) -> "Reference":
+        """Read what `write` left."""
+        table = read_columns(run, name, ["image_hash", "image", "text"])
+        return cls(table["image_hash"].to_numpy(), unit(vectors_of(table["image"])), unit(vectors_of(table["text"])))
+
+
+def read_columns(run: Store, name: str, columns: list[str]) -> pa.Table:
+    """Return some columns of a part."""
+    with run.fs.open_input_file(run.path(name)) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float16]:
+    """Return fixed-size binary as fp16 vectors, float16 (n, d), without a copy."""
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = pa.concat_arrays(whole.chunks)
+    width = whole.type.byte_width
+    data = np.frombuffer(whole.buffers()[1], np.float16, count=(len(whole) + whole.offset) * width // 2)
+    return data.reshape(-1, width // 2)[whole.offset :]
+
+
+def unit(vectors: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return vectors at length 1, float32; zero stays zero."""
+    wide = np.ascontiguousarray(vectors, np.float32)
+    length = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
+    return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)
+
+
+def _binary(vectors: npt.NDArray[np.float32]) -> pa.Array:
+    half = np.ascontiguousarray(vectors, np.float16)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * half.shape[1]), len(half), [None, pa.py_buffer(half)])

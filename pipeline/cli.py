@@ -127,8 +127,7 @@ def warmup(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str |
 
     config = load_config(config_path, flags)
     training.run(data, out, config, until_round=0, verbose=verbose)
-    checkpoint = training.next_checkpoint(open_store(out), config.train)
-    click.echo(f"warmed up; next: pairsan rescore {out} --checkpoint {checkpoint}")
+    click.echo(f"warmed up; next: {training.next_command(open_store(out), out, config)}")
 
 
 @_command("executor", "train")
@@ -141,8 +140,7 @@ def train(verbose: bool, /, run: str, number: int, config_path: str | None, **fl
 
     config = load_config(config_path, flags, plans.read_run(open_store(run)).config)
     training.train(run, config, number, verbose=verbose)
-    checkpoint = training.next_checkpoint(open_store(run), config.train)
-    click.echo(f"trained on round {number}; next: pairsan rescore {run} --checkpoint {checkpoint}")
+    click.echo(f"trained on round {number}; next: {training.next_command(open_store(run), run, config)}")
 
 
 @_command("signals", "split", "executor")

@@ -189,10 +189,17 @@ def scout_split(config: RunConfig) -> RunConfig:
     return config.model_copy(update=update)
 
 
-def next_checkpoint(store: Store, options: TrainOptions) -> str:
-    """Return the path of the weights that the next round is scored with."""
+def next_command(store: Store, out: str, config: RunConfig) -> str:
+    """Return the command that seals the round to be trained on next, or trains where a scout has spoken already."""
     number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
-    return store.path(scoring_checkpoint(options, number + 1))
+    if config.train.scorer == "scout" and number:
+        return f"pairsan train {out} --round {_manifest_of(store, number)}"
+    command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"
+    if config.train.scorer != "scout":
+        return command
+    split = scout_split(config).split
+    budgets = f"--crowded-share {split.crowded_share} --max-image-repeats {split.max_image_repeats}"
+    return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
 
 
 def scoring_checkpoint(options: TrainOptions, number: int) -> str:

@@ -43,7 +43,7 @@ def test_a_skewed_bulk_is_not_believed_but_a_share_can_be_declared(share: float)
     options = SplitOptions(if_unseparable="quantile", fallback_share=0.3)
     decision = decide(histogram_of(cosines), options)
     assert decision.rule == "quantile"
-    assert decision.safe_share == pytest.approx(0.3, abs=1e-3)
+    assert decision.share_above_cut == pytest.approx(0.3, abs=1e-3)
     assert len(decision.doubts) >= 1
     assert not decision.is_safe(on_grid(cosines))[bad].any()
 
@@ -62,7 +62,7 @@ def test_the_published_rule_admits_what_ours_refuses_on_a_u_shape() -> None:
 def test_the_published_rule_with_a_share_ranks_by_posterior() -> None:
     cosines, _ = two_groups(0.3, 10_000)
     decision = decide(histogram_of(cosines), SplitOptions(rule="published", keep_share=0.25))
-    assert decision.safe_share == pytest.approx(0.25, abs=0.001)
+    assert decision.share_above_cut == pytest.approx(0.25, abs=0.001)
     assert decision.cut is None
 
 

@@ -1,0 +1,229 @@
+"""Signals: hashes, repeats over shards, neighbours in a reference, and the limits that they set."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from conftest import encode, make_tar, parts_of
+from PIL import Image
+
+from manifests.reading import open_round
+from manifests.schema import Reason
+from stages.hashes import caption_hashes, image_hashes
+from stages.histogram import Histogram, count
+from stages.neighbours import compare
+from stages.options import SplitOptions
+from stages.reference import Reference, Sampled, priorities, share_of, unit
+from stages.split import Limit, decide
+
+Pairsan = Callable[..., Result]
+
+
+def pixels_of(
+    members: list[tuple[str, bytes]], change: Callable[[Image.Image], Image.Image] = lambda image: image
+) -> np.ndarray:
+    shown = [Image.open(io.BytesIO(data)).convert("RGB") for name, data in members if name.endswith(".webp")]
+    return np.stack([np.asarray(change(image).convert("RGB").resize((48, 48), Image.Resampling.BICUBIC)) for image in shown])
+
+
+def test_copies_share_a_hash_and_other_pictures_do_not(emoji_members: list[tuple[str, bytes]]) -> None:
+    def jpeg(image: Image.Image) -> Image.Image:
+        return Image.open(io.BytesIO(encode(image.resize((96, 96)), "JPEG", quality=90)))
+
+    own = image_hashes(pixels_of(emoji_members))
+    assert own.dtype == np.int64
+    assert len(np.unique(own)) == len(own) == 40
+    assert (own == image_hashes(pixels_of(emoji_members))).all()
+    copied = image_hashes(pixels_of(emoji_members, jpeg))
+    assert (own == copied).mean() > 0.5
+    assert not set(own) & set(copied[own != copied])
+    assert (
+        own != image_hashes(pixels_of(emoji_members, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    ).mean() > 0.5
+    assert image_hashes(np.zeros((0, 48, 48, 3), np.uint8)).shape == (0,)
+
+
+def test_the_colour_of_a_shape_counts() -> None:
+    flags = np.zeros((2, 48, 48, 3), np.uint8)
+    flags[0, :, :, 0], flags[1, :, :, 2] = 200, 200
+    assert len(np.unique(image_hashes(flags))) == 2
+
+
+def test_captions_are_compared_without_case_digits_and_punctuation() -> None:
+    same = caption_hashes(["A photo, no. 17", "a photo no 3!", "A  PHOTO NO"])
+    assert len(np.unique(same)) == 1
+    assert len(np.unique(caption_hashes(["12", "13", "a", "b"]))) == 4
+
+
+def test_neighbours_are_what_brute_force_finds_and_copies_are_none() -> None:
+    rng = np.random.default_rng(0)
+    v, t = (unit(rng.normal(size=(120, 8)).astype(np.float32)) for _ in range(2))
+    hashes = np.arange(120)
+    v[3], hashes[3] = v[2], hashes[2]  # a copy of row 2, which is in the reference
+    reference = Reference(hashes[:60], v[:60], t[:60])
+    first = np.unique(hashes[:60], return_index=True)[1]
+    reference = Reference(hashes[first], v[first], t[first])
+    distance, agreement = compare(reference, v, t, hashes, 5)
+    for row in range(120):
+        others = np.flatnonzero(reference.hashes != hashes[row])
+        near = others[np.argsort(-(reference.images[others] @ v[row]))[:5]]
+        assert distance[row] == pytest.approx(1 - reference.images[near[-1]] @ v[row], abs=1e-5)
+        assert agreement[row] == pytest.approx(unit(reference.texts[near].mean(0)[None])[0] @ t[row], abs=1e-5)
+    assert distance[3] == distance[2] > 0.01
+
+
+def test_the_reference_does_not_depend_on_how_rows_lie_in_shards() -> None:
+    rng = np.random.default_rng(1)
+    uids = [rng.bytes(16) for _ in range(3000)]
+    hashes, v = rng.integers(0, 2000, 3000), rng.normal(size=(3000, 4)).astype(np.float16)
+
+    def offered(rows: np.ndarray) -> Sampled:
+        drawn = priorities(pa.chunked_array([pa.array([uids[row] for row in rows], pa.binary(16))]), 7)
+        few = drawn <= np.uint64(share_of(500, 3000) * 2.0**64)
+        return Sampled(drawn[few], hashes[rows][few], v[rows][few], v[rows][few])
+
+    whole = Reference.choose([offered(np.arange(3000))], 500)
+    parts = Reference.choose([offered(rows) for rows in np.array_split(rng.permutation(3000), 7)], 500)
+    assert whole.hashes.tolist() == parts.hashes.tolist()
+    assert np.array_equal(whole.images, parts.images)
+    assert len(np.unique(whole.hashes)) == len(whole.hashes)
+    assert 380 < len(whole.hashes) <= 500  # 500 rows, copies once
+    spread = priorities(pa.chunked_array([pa.array(uids, pa.binary(16))]), 7).astype(np.float64) / 2.0**64
+    assert np.histogram(spread, 10, (0, 1))[0].min() > 230
+    assert share_of(10**4, 10**9) < 1.1e-5
+
+
+def test_budgets_become_limits_that_hold_their_share() -> None:
+    rng = np.random.default_rng(2)
+    cosines = rng.uniform(0.1, 0.5, 4000).astype(np.float32)
+    outlier = (np.round(rng.uniform(0, 1, 4000) * 2**19) / 2**19).astype(np.float32)
+    histogram, closeness = Histogram(), Histogram()
+    histogram.add(count((np.round(cosines * 2**19) / 2**19).astype(np.float32)))
+    closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
+    options = SplitOptions(rule="keep-share", keep_share=1.0, crowded_share=0.25, outlier_share=0.1, max_image_repeats=3)
+    limits = decide(histogram, options, closeness).limits
+    assert [limit.reason for limit in limits] == [Reason.NEAR_DUPLICATE, Reason.CROWDED, Reason.LOCAL_OUTLIER]
+    near, crowded, alone = limits
+    assert near.allows(np.asarray([1.0, 3.0, 4.0, np.nan])).tolist() == [True, True, False, False]
+    for limit, share in ((crowded, 0.25), (alone, 0.1)):
+        out = ~limit.allows(outlier.astype(np.float64))
+        assert out.mean() == pytest.approx(share, abs=2e-3)
+    assert outlier[~crowded.allows(outlier.astype(np.float64))].max() < outlier[~alone.allows(outlier.astype(np.float64))].min()
+    assert decide(histogram, SplitOptions(rule="keep-share", keep_share=0.5), None).limits == ()
+    assert Limit(Reason.CROWDED, "outlier").allows(np.asarray([0.0, np.nan])).tolist() == [True, False]
+
+
+@pytest.fixture
+def copies(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
+    """Two tars of 28 rows: 20 real pairs each; an image 5 times, 3 of them in the other tar; 13 noisy versions of one image."""
+    folder, rng = tmp_path / "copies", np.random.default_rng(3)
+    folder.mkdir()
+    rows = [emoji_members[i : i + 3] for i in range(0, 120, 3)]
+    shown = {name.rpartition(".")[0]: data for name, data in emoji_members if name.endswith(".webp")}
+    keys = list(shown)
+    more = [(f"copy-{i}", shown[keys[0]], f"caption {'abcd'[i]}") for i in range(4)]
+    picture = np.asarray(Image.open(io.BytesIO(shown[keys[5]])).convert("RGB").resize((64, 64))).astype(int)
+    for i in range(12):
+        noisy = (picture + rng.integers(-3, 4, picture.shape)).clip(0, 255).astype(np.uint8)
+        top, left = 16 * (i // 4) + 8, 16 * (i % 4)
+        noisy[top : top + 9, left : left + 9] = 255 - noisy[top : top + 9, left : left + 9]  # another hash
+        more.append((f"noisy-{i}", encode(Image.fromarray(noisy), "PNG"), f"thing {'abcdefghijkl'[i]}"))
+    for shard, mine in enumerate((more[:1] + more[4:11], more[1:4] + more[11:])):
+        added = [(f"{key}.{end}", data) for key, image, text in mine for end, data in (("png", image), ("txt", text.encode()))]
+        real = [member for row in rows[shard * 20 : shard * 20 + 20] for member in row]
+        (folder / f"{shard}.tar").write_bytes(make_tar(real + added))
+    return folder
+
+
+CLEAN = ("--executor", "local", "--keep-share", 1.0)
+
+
+def table(run: Path, number: int | None = None) -> pd.DataFrame:
+    rows = open_round(run, number).to_pandas()
+    return pd.concat([rows.drop(columns="signals"), pd.json_normalize(list(rows["signals"].map(lambda s: s or {})))], axis=1)
+
+
+def test_repeats_are_counted_over_shards_and_label(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    pairsan("clean", copies, "--out", run, "--checkpoint", tiny, *CLEAN, "--max-image-repeats", 2)
+    rows = table(run)
+    five = rows[rows["image_cluster_size"] == 5]
+    assert sorted(five["shard"]) == ["0.tar"] * 2 + ["1.tar"] * 3
+    assert five["image_cluster"].nunique() == 1
+    assert set(five["reason"]) == {"near_duplicate"}
+    assert (rows.loc[rows["image_cluster_size"] <= 2, "label"] == "safe").all()
+    assert rows["caption_cluster_size"].max() == 1
+    assert rows["outlier"].isna().all()
+    seal = open_round(run).seal
+    assert seal["counts"]["reasons"] == {"near_duplicate": 5}
+    assert seal["safe_share"] == pytest.approx(51 / 56)
+    assert seal["share_above_cut"] == 1.0
+    assert "all as sealed" in pairsan("verify", run).output
+    pairsan("split", run, "--keep-share", 1.0)  # the run's own limit is inherited
+    assert open_round(run, 2).seal["counts"]["labels"]["safe"] == 51
+    pairsan("split", run, "--keep-share", 1.0, "--max-image-repeats", 5)
+    assert open_round(run, 3).seal["counts"]["labels"]["safe"] == 56
+    broken = run / seal["parts"][0]["signals"]["name"]
+    broken.write_bytes(b"other")
+    assert "sha256 differs" in pairsan("verify", run, code=1).output
+
+
+def test_a_crowd_is_found_and_an_interrupted_run_ends_the_same(
+    copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    args = ("--checkpoint", tiny, *CLEAN, "--crowded-share", 0.22, "--neighbours", 8, "--reference-rows", 64)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        pairsan("clean", copies, "--out", run, *args)
+    rows = table(whole)
+    crowd = rows[rows["reason"] == "crowded"]
+    assert 12 <= len(crowd) <= 14
+    assert crowd["key"].str.startswith("noisy").sum() >= 11
+    assert rows["outlier"].between(0, 2).all()
+    assert rows["caption_agreement"].between(-1, 1).all()
+    folder = next((cut / "rounds/0001").glob("signals-*"))
+    (cut / "rounds/0001/manifest.json").unlink()
+    (folder / "1.tar.parquet").unlink()
+    (folder / "repeats-caption.parquet").unlink()
+    (folder / "reference.parquet").unlink()
+    shutil.rmtree(cut / "rounds/0001/manifest")
+    pairsan("clean", copies, "--out", cut, *args)
+    assert parts_of(whole) == parts_of(cut)
+
+
+def test_signals_are_asked_for_in_words(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    args = ("clean", copies, "--out", run, "--checkpoint", tiny, *CLEAN)
+    refused = pairsan(*args, "--signals", "none", "--max-image-repeats", 2, code=2)
+    assert "signals = 'none', but max_image_repeats needs them" in refused.stderr
+    pairsan(*args, "--signals", "none")
+    assert open_round(run).to_pandas()["signals"].isna().all()
+    refused = pairsan("split", run, "--crowded-share", 0.2, "--signals", "all", code=5)
+    assert "round 1 of" in refused.stderr
+    assert "kept no embeddings" in refused.stderr
+    pairsan("split", run, "--signals", "repeats", "--max-image-repeats", 1)
+    assert open_round(run, 2).seal["counts"]["reasons"] == {"near_duplicate": 5}
+
+
+def test_scores_of_the_first_schema_are_still_split(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    pairsan("embed", copies, "--out", run, "--checkpoint", tiny, "--executor", "local")
+    plan = json.loads((run / "rounds/0001/plan.json").read_text())
+    (run / "rounds/0001/plan.json").write_text(json.dumps({**plan, "schema_version": 1}))
+    for part in (run / "rounds/0001/scores").iterdir():
+        old = pq.read_table(part)
+        metadata = {**old.schema.metadata, b"pairsan.schema_version": b"1"}
+        pq.write_table(old.drop(["image_hash", "caption_hash"]).replace_schema_metadata(metadata), part)
+    refused = pairsan("split", run, "--keep-share", 0.5, "--max-image-repeats", 2, code=5)
+    assert "scored by pairsan 0.1.0, without hashes" in refused.stderr
+    pairsan("split", run, "--keep-share", 0.5)
+    assert open_round(run).to_pandas()["signals"].isna().all()
+    assert "all as sealed" in pairsan("verify", run).output

@@ -111,7 +111,7 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
 
 def limits_of(split: SplitOptions) -> list[str]:
     """Return the names of the settings that label by signals and are in use."""
-    return [name for name in ("max_image_repeats", "crowded_share", "outlier_share") if getattr(split, name)]
+    return [name for name in ("max_image_repeats", "crowded_share", "crowded_tail", "outlier_share") if getattr(split, name)]
 
 
 def _imply_rule(split: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ def _imply_rule(split: dict[str, Any]) -> None:
 def _imply_signals(given: dict[str, Any]) -> None:
     """Let a budget call for the signals that it needs, and neighbours for the embeddings that they need."""
     split, signals = given["split"], given["signals"]
-    near = any(split.get(name) for name in ("crowded_share", "outlier_share"))
+    near = any(split.get(name) for name in ("crowded_share", "crowded_tail", "outlier_share"))
     asked = signals.get("signals")
     if near and asked != "none":
         signals["signals"] = "all"
@@ -137,6 +137,8 @@ def _imply_signals(given: dict[str, Any]) -> None:
 def _check_split(split: SplitOptions) -> None:
     if split.keep_share is not None and split.min_cosine is not None:
         raise ConfigError(f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other")
+    if split.crowded_share and split.crowded_tail:
+        raise ConfigError(f"crowded_share = {split.crowded_share} and crowded_tail = {split.crowded_tail} exclude each other")
     if split.rule == "keep-share" and not split.keep_share:
         raise ConfigError("rule 'keep-share' needs keep_share above 0 (--keep-share 0.3)")
     if split.rule == "min-cosine" and split.min_cosine is None:

@@ -176,7 +176,7 @@ def scout_split(config: RunConfig) -> RunConfig:
     """Return the settings by which a scout's vectors are split: no cosine of a model that saw the poison is believed."""
     split, signals, train = config.split, config.signals, config.train
     chosen: dict[str, Any] = {
-        "crowded_share": split.crowded_share or train.scout_crowded_share,
+        "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
         "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
     }
     if split.rule == "monotone":
@@ -198,7 +198,8 @@ def next_command(store: Store, out: str, config: RunConfig) -> str:
     if config.train.scorer != "scout":
         return command
     split = scout_split(config).split
-    budgets = f"--crowded-share {split.crowded_share} --max-image-repeats {split.max_image_repeats}"
+    crowds = f"--crowded-share {split.crowded_share}" if split.crowded_share else f"--crowded-tail {split.crowded_tail}"
+    budgets = f"{crowds} --max-image-repeats {split.max_image_repeats}"
     return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
 
 

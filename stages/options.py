@@ -68,11 +68,11 @@ class SignalOptions(Options):
     )
     neighbours: int = Field(16, ge=1, le=1024, description="k of the k-th nearest neighbour")
     reference_rows: int = Field(
-        16384,
+        2048,
         ge=32,
         le=1 << 20,
-        description="rows of the seeded sample that neighbours are sought in; above k / (least share of a poison) its rows "
-        "crowd, below k / (greatest share) they are outliers",
+        description="rows of the seeded sample that neighbours are sought in; groups of more than neighbours / "
+        "reference_rows of all rows look crowded, smaller ones do not",
     )
     signals_seed: int = Field(0, ge=0, description="seed of that sample")
     signals_memory_mb: int = Field(2048, ge=64, description="memory of the counting of repeats; more is spilled to disk")
@@ -104,6 +104,13 @@ class SplitOptions(Options):
         0.0,
         description="this share of scored rows, whose image vectors lie densest, is risky (crowded); for a checkpoint that "
         "was trained on these very rows and is then given up",
+    )
+    crowded_tail: float = Field(
+        0.0,
+        ge=0.0,
+        lt=0.5,
+        description="in place of crowded_share: rows are risky (crowded) that lie denser than all but this share of ordinary "
+        "ones; without crowds that share of all rows is flagged, with crowds they are too",
     )
     outlier_share: Share = Field(
         0.0, description="this share of scored rows, whose image vectors lie farthest from others, is risky (local_outlier)"
@@ -138,8 +145,8 @@ class TrainOptions(Options):
         "everything and then given up, by the crowds that its image vectors form and by repeated images",
     )
     scout_passes: int = Field(12, ge=1, description="CLIP passes of the scout over all rows; it must learn what it shall find")
-    scout_crowded_share: Share = Field(
-        0.3, description="crowded_share of a scout's split, where [split] sets none; above the share of all poison together"
+    scout_crowded_tail: float = Field(
+        0.05, ge=0.0, lt=0.5, description="crowded_tail of a scout's split, where [split] sets neither it nor crowded_share"
     )
     scout_image_repeats: int = Field(2, ge=1, description="max_image_repeats of a scout's split, where [split] sets none")
     risky: Literal["unimodal", "skip"] = Field(

@@ -1,15 +1,19 @@
 """Label policy: from the histogram of all cosines to one decision that every shard can apply by itself."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import SplitRefused
 from manifests.schema import COSINE_STEP, Reason
+from stages.crowds import crowd_cut
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.mixture import Mixture, fit_mixture, published_mixture
 from stages.options import SplitOptions
+
+_MOST_CROWDED: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +130,27 @@ def _limits(options: SplitOptions, closeness: Histogram | None) -> tuple[Limit, 
         limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
     if closeness is not None and options.crowded_share:
         limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
+    if closeness is not None and options.crowded_tail:
+        limits.append(Limit(Reason.CROWDED, "outlier", least=_believed(crowd_cut(closeness, options.crowded_tail), closeness)))
     if closeness is not None and options.outlier_share:
         kept = 1.0 - min(options.outlier_share, 1.0 - 1e-9)
         limits.append(Limit(Reason.LOCAL_OUTLIER, "outlier", most=1.0 - closeness.cut_for_share(kept)))
     return tuple(limits)
+
+
+def _believed(cut: float, closeness: Histogram) -> float:
+    """Return a cut that leaves most rows.
+
+    Raises:
+        SplitRefused: It does not, so what was taken for the ordinary rows is no majority.
+    """
+    num = closeness.num_at_least(1.0 - cut)
+    if num > _MOST_CROWDED * closeness.num_rows:
+        raise SplitRefused(
+            f"{num:,} of {closeness.num_rows:,} scored rows would be crowded (nearer than {cut:.4f} to their k-th neighbour), "
+            f"believed is at most {_MOST_CROWDED:.0%}; choose a --crowded-share, or a larger --reference-rows"
+        )
+    return cut
 
 
 def _just_above(distance: float) -> float:

@@ -15,8 +15,10 @@ from click.testing import Result
 from conftest import encode, make_tar, parts_of
 from PIL import Image
 
+from manifests.errors import SplitRefused
 from manifests.reading import open_round
 from manifests.schema import Reason
+from stages.crowds import crowd_cut
 from stages.hashes import caption_hashes, image_hashes
 from stages.histogram import Histogram, count
 from stages.neighbours import compare
@@ -119,6 +121,29 @@ def test_budgets_become_limits_that_hold_their_share() -> None:
     assert outlier[~crowded.allows(outlier.astype(np.float64))].max() < outlier[~alone.allows(outlier.astype(np.float64))].min()
     assert decide(histogram, SplitOptions(rule="keep-share", keep_share=0.5), None).limits == ()
     assert Limit(Reason.CROWDED, "outlier").allows(np.asarray([0.0, np.nan])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("num_crowded", "flagged"), [(0, 0.05), (2000, 0.05)])
+def test_crowds_are_cut_where_ordinary_rows_end(num_crowded: int, flagged: float) -> None:
+    rng = np.random.default_rng(4)
+    ordinary = rng.normal(0.33, 0.05, 8000).clip(0.02, 0.6)
+    crowd = np.exp(rng.normal(np.log(0.04), 0.5, num_crowded)).clip(0.001, 0.2)
+    distance = np.concatenate([ordinary, crowd])
+    closeness = Histogram()
+    closeness.add(count((np.round((1 - distance) * 2**19) / 2**19).astype(np.float32)))
+    cut = crowd_cut(closeness, flagged)
+    assert (ordinary < cut).mean() == pytest.approx(flagged, abs=0.02)
+    assert (crowd < cut).all()
+
+
+def test_a_crowd_of_more_than_half_is_refused() -> None:
+    rng = np.random.default_rng(5)
+    distance = np.concatenate([rng.normal(0.4, 0.01, 4000), rng.uniform(0.05, 0.3, 6000)])
+    closeness, cosines = Histogram(), Histogram()
+    closeness.add(count((np.round((1 - distance) * 2**19) / 2**19).astype(np.float32)))
+    cosines.add(count(np.linspace(0, 0.5, 10_000).round(4).astype(np.float32)))
+    with pytest.raises(SplitRefused, match=r"6,0\d\d of 10,000 scored rows would be crowded"):
+        decide(cosines, SplitOptions(rule="keep-share", keep_share=1.0, crowded_tail=0.01), closeness)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"  # too many rows show this image
     CROWDED = "crowded"  # its image vector lies where the vectors are densest
     LOCAL_OUTLIER = "local_outlier"  # its image vector lies far from all others
-    # set by a human verdict; a `drop` makes the row quarantined
+    # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
     SHARD_UNREADABLE = "shard_unreadable"  # these rows lie in a damaged stretch of their shard
@@ -112,7 +112,7 @@ MEANINGS = {
     "p_safe": "posterior of the matching component in [0, 1], monotone in cosine; 0 where cosine is null",
     "rank": "share of scored rows with a higher cosine, 0 = best; ties share a rank; null where cosine is null",
     "label": "`safe`, `risky` or `quarantined`",
-    "reason": "why the row is not safe; null where it is",
+    "reason": "why the row is not safe; null where it is; `review` where a human said so, whatever the label",
     "detail": "what exactly was wrong with the row, or what was repaired in its caption",
     "signals": "what the signals stage adds (fields below); null until it has run, and where the row could not be scored",
 }

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from manifests.layout import PLAN, fingerprint, round_folder
 from manifests.reading import Manifest, check_version
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label, scores_schema
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label, Reason, scores_schema
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -60,9 +60,11 @@ def _label_problems(name: str, labels: pa.Table, seal: dict[str, Any]) -> Iterat
     is_safe = pc.equal(label, Label.SAFE)
     if pc.any(pc.and_(unscored, pc.not_equal(label, Label.QUARANTINED))).as_py():
         yield f"{name}: a row without a cosine is not quarantined"
-    if seal["cut"] is not None and pc.any(pc.and_(is_safe, pc.less(labels["cosine"], seal["cut"]))).as_py():
+    reviewed = pc.fill_null(pc.equal(labels["reason"].cast(pa.string()), Reason.REVIEW), False)
+    by_rule = pc.and_(is_safe, pc.invert(reviewed))
+    if seal["cut"] is not None and pc.any(pc.and_(by_rule, pc.less(labels["cosine"], seal["cut"]))).as_py():
         yield f"{name}: a safe row lies below the cut {seal['cut']}"
-    if pc.any(pc.xor(is_safe, pc.is_null(labels["reason"]))).as_py():
+    if pc.any(pc.xor(by_rule, pc.is_null(labels["reason"]))).as_py():
         yield f"{name}: a reason is missing on a row that is not safe, or stands on one that is"
 
 

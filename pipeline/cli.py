@@ -242,6 +242,22 @@ def inspect(run: str, number: int | None, form: str, output: str | None, **filte
 
 
 @main.command()
+@click.argument("run")
+@click.option("--round", "number", type=int, help="Round to look at; the newest sealed one by default.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; a free one by default.")
+@click.option("--who", metavar="NAME", help="Name that verdicts carry; by default the user's.")
+def review(run: str, number: int | None, port: int, who: str | None) -> None:
+    """Serve a page on this machine to look through a sealed round of RUN and overrule it; later rounds honour the verdicts."""
+    from pipeline import gallery, thumbnails
+    from pipeline import review as page
+
+    shown = gallery.Gallery(open_round(run, number))
+    reviewer = page.Reviewer(shown, thumbnails.Thumbnails.of_run(run), who or page.reviewer_name())
+    click.echo(page.where_to_look(reviewer))
+    page.serve(reviewer, port, told=lambda address: click.echo(f"open {address}   (Ctrl-C ends)"))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def schema(as_json: bool) -> None:
     """Print the columns of a manifest, their types and meanings, and all reasons."""

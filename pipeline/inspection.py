@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,18 +41,20 @@ class Query:
         Raises:
             ConfigError: A label, reason or column does not exist.
         """
-        where, values = self._conditions()
+        chosen_rows = self.label or self.reason or self.caption or self.cosine or self.p_safe or self.key
+        query = self if chosen_rows else replace(self, label=(Label.RISKY, Label.QUARANTINED))
+        where, values = query.conditions()
         sort = self.sort.removeprefix("-")
         order = f'"{_known(sort, MANIFEST.names, "column")}" {"DESC" if self.sort.startswith("-") else "ASC"} NULLS LAST'
         chosen = ", ".join(f'"{_known(name, MANIFEST.names, "column")}"' for name in columns)
         limit = f" LIMIT {int(self.limit)}" if self.limit else ""
-        return f"SELECT {chosen} FROM pairs WHERE {' AND '.join(where)} ORDER BY {order}, shard, index{limit}", values  # noqa: S608
+        tests = " AND ".join(["TRUE", *where])
+        return f"SELECT {chosen} FROM pairs WHERE {tests} ORDER BY {order}, shard, index{limit}", values  # noqa: S608
 
-    def _conditions(self) -> tuple[list[str], list[Any]]:
+    def conditions(self) -> tuple[list[str], list[Any]]:
+        """Return tests over the columns and their parameters; none where nothing is filtered."""
         labels = [_known(word, list(Label), "label") for word in self.label]
         reasons = [_known(word, list(Reason), "reason") for word in self.reason]
-        if not labels and not reasons and not (self.caption or self.cosine or self.p_safe or self.key):
-            labels = [Label.RISKY, Label.QUARANTINED]
         tests: list[tuple[str, Any]] = [("list_contains(?::VARCHAR[], label)", [str(w) for w in labels])] if labels else []
         if reasons:
             tests.append(("list_contains(?::VARCHAR[], reason)", [str(word) for word in reasons]))
@@ -62,7 +64,7 @@ class Query:
         if self.caption:
             tests.append(("contains(lower(caption), lower(?))", self.caption))
         tests += [(f"{name} GLOB ?", glob) for name, glob in (("shard", self.shard), ("key", self.key)) if glob]
-        return ["TRUE", *(test for test, _ in tests)], [value for _, value in tests]
+        return [test for test, _ in tests], [value for _, value in tests]
 
 
 def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from manifests.errors import RunError
 from manifests.layout import (
     PLAN,
@@ -103,13 +105,20 @@ def read_run(run: Store) -> RunFacts:
     """Return what a run was begun with.
 
     Raises:
-        RunError: The folder holds no run.
+        RunError: The folder holds no run, or one of another version.
     """
     if not run.exists(RUN):
         raise RunError(f"{run.uri} is no run folder: it has no {RUN}; `pairsan clean DATA --out {run.uri}` begins one")
     document = run.read_json(RUN)
     shards = tuple(Shard(*entry) for entry in document["dataset"]["shards"])
-    return RunFacts(RunConfig.model_validate(document["config"]), shards, document["data"])
+    try:
+        config = RunConfig.model_validate(document["config"])
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise RunError(
+            f"{run.uri} was begun by another version of pairsan, with settings unknown to this one: {fields}"
+        ) from None
+    return RunFacts(config, shards, document["data"])
 
 
 def begin_round(run: Store, number: int, plan: dict[str, Any], shards: tuple[Shard, ...], *, hint: str) -> Round:

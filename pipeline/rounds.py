@@ -6,9 +6,10 @@ an earlier one stopped, however that ended.
 
 from collections.abc import Sequence
 
-from manifests.layout import Plan, is_sealed, read_plan
+from manifests.layout import Plan, is_sealed, read_plan, round_numbers
 from manifests.reading import Manifest, open_round
-from manifests.store import open_store
+from manifests.reviews import snapshot
+from manifests.store import Store, open_store
 from pipeline.config import RunConfig
 from pipeline.executors import Executor, connected, make_executor
 from pipeline.numbering import grown, newest_scores, rescore_number, split_number
@@ -70,6 +71,7 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
         number = rescore_number(run, scores)
         split = grown(run, config.split, before=number).model_dump()
         plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split, "signals": config.signals.plan}
+        plan["reviews"] = _reviews(run, number)
         if is_sealed(run, number):  # whatever was asked for now, these weights have their labels
             plan = {key: read_plan(run, number).get(key) for key in plan}
         return Choice(number, plan, _OTHER_SETTINGS.format(run=out))
@@ -104,7 +106,7 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
         planned = Round(run, number, {**plan, "round": number}, shards)
         totals = _counted(executor, planned, config, config.split)
         decision = decide(totals.histogram, config.split, totals.closeness)  # before the plan: no round where it is refused
-        contents = {"kind": "split", **plan, "split": config.split.model_dump()}
+        contents = {"kind": "split", **plan, "split": config.split.model_dump(), "reviews": _reviews(run, number)}
         round_ = begin_round(run, number, contents, shards, hint="Choose another split.")
         label_and_seal(executor, round_, totals, decision)
     return open_round(run, number)
@@ -119,12 +121,18 @@ def _first_round(data: Sequence[str], out: str, config: RunConfig, *, kind: str,
         begin_run(run, dataset, list(data), config)
         signals = config.signals.plan if kind == "clean" else None
         plan = {"kind": kind, "scores": scores, "scores_round": FIRST_ROUND, "split": split, "signals": signals}
+        plan["reviews"] = _reviews(run, FIRST_ROUND)
         return Choice(FIRST_ROUND, plan, _OTHER_SETTINGS.format(run=out))
 
     with scored_round(run, dataset, config, choose, verbose=verbose) as (executor, round_):
         if kind == "clean" and not is_sealed(run, FIRST_ROUND):
             _seal(executor, round_, config, config.split)
         return round_
+
+
+def _reviews(run: Store, number: int) -> Plan | None:
+    """Return which human verdicts a round honours: those of when it was begun."""
+    return read_plan(run, number).get("reviews") if number in round_numbers(run) else snapshot(run)
 
 
 def _seal(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> None:

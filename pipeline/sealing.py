@@ -136,9 +136,10 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
     before = [n for n in round_numbers(round_.run) if n < round_.number and is_sealed(round_.run, n)]
     previous = max(before, default=None)
     stamp = fingerprint(round_.plan)
-    stage = LabelRows(
-        round_.run, round_.scores_round, round_.number, stamp, decision, previous, totals.signal_parts
-    )  # fmt: skip
+    reviews = round_.plan.get("reviews")
+    until = None if reviews is None else reviews["until"]
+    numbers = round_.scores_round, round_.number
+    stage = LabelRows(round_.run, *numbers, stamp, decision, previous, totals.signal_parts, until)
     run_stage(executor, stage, round_.shards, what="label", folder=(round_.run, round_.number), collect=collect)
     seal = _seal(round_, totals, decision, written, previous)
     sweep_drafts(round_.run, round_folder(round_.number))
@@ -149,8 +150,10 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
 def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled], previous: int | None) -> Seal:
     labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
     reasons = _total([labelled.reasons for labelled in written.values()])
-    limited = sum(reasons.get(limit.reason, 0) for limit in decision.limits)
-    expected = (totals.num_rows, decision.num_safe - limited, sum(totals.quarantined.values()))
+    overruled = _total([labelled.overruled for labelled in written.values()])
+    limited = sum(labelled.limited for labelled in written.values())
+    safe, quarantined = decision.num_safe - limited, sum(totals.quarantined.values())
+    expected = (totals.num_rows, safe + _moved(overruled, Label.SAFE), quarantined + _moved(overruled, Label.QUARANTINED))
     if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
         raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
     mixture = decision.mixture
@@ -168,11 +171,18 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "min_posterior": decision.min_posterior,
         "safe_share": labels[Label.SAFE] / max(1, decision.num_scored),
         "share_above_cut": decision.share_above_cut,
+        "overruled": overruled,
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
     }
+
+
+def _moved(overruled: dict[str, int], label: Label) -> int:
+    """Return how many rows verdicts have added to a label, less those they took from it."""
+    into = sum(num for word, num in overruled.items() if word.endswith(f">{label}"))
+    return into - sum(num for word, num in overruled.items() if word.startswith(f"{label}>"))
 
 
 def _total(counts: list[dict[str, int]]) -> dict[str, int]:

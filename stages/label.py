@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,13 +13,13 @@ from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, LABELS, SCORES, part_name
 from manifests.parts import Part, write_part
 from manifests.reading import check_version
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label, Reason
+from manifests.reviews import newest, read_all
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
+from stages.label_rows import Labelling, Verdicts, label_table
 from stages.pair import Shard
 from stages.split import Decision
-
-_SAFE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +146,16 @@ class Labelled:
         labels: Rows of each label.
         reasons: Rows of each reason.
         changes: Rows whose label the round before had otherwise, by `old>new`, e.g. `risky>safe`.
+        limited: Rows above the cut that a signal's limit made risky, before any verdict.
+        overruled: Rows whose label a verdict has changed, by `old>new`.
     """
 
     part: Part
     labels: dict[str, int]
     reasons: dict[str, int]
     changes: dict[str, int]
+    limited: int
+    overruled: dict[str, int]
 
 
 class LabelRows:
@@ -167,6 +170,7 @@ class LabelRows:
         decision: Decision,
         previous: int | None = None,
         signals: SignalParts | None = None,
+        reviews_until: str | None = None,
     ) -> None:
         """Prepare.
 
@@ -178,18 +182,24 @@ class LabelRows:
             decision: How rows are labelled.
             previous: Sealed round that labels are compared with.
             signals: Where the signals parts lie; None where there are none.
+            reviews_until: Human verdicts up to this time are honoured; None where there are none.
         """
+        self._reviews_until = reviews_until
+        self._verdicts: Verdicts | None = None
         self._run, self._scores_round, self._round = run, scores_round, round_number
         self._fingerprint, self._decision, self._previous = fingerprint, decision, previous
         self._signals = signals
 
     def open(self) -> None:
-        """Do nothing; there is nothing to load."""
+        """Read the human verdicts."""
+        if self._reviews_until is not None:
+            self._verdicts = Verdicts.of(newest(read_all(self._run, self._reviews_until)))
 
     def run(self, shard: Shard, /) -> Labelled:
         """Label one part."""
         labels: dict[str, int] = dict.fromkeys(Label, 0)
         reasons: dict[str, int] = {}
+        labelling = Labelling()
 
         def tables() -> Iterator[pa.Table]:
             name = part_name(self._scores_round, SCORES, shard.name)
@@ -201,14 +211,14 @@ class LabelRows:
                         place = scores.schema.get_field_index("signals")
                         scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
                         first += scores.num_rows
-                    table = label_table(scores, shard.name, self._decision)
+                    table = label_table(scores, shard.name, self._decision, self._verdicts, labelling)
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])
                     yield table
 
         target = part_name(self._round, LABELS, shard.name)
         part = write_part(self._run, target, MANIFEST, tables(), fingerprint=self._fingerprint)
-        return Labelled(part, labels, reasons, self._changes(shard))
+        return Labelled(part, labels, reasons, self._changes(shard), labelling.limited, labelling.overruled)
 
     def _signals_of(self, shard: Shard) -> pa.ChunkedArray | None:
         if self._signals is None:
@@ -229,43 +239,6 @@ class LabelRows:
     def _labels(self, number: int, shard: Shard) -> pa.ChunkedArray:
         with self._run.fs.open_input_file(self._run.path(part_name(number, LABELS, shard.name))) as file:
             return pq.read_table(file, columns=["label"])["label"].cast(pa.string())
-
-
-def label_table(scores: pa.Table, shard: str, decision: Decision) -> pa.Table:
-    """Return rows of the scores part as rows of the manifest."""
-    cosine = scores["cosine"].combine_chunks()
-    scored = cosine.is_valid().to_numpy(zero_copy_only=False)
-    finite = cosine.drop_null().to_numpy()
-    why = np.full(len(scored), _SAFE, np.int32)
-    why[np.flatnonzero(scored)[~decision.is_safe(finite)]] = 0
-    for place, limit in enumerate(decision.limits, start=1):
-        values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
-        why[scored & (why == _SAFE) & ~limit.allows(values)] = place
-    safe = scored & (why == _SAFE)
-    p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
-    p_safe[scored], rank[scored] = decision.p_safe(finite), decision.rank(finite)
-    codes = np.where(scored, np.where(safe, 0, 1), 2).astype(np.int32)
-    columns = {
-        "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
-        "label": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([str(label) for label in Label])),
-        "reason": _reasons(scores["reason"], codes, why, [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits)]),
-        "p_safe": pa.array(p_safe),
-        "rank": pa.array(rank, mask=~scored),
-    }
-    return pa.table({name: columns.get(name, scores[name] if name in scores.column_names else None) for name in MANIFEST.names})
-
-
-def _reasons(
-    reasons: pa.ChunkedArray, codes: npt.NDArray[np.int32], why: npt.NDArray[np.int32], risky: list[Reason]
-) -> pa.DictionaryArray:
-    """Return the reasons of the scores part; where a scored row is risky, the first of `risky` that did not allow it."""
-    known = reasons.unify_dictionaries().combine_chunks()
-    if isinstance(known, pa.ChunkedArray):
-        known = pa.concat_arrays(known.chunks) if known.num_chunks else pa.array([], MANIFEST.field("reason").type)
-    words = [*known.dictionary.to_pylist(), *map(str, risky)]
-    indices = known.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    indices = np.where(codes == 1, len(words) - len(risky) + why, indices).astype(np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=codes == 0), pa.array(words, pa.string()))
 
 
 def _add_counts(totals: dict[str, int], column: pa.ChunkedArray) -> None:

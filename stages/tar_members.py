@@ -30,12 +30,14 @@ class Member:
         size_bytes: Its length.
         kind: `file`, or what else it is (`symlink`, `hard link`, `device`, `sparse file`, ...).
         data: Its bytes; None where it is no file or larger than the caller allows.
+        offset: Where its data begin in the (unpacked) archive.
     """
 
     name: str
     size_bytes: int
     kind: str
     data: bytes | None
+    offset: int = 0
 
 
 def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member]:
@@ -68,10 +70,11 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member]:
 def _member(reader: "_Reader", header: tarfile.TarInfo, name: str, size: int, max_bytes: int) -> Member:
     kinds = {tarfile.SYMTYPE: "symlink", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
     if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
+        offset = reader.offset
         if size <= max_bytes:
-            return Member(name, size, "file", reader.data(size, size))
+            return Member(name, size, "file", reader.data(size, size), offset)
         reader.skip(size)
-        return Member(name, size, "file", None)
+        return Member(name, size, "file", None, offset)
     if header.type in kinds or header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
         return Member(name, 0, kinds.get(header.type, "device"), None)  # these carry no data blocks
     reader.skip(size)
@@ -103,6 +106,8 @@ class _Reader:
             self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=whole, mode="rb"))
             self._head = b""
         self._num_headers = 0
+        self.offset = 0
+        self._seeks = self._stream is stream and hasattr(stream, "seekable") and stream.seekable()
 
     def header(self) -> tarfile.TarInfo | None:
         """Return the next header, or None at a proper end of the archive (a block of zeros)."""
@@ -133,6 +138,10 @@ class _Reader:
     def skip(self, size: int) -> None:
         """Move past `size` bytes of data and their padding in constant memory."""
         left = size + -size % BLOCK
+        if self._seeks and not self._head:
+            self._stream.seek(left, 1)  # past the end it is the next header that is missing
+            self.offset += left
+            return
         while left > 0:
             chunk = self._read(min(left, _READ_CHUNK))
             if not chunk:
@@ -153,7 +162,9 @@ class _Reader:
                 break
             pieces.append(chunk)
             left -= len(chunk)
-        return b"".join(pieces)
+        whole = b"".join(pieces)
+        self.offset += len(whole)
+        return whole
 
 
 class _Prefixed:

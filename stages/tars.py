@@ -12,7 +12,7 @@ a name that begins with one) belong to no row.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Final
 
@@ -27,8 +27,14 @@ _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 
 
 @dataclass(slots=True)
-class _Run:
-    """Members of one key, as they come."""
+class Run:
+    """Members of one key, as they come.
+
+    Attributes:
+        key: Their common name.
+        repeated: Whether an earlier run of the shard had it too.
+        members: By extension.
+    """
 
     key: str
     repeated: bool
@@ -43,29 +49,63 @@ def read_tar(stream: IO[bytes], shard: Shard, options: ReadOptions) -> Iterator[
         shard: Its name goes into the uids.
         options: Limits, and the extensions of image and caption if not the usual ones.
     """
-    num_rows = 0
-    current: _Run | None = None
+    num_rows, last, broken = 0, None, None
+    runs = read_runs(stream, options.max_image_bytes)
+    while True:
+        try:
+            run = next(runs, None)
+        except BrokenArchive as error:
+            broken, run = error, None
+        if last is not None and run is not None:
+            yield _pair(last, num_rows, shard, options)
+            num_rows += 1
+        if run is None:
+            break
+        last = run
+    if broken is not None:
+        yield from _last_rows(last, num_rows, shard, options, str(broken))
+    elif last is not None:
+        yield _pair(last, num_rows, shard, options)
+
+
+def read_runs(stream: IO[bytes], max_bytes: int) -> Iterator[Run]:
+    """Yield the rows of a tar as they lie there: runs of adjacent members with one key; see the head of this module.
+
+    Args:
+        stream: The tar, plain or gzip.
+        max_bytes: Data of larger members is left out.
+
+    Raises:
+        BrokenArchive: At the place where the archive breaks off, after what it holds before, the last run included.
+    """
+    current: Run | None = None
     seen: set[str] = set()
     try:
-        for member in read_members(stream, options.max_image_bytes):
+        for member in read_members(stream, max_bytes):
             if (match := _NAME.match(member.name)) is None or member.kind == "folder":
                 continue
             key, extension = match[1], match[2].lower()
             if current is None or current.key != key or extension in current.members:
                 if current is not None:
-                    yield _pair(current, num_rows, shard, options)
-                    num_rows += 1
-                current = _Run(key, repeated=key in seen)
+                    yield current
+                current = Run(key, repeated=key in seen)
                 seen.add(key)
             current.members[extension] = member
-    except BrokenArchive as broken:
-        yield from _last_rows(current, num_rows, shard, options, str(broken))
-        return
+    except BrokenArchive:
+        if current is not None:
+            yield current
+        raise
     if current is not None:
-        yield _pair(current, num_rows, shard, options)
+        yield current
 
 
-def _last_rows(current: _Run | None, index: int, shard: Shard, options: ReadOptions, what: str) -> Iterator[Pair]:
+def image_member(members: Mapping[str, Member], options: ReadOptions) -> Member | None:
+    """Return the member of a row that is its image, None where there is none."""
+    wanted = (options.image_column.lower(),) if options.image_column else IMAGE_EXTENSIONS
+    return next((members[e] for e in wanted if e in members), None)
+
+
+def _last_rows(current: Run | None, index: int, shard: Shard, options: ReadOptions, what: str) -> Iterator[Pair]:
     """Yield what a broken archive ends with: the row it broke off in, or that row whole and a marker after it."""
     if current is not None:
         pair = _pair(current, index, shard, options)
@@ -77,7 +117,7 @@ def _last_rows(current: _Run | None, index: int, shard: Shard, options: ReadOpti
     yield Pair(index, TRUNCATED_KEY, make_uid(shard.name, TRUNCATED_KEY), None, None, Reason.TAR_TRUNCATED, what)
 
 
-def _pair(run: _Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
+def _pair(run: Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
     facts = _facts(run.members.get("json"))
     caption = clean_caption(_caption(run, facts, options), options.max_caption_bytes)
     key = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -85,18 +125,13 @@ def _pair(run: _Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
     pair = Pair(index, key, uid, None, caption.text, caption.reason, caption.detail)
     if run.repeated:
         return pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
-    image = _image(run, options)
+    image = image_member(run.members, options)
     if image is None or image.data is None:
         return pair.quarantine(*_why_no_image(run, image, options))
     return pair if pair.reason else Pair(index, key, uid, image.data, caption.text, None, caption.detail)
 
 
-def _image(run: _Run, options: ReadOptions) -> Member | None:
-    wanted = (options.image_column.lower(),) if options.image_column else IMAGE_EXTENSIONS
-    return next((run.members[e] for e in wanted if e in run.members), None)
-
-
-def _why_no_image(run: _Run, image: Member | None, options: ReadOptions) -> tuple[Reason, str]:
+def _why_no_image(run: Run, image: Member | None, options: ReadOptions) -> tuple[Reason, str]:
     if image is None:
         return Reason.IMAGE_MISSING, f"members: {', '.join(sorted(run.members))[:200]}"
     if image.kind != "file":
@@ -107,7 +142,7 @@ def _why_no_image(run: _Run, image: Member | None, options: ReadOptions) -> tupl
     )
 
 
-def _caption(run: _Run, facts: dict[str, object], options: ReadOptions) -> bytes | str | None:
+def _caption(run: Run, facts: dict[str, object], options: ReadOptions) -> bytes | str | None:
     column = options.caption_column
     if column is not None and column.startswith("json:"):
         value = facts.get(column.removeprefix("json:"))

@@ -8,7 +8,7 @@ from test_mixture import GRID, histogram_of, two_groups
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
 from stages.embed import on_grid
-from stages.label import label_table
+from stages.label_rows import label_table
 from stages.options import SplitOptions
 from stages.split import decide
 
@@ -119,6 +119,8 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
             "reason": pa.array([None, "image_missing", None]).dictionary_encode(),
             "detail": pa.array([None, "gone", None]),
             "signals": pa.nulls(3, SIGNALS),
+            "image_hash": pa.array([1, None, 2], pa.int64()),
+            "caption_hash": pa.array([1, None, 2], pa.int64()),
         },
         schema=SCORES,
     )

@@ -1,0 +1,154 @@
+"""Human verdicts on pairs: appended, never changed; the newest one of a pair counts.
+
+Every act of a reviewer is a file of its own below `reviews/`, written whole or not at all, so that any number of people and
+pages may write at once and nothing is lost. A verdict is taken back by a newer one that is empty.
+"""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import RunError
+from manifests.parts import write_part
+from manifests.store import Store
+
+FOLDER: Final = "reviews"
+VERDICTS: Final = ("safe", "risky", "drop")
+REVIEWS: Final = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("verdict", pa.string()),  # safe, risky, drop; null takes earlier ones back
+        pa.field("note", pa.string()),
+        pa.field("who", pa.string(), nullable=False),
+        pa.field("when", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("round", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a reviewer did at one time.
+
+    Attributes:
+        verdict: `safe`, `risky` or `drop`; None takes earlier verdicts back.
+        who: Name of the reviewer.
+        round_number: The round that was looked at.
+        note: Free text.
+    """
+
+    verdict: str | None
+    who: str
+    round_number: int
+    note: str = ""
+
+
+def append(run: Store, rows: pa.Table, act: Act) -> str:
+    """Write one act on some rows.
+
+    Args:
+        run: The run folder.
+        rows: Columns uid, shard, index and key of the pairs.
+        act: What was decided.
+
+    Returns:
+        Name of the new file below the run.
+
+    Raises:
+        RunError: The verdict is no word that is known, or there are no rows.
+    """
+    if act.verdict is not None and act.verdict not in VERDICTS:
+        raise RunError(f"no verdict {act.verdict!r}; there are: {', '.join(VERDICTS)}")
+    if not rows.num_rows:
+        raise RunError("no rows to give a verdict on")
+    now, num = datetime.now(UTC), rows.num_rows
+    constant = {"verdict": act.verdict, "note": act.note or None, "who": act.who, "when": now, "round": act.round_number}
+    columns = {name: rows[name] for name in ("uid", "shard", "index", "key")}
+    table = pa.table({**columns, **{k: pa.array([v] * num, REVIEWS.field(k).type) for k, v in constant.items()}})
+    return append_table(run, table)
+
+
+def append_table(run: Store, table: pa.Table) -> str:
+    """Write rows that carry all columns of `REVIEWS` already, e.g. from an export; return the new file's name."""
+    newest = pc.max(table["when"]).as_py()
+    name = f"{FOLDER}/{newest:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    write_part(run, name, REVIEWS, [table.select(REVIEWS.names).cast(REVIEWS)], fingerprint="")
+    return name
+
+
+def undo(run: Store, name: str, *, who: str, round_number: int) -> int:
+    """Give every pair of an act the verdict that it had before, unless a newer act has changed it since; return how many.
+
+    Raises:
+        RunError: There is no such act.
+    """
+    if not name.startswith(f"{FOLDER}/") or name.removeprefix(f"{FOLDER}/") not in run.names(FOLDER):
+        raise RunError(f"{run.uri} has no act {name!r}")
+    with run.fs.open_input_file(run.path(name)) as file:
+        mine = pq.read_table(file).cast(REVIEWS)
+    acts = read_all(run)
+    when = pc.max(mine["when"])
+    newer = acts.filter(pc.greater(acts["when"], when))["uid"].combine_chunks()
+    rows = mine.filter(pc.invert(pc.is_in(mine["uid"], newer)))
+    if not rows.num_rows:
+        return 0
+    before = newest(acts.filter(pc.less(acts["when"], when)))
+    place = pc.index_in(rows["uid"], before["uid"].combine_chunks())
+    constant = {"who": who, "when": datetime.now(UTC), "round": round_number}
+    columns = {name: rows[name] for name in ("uid", "shard", "index", "key")}
+    columns |= {name: before[name].take(place) for name in ("verdict", "note")}
+    filled = {k: pa.array([v] * rows.num_rows, REVIEWS.field(k).type) for k, v in constant.items()}
+    append_table(run, pa.table({**columns, **filled}))
+    return int(rows.num_rows)
+
+
+def read_all(run: Store, until: str | None = None) -> pa.Table:
+    """Return all acts, oldest first.
+
+    Args:
+        run: The run folder.
+        until: Leave out what is newer than this time (ISO 8601).
+    """
+    tables = []
+    for name in sorted(name for name in run.names(FOLDER) if name.endswith(".parquet")):
+        with run.fs.open_input_file(run.path(f"{FOLDER}/{name}")) as file:
+            tables.append(pq.read_table(file).cast(REVIEWS))
+    table = pa.concat_tables(tables) if tables else REVIEWS.empty_table()
+    if until is not None:
+        limit = pa.scalar(datetime.fromisoformat(until), REVIEWS.field("when").type)
+        table = table.filter(pc.less_equal(table["when"], limit))
+    return table.sort_by("when")
+
+
+def newest(acts: pa.Table) -> pa.Table:
+    """Return the newest verdict of every pair that has one; those taken back are left out."""
+    place = pa.array(range(acts.num_rows), pa.int64())
+    last = acts.append_column("place", place).group_by("uid", use_threads=False).aggregate([("place", "max")])
+    found = acts.take(last["place_max"].sort())
+    return found.filter(pc.is_valid(found["verdict"]))
+
+
+def snapshot(run: Store) -> dict[str, Any] | None:
+    """Return what a plan says of the verdicts there are now; see `described`."""
+    return described(read_all(run))
+
+
+def described(acts: pa.Table) -> dict[str, Any] | None:
+    """Return number of verdicts, time of the newest act and a digest; None where there are no acts."""
+    if not acts.num_rows:
+        return None
+    verdicts = newest(acts)
+    digest = hashlib.sha256()
+    for uid, verdict in sorted(zip(verdicts["uid"].to_pylist(), verdicts["verdict"].to_pylist(), strict=True)):
+        digest.update(uid + verdict.encode() + b"\n")
+    until = pc.max(acts["when"]).as_py().isoformat()
+    return {"num": verdicts.num_rows, "until": until, "sha256": digest.hexdigest()}

@@ -1,0 +1,198 @@
+"use strict";
+// All words from the data go into the page by textContent, never as HTML.
+const $ = (id) => document.getElementById(id);
+const state = { pairs: [], chosen: -1, page: 0, count: 0, filter: {}, acts: [], asked: 0 };
+
+async function ask(name, body) {
+  const answer = await fetch(name, body === undefined ? {} : {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const found = await answer.json();
+  if (found.error !== undefined) throw new Error(found.error);
+  return found;
+}
+
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") made.className = value; else if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.map((child) => child ?? ""));
+  return made;
+}
+
+const picture = (pair, size, css) => make("img", {
+  src: `image?shard=${encodeURIComponent(pair.shard)}&index=${pair.index}&size=${size}`,
+  alt: pair.caption ? `image captioned: ${pair.caption}` : "image without a caption", loading: "lazy", class: css ?? "" });
+const number = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
+
+function tags(pair) {
+  const found = [make("span", { class: `tag ${pair.label}` }, pair.label)];
+  if (pair.review) found.push(make("span", { class: `tag said ${pair.review.verdict}` }, pair.review.verdict));
+  return found;
+}
+
+function say(text, isError = false) { $("said").textContent = text; $("said").className = isError ? "error" : ""; }
+const failed = (error) => say(error.message, true);
+
+function readFilter() {
+  return Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value !== ""));
+}
+
+async function show(page = 0) {
+  state.filter = readFilter();
+  state.page = page;
+  const mine = ++state.asked;
+  $("gallery").setAttribute("aria-busy", "true");
+  try {
+    const [rows, count] = await Promise.all([
+      ask("pairs", { filter: state.filter, page }), ask("count", { filter: state.filter })]);
+    if (mine !== state.asked) return;
+    state.pairs = rows.pairs; state.count = count.count;
+    say("");
+  } catch (error) { if (mine === state.asked) { state.pairs = []; state.count = 0; failed(error); } }
+  draw();
+  choose(state.pairs.length ? 0 : -1);
+  $("gallery").removeAttribute("aria-busy");
+}
+
+function draw() {
+  $("count").textContent = `${state.count.toLocaleString("en")} pairs`;
+  const pages = Math.max(1, Math.ceil(state.count / about.page_rows));
+  $("page").textContent = `page ${state.page + 1} of ${pages.toLocaleString("en")}`;
+  $("before").disabled = state.page === 0;
+  $("after").disabled = state.pairs.length < about.page_rows;
+  $("gallery").replaceChildren(...state.pairs.map((pair, place) => {
+    const card = make("button", { type: "button", class: "pair", "aria-pressed": "false" }, picture(pair, 192),
+      make("span", { class: "caption" }, pair.caption ?? ""),
+      make("span", { class: "facts" }, ...tags(pair), `${number(pair.cosine)} ${pair.reason ?? ""}`));
+    card.addEventListener("click", () => choose(place));
+    return card;
+  }));
+}
+
+function choose(place) {
+  const cards = $("gallery").children;
+  cards[state.chosen]?.setAttribute("aria-pressed", "false");
+  state.chosen = place;
+  if (place < 0) { $("detail").replaceChildren(make("p", {}, "No pair matches.")); return; }
+  cards[place].setAttribute("aria-pressed", "true");
+  cards[place].focus({ preventScroll: false });
+  detail(state.pairs[place]).catch(failed);
+}
+
+function rowsOf(entries) {
+  return make("table", {}, ...entries.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name),
+    make("td", {}, value === null || value === undefined ? "–" : typeof value === "number" && !Number.isInteger(value) ? number(value, 4) : String(value)))));
+}
+
+function strip(title, pairs) {
+  return pairs.length ? [make("h3", {}, title), make("div", { class: "strip" }, ...pairs.map((pair) =>
+    make("figure", {}, picture(pair, 96), make("figcaption", {}, pair.caption ?? ""))))] : [];
+}
+
+async function detail(pair) {
+  const found = await ask("pair", { shard: pair.shard, index: pair.index });
+  if (state.pairs[state.chosen] !== pair) return;
+  const { signals, review, caption, ...facts } = found.pair;
+  const history = found.history.map((old) => [`round ${old.round}`, `${old.label}${old.reason ? ` (${old.reason})` : ""}, ${number(old.cosine)}`]);
+  $("detail").replaceChildren(picture(pair, 512, "big"), make("p", { id: "words" }, caption ?? ""), make("p", {}, ...tags(found.pair)),
+    ...(review ? [make("h3", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
+    make("h3", {}, "Rounds"), rowsOf(history), make("h3", {}, "Row"), rowsOf(Object.entries(facts)),
+    ...(signals ? [make("h3", {}, "Signals"), rowsOf(Object.entries(signals))] : []),
+    ...strip("The same image", found.alike), ...strip("Nearest images of its shard", found.neighbours));
+}
+
+async function judge(verdict) {
+  const note = $("note").value;
+  try {
+    let done;
+    if ($("whole").checked) {
+      const { count } = await ask("count", { filter: state.filter });
+      $("question").textContent = `Give the verdict "${verdict || "withdraw"}" on all ${count.toLocaleString("en")} pairs of this filter?`;
+      $("confirm").showModal();
+      await new Promise((resolve) => $("confirm").addEventListener("close", resolve, { once: true }));
+      if ($("confirm").returnValue !== "yes") return;
+      done = await ask("verdict-all", { filter: state.filter, verdict, note, count });
+      $("whole").checked = false;
+    } else {
+      const pair = state.pairs[state.chosen];
+      if (!pair) return;
+      done = await ask("verdict", { places: [[pair.shard, pair.index]], verdict, note });
+    }
+    state.acts.push(done.act);
+    $("undo").disabled = false;
+    const next = state.chosen + (done.num === 1 ? 1 : 0);
+    await reload(Math.min(next, state.pairs.length - 1));
+    say(`${verdict || "withdrawn"}: ${done.num.toLocaleString("en")} ${done.num === 1 ? "pair" : "pairs"}`);
+  } catch (error) { failed(error); }
+}
+
+async function undo() {
+  if (!state.acts.length) return;
+  try {
+    const { num } = await ask("undo", { act: state.acts.pop() });
+    $("undo").disabled = !state.acts.length;
+    await reload(state.chosen);
+    say(`undone on ${num.toLocaleString("en")} ${num === 1 ? "pair" : "pairs"}`);
+  } catch (error) { failed(error); }
+}
+
+async function reload(place) {
+  const rows = await ask("pairs", { filter: state.filter, page: state.page });
+  state.pairs = rows.pairs;
+  draw();
+  choose(Math.min(place, state.pairs.length - 1));
+}
+
+function columns() {
+  return getComputedStyle($("gallery")).gridTemplateColumns.split(" ").length;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || $("confirm").open) return;
+  if (["INPUT", "SELECT"].includes(event.target.tagName) && event.target.type !== "checkbox") {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
+  const verdicts = { s: "safe", r: "risky", d: "drop", w: "" };
+  if (event.key in moves) {
+    const place = state.chosen + moves[event.key];
+    if (place >= 0 && place < state.pairs.length) choose(place);
+  } else if (event.key in verdicts) judge(verdicts[event.key]);
+  else if (event.key === "u") undo();
+  else if (event.key === "n") $("after").click();
+  else if (event.key === "p") $("before").click();
+  else if (event.key === "/") $("caption").focus();
+  else return;
+  event.preventDefault();
+});
+
+let about;
+async function begin() {
+  about = await ask("about");
+  const labels = about.counts.labels;
+  $("about").textContent = `${about.run}, round ${about.round}: ${about.counts.rows.toLocaleString("en")} pairs, ` +
+    Object.entries(labels).map(([label, num]) => `${num.toLocaleString("en")} ${label}`).join(", ") +
+    (about.cut === null ? "" : `, cut at ${number(about.cut)}`);
+  const select = (name) => $("filter").elements.namedItem(name);
+  select("label").append(...about.labels.map((word) => make("option", {}, word)));
+  select("reason").append(...about.reasons.map((word) => make("option", {}, word)));
+  for (const column of about.columns) {
+    select("sort").append(make("option", { value: column }, `${column} ↑`), make("option", { value: `-${column}` }, `${column} ↓`));
+  }
+  select("sort").value = "cosine";
+  select("label").value = "risky";
+  $("filter").addEventListener("submit", (event) => { event.preventDefault(); show(); });
+  $("filter").addEventListener("reset", () => setTimeout(() => { select("sort").value = "cosine"; show(); }));
+  $("filter").addEventListener("change", (event) => { if (event.target.tagName === "SELECT") show(); });
+  $("before").addEventListener("click", () => show(state.page - 1));
+  $("after").addEventListener("click", () => show(state.page + 1));
+  $("undo").addEventListener("click", undo);
+  for (const button of document.querySelectorAll("[data-verdict]")) {
+    button.addEventListener("click", () => judge(button.dataset.verdict));
+  }
+  await show();
+  document.body.dataset.ready = "yes";
+}
+begin().catch(failed);

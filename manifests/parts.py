@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,6 +96,18 @@ def write_part(
 def write_bytes(store: Store, name: str, payload: bytes) -> None:
     """Write one small file whole or not at all."""
     _write_whole(store, name, lambda target: target.write(payload))
+
+
+def write_file(store: Store, name: str, write: Callable[[BinaryIO], object]) -> tuple[int, str]:
+    """Write one file whole or not at all, as a stream; return its size in bytes and its sha256.
+
+    Args:
+        store: Where it goes.
+        name: Its name below the store.
+        write: Gets a file that can be written to, but neither read nor moved in.
+    """
+    done = _write_whole(store, name, lambda target: write(cast(BinaryIO, target)))
+    return done.size_bytes, done.digest.hexdigest()
 
 
 def write_json(store: Store, name: str, document: Any) -> None:

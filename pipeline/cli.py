@@ -1,18 +1,14 @@
 """The `pairsan` command: parse, build the settings, make one call, print the answer."""
 
 import functools
-import json
 import logging
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from manifests.errors import PairsanError
-from manifests.reading import open_round
 from manifests.store import open_store
-from manifests.verify import problems
 from pipeline.config import inherit, load_config
 from pipeline.options import config_options
 
@@ -180,91 +176,9 @@ def watch(
             task.forever()
 
 
-@main.command()
-@click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option("--prometheus", metavar="FILE.prom", help="Also write metrics there, for Prometheus' textfile collector.")
-def status(run: str, as_json: bool, prometheus: str | None) -> None:
-    """Say for every round of RUN what is done, what failed and why."""
-    from pipeline import status as status_
+from pipeline import cli_look  # noqa: E402  # its commands belong to the group above
 
-    report = status_.of_run(open_store(run))
-    if prometheus is not None:
-        from pipeline import prometheus as metrics
-
-        metrics.write(report, prometheus)
-    click.echo(json.dumps(report, indent=1) if as_json else status_.as_text(report))
-
-
-@main.command()
-@click.argument("run")
-@click.option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
-def verify(run: str, number: int | None) -> None:
-    """Check a sealed round of RUN: hashes, counts, schema, order, labels. Reads every part; exit code 1 if one is wrong."""
-    manifest = open_round(run, number)
-    found = list(problems(manifest))
-    for problem in found:
-        click.echo(problem)
-    if found:
-        click.echo(f"round {manifest.number} of {run}: {len(found)} problems")
-        sys.exit(1)
-    click.echo(f"round {manifest.number} of {run}: {len(manifest.shards)} shards, {manifest.num_rows:,} rows, all as sealed")
-
-
-@main.command()
-@click.argument("run")
-@click.option("--round", "number", type=int, help="Round to look at; the newest sealed one by default.")
-@click.option("--label", multiple=True, help="safe, risky or quarantined; may be repeated.")
-@click.option("--reason", multiple=True, help="E.g. below_cut, image_undecodable; may be repeated.")
-@click.option("--cosine", nargs=2, type=float, metavar="LOW HIGH", help="Range of cosine, both ends included.")
-@click.option("--p-safe", nargs=2, type=float, metavar="LOW HIGH", help="Range of p_safe, both ends included.")
-@click.option("--caption", metavar="TEXT", help="Captions that contain TEXT, in any case.")
-@click.option("--shard", metavar="GLOB", help="Shards whose name matches, e.g. 'part-0*'.")
-@click.option("--key", metavar="GLOB", help="Keys that match.")
-@click.option("--sort", default="cosine", show_default=True, help="Column; a leading - sorts downwards.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Rows at most; 0 for all.")
-@click.option("--columns", default="", help="Columns by comma; by default those that fit a terminal, or all.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv", "parquet"]),
-    default="table",
-    show_default=True,
-    help="json is one object a line.",
-)
-@click.option("--output", metavar="FILE", help="Write there in place of standard output; needed for parquet.")
-def inspect(run: str, number: int | None, form: str, output: str | None, **filters: Any) -> None:
-    """Show pairs of a sealed round of RUN: those that are not safe, worst first, unless filters say otherwise."""
-    from pipeline import inspection
-
-    query = inspection.Query(**filters)
-    inspection.show(open_round(run, number), query, form=form, output=output)
-
-
-@main.command()
-@click.argument("run")
-@click.option("--round", "number", type=int, help="Round to look at; the newest sealed one by default.")
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; a free one by default.")
-@click.option("--who", metavar="NAME", help="Name that verdicts carry; by default the user's.")
-def review(run: str, number: int | None, port: int, who: str | None) -> None:
-    """Serve a page on this machine to look through a sealed round of RUN and overrule it; later rounds honour the verdicts."""
-    from pipeline import gallery, thumbnails
-    from pipeline import review as page
-
-    shown = gallery.Gallery(open_round(run, number))
-    reviewer = page.Reviewer(shown, thumbnails.Thumbnails.of_run(run), who or page.reviewer_name())
-    click.echo(page.where_to_look(reviewer))
-    page.serve(reviewer, port, told=lambda address: click.echo(f"open {address}   (Ctrl-C ends)"))
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def schema(as_json: bool) -> None:
-    """Print the columns of a manifest, their types and meanings, and all reasons."""
-    from pipeline import summary
-
-    click.echo(json.dumps(summary.schema_document(), indent=1) if as_json else summary.schema_text())
-
+cli_look.add_to(main)
 
 if __name__ == "__main__":
     main()

@@ -115,7 +115,7 @@ def as_text(found: dict[str, Any]) -> str:
     lines = [
         f"round {found['from']['round']} of {found['from']['run']} -> round {found['to']['round']} of {found['to']['run']}"
     ]
-    lines += ["", f"{'rows: old \\ new':<16}" + "".join(f"{label:>14}" for label in _LABELS)]
+    lines += ["", f"{'from / to':<16}" + "".join(f"{label:>14}" for label in _LABELS)]
     lines += [f"  {a:<14}" + "".join(f"{found['matrix'][a][b]:>14,}" for b in _LABELS) for a in _LABELS]
     lines += ["", f"{found['flipped']:,} labels differ"]
     if found["drift"]:

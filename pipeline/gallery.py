@@ -2,7 +2,9 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,7 +49,7 @@ class Gallery:
     def __init__(self, manifest: Manifest, *, threads: int | None = None) -> None:
         """Open the round read-only."""
         self.manifest, self._lock = manifest, threading.Lock()
-        self._connection = _sealed_off(manifest, threads)
+        self._connection = sealed_off(manifest, threads)
         self._answers: OrderedDict[Any, Any] = OrderedDict()
         self._acts: tuple[str, ...] = ()
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -63,7 +65,7 @@ class Gallery:
             self._acts = names
             self._verdicts = {row["uid"]: row for row in verdicts.to_pylist()}
             self._connection.register("verdicts_now", verdicts.select(["uid", "verdict"]))
-            self._connection.execute("CREATE OR REPLACE TEMP TABLE verdicts AS SELECT * FROM verdicts_now")
+            self._connection.execute("CREATE OR REPLACE TABLE verdicts AS SELECT * FROM verdicts_now")
             self._answers = OrderedDict((key, value) for key, value in self._answers.items() if not key[1].verdict)
 
     def count(self, wanted: Wanted) -> int:
@@ -106,7 +108,9 @@ class Gallery:
     def table(self, wanted: Wanted) -> pa.Table:
         """Return uid, shard, index and key of every pair that a filter finds."""
         text, values = self._sql(wanted, "uid, shard, index, key", "ORDER BY shard, index")
-        return self._run(text, values).to_arrow_table()
+        with self._connection.cursor() as cursor, _explained():
+            found: pa.Table = _one_statement(cursor, text).sql(text, params=values).to_arrow_table()
+        return found
 
     def history(self, place: Place) -> list[Row]:
         """Return label, reason, cosine and p_safe of a pair in every sealed round of the run, oldest first."""
@@ -160,13 +164,8 @@ class Gallery:
         return found
 
     def _run(self, text: str, values: list[Any]) -> duckdb.DuckDBPyConnection:
-        cursor = self._connection.cursor()
-        try:
-            if len(cursor.extract_statements(text)) != 1:
-                raise ConfigError("a filter is one expression, without a semicolon")
-            return cursor.execute(text, values)
-        except duckdb.Error as error:
-            raise ConfigError(f"the filter is not understood: {str(error).splitlines()[0]}") from None
+        with _explained():
+            return _one_statement(self._connection.cursor(), text).execute(text, values)
 
     def _sql(self, wanted: Wanted, columns: str, tail: str) -> tuple[str, list[Any]]:
         tests, values = wanted.query.conditions()
@@ -180,7 +179,7 @@ class Gallery:
         return f"SELECT {columns} FROM pairs WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
 
 
-def _sealed_off(manifest: Manifest, threads: int | None) -> duckdb.DuckDBPyConnection:
+def sealed_off(manifest: Manifest, threads: int | None) -> duckdb.DuckDBPyConnection:
     """Return a connection that sees the view `pairs` and may open no other file."""
     connection = duckdb.connect(config={"threads": threads} if threads else {})
     if manifest.run.is_local:
@@ -193,6 +192,21 @@ def _sealed_off(manifest: Manifest, threads: int | None) -> duckdb.DuckDBPyConne
         connection.register("pairs", manifest.dataset())
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _one_statement(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:
+    if len(cursor.extract_statements(text)) != 1:
+        raise ConfigError("a filter is one expression, without a semicolon")
+    return cursor
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what DuckDB raises into an error for the user."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ConfigError(f"the filter is not understood: {str(error).splitlines()[0]}") from None
 
 
 def _text(word: str) -> str:

@@ -45,16 +45,16 @@ class Query:
         query = self if chosen_rows else replace(self, label=(Label.RISKY, Label.QUARANTINED))
         where, values = query.conditions()
         sort = self.sort.removeprefix("-")
-        order = f'"{_known(sort, MANIFEST.names, "column")}" {"DESC" if self.sort.startswith("-") else "ASC"} NULLS LAST'
-        chosen = ", ".join(f'"{_known(name, MANIFEST.names, "column")}"' for name in columns)
+        order = f'"{known(sort, MANIFEST.names, "column")}" {"DESC" if self.sort.startswith("-") else "ASC"} NULLS LAST'
+        chosen = ", ".join(f'"{known(name, MANIFEST.names, "column")}"' for name in columns)
         limit = f" LIMIT {int(self.limit)}" if self.limit else ""
         tests = " AND ".join(["TRUE", *where])
         return f"SELECT {chosen} FROM pairs WHERE {tests} ORDER BY {order}, shard, index{limit}", values  # noqa: S608
 
     def conditions(self) -> tuple[list[str], list[Any]]:
         """Return tests over the columns and their parameters; none where nothing is filtered."""
-        labels = [_known(word, list(Label), "label") for word in self.label]
-        reasons = [_known(word, list(Reason), "reason") for word in self.reason]
+        labels = [known(word, list(Label), "label") for word in self.label]
+        reasons = [known(word, list(Reason), "reason") for word in self.reason]
         tests: list[tuple[str, Any]] = [("list_contains(?::VARCHAR[], label)", [str(w) for w in labels])] if labels else []
         if reasons:
             tests.append(("list_contains(?::VARCHAR[], reason)", [str(word) for word in reasons]))
@@ -111,7 +111,12 @@ def connect(manifest: Manifest) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _known(word: str, allowed: list[Any], what: str) -> str:
+def known(word: str, allowed: list[Any], what: str) -> str:
+    """Return a word that is among those allowed.
+
+    Raises:
+        ConfigError: It is not; names those that are.
+    """
     if word not in [str(entry) for entry in allowed]:
         raise ConfigError(f"no {what} {word!r}; there are: {', '.join(str(entry) for entry in allowed)}")
     return word

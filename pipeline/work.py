@@ -23,7 +23,7 @@ def run_stage(
     shards: Sequence[Shard],
     *,
     what: str,
-    folder: tuple[Store, int],
+    folder: tuple[Store, int | None],
     collect: Callable[[Shard, Out], tuple[int, int]],
     num_done_before: int = 0,
 ) -> None:
@@ -34,7 +34,7 @@ def run_stage(
         stage: The work.
         shards: What is left to do.
         what: Name of the stage, for people.
-        folder: Run and round; failures are written there, for `pairsan status`.
+        folder: Run and round; failures are written there, for `pairsan status`. Without a round, into the folder itself.
         collect: Takes each output as it comes and returns its (rows, quarantined rows) for the progress line.
         num_done_before: Shards that an earlier run has finished.
 
@@ -50,7 +50,7 @@ def run_stage(
             else:
                 failed.append(outcome)
                 progress.shard_failed()
-    name = f"{round_folder(number)}/{FAILURES}"
+    name = FAILURES if number is None else f"{round_folder(number)}/{FAILURES}"
     if failed:
         failed.sort(key=lambda f: f.shard.name)
         entries = [{"shard": f.shard.name, "error": f.error, "trace": f.trace} for f in failed]
@@ -59,6 +59,7 @@ def run_stage(
         more = f"\n  and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise StageFailed(
             f"{len(failed)} of {len(shards)} shards failed to {what}; the others are kept:{lines}{more}\n"
-            "`pairsan status RUN` shows the traces; run the same command again to retry only what is missing."
+            f"{'`pairsan status RUN`' if number is not None else run.path(name)} shows the traces; run the same command again "
+            "to retry only what is missing."
         )
     run.delete(name)

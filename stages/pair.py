@@ -40,6 +40,7 @@ class Pair:
         caption: Cleaned caption; None where there was none.
         reason: Set where the row cannot be scored.
         detail: What was wrong, or what was repaired.
+        path: Local path of the image file, where it is a file of its own.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Pair:
     caption: str | None
     reason: Reason | None = None
     detail: str | None = None
+    path: str | None = None
 
     def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
         """Return this pair without its image, marked as unscorable."""

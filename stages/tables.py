@@ -68,8 +68,17 @@ class TableReader:
             return pair
         image = self._image_bytes(row.get(self._image or ""))
         if isinstance(image, bytes):
-            return Pair(index, key, uid, image, caption.text, None, caption.detail)
+            return Pair(index, key, uid, image, caption.text, None, caption.detail, self._path_of(row))
         return pair.quarantine(*image)
+
+    def _path_of(self, row: dict[str, Any]) -> str | None:
+        """Return the local path of a row's image file; None where the image is inside the table or on no local disk."""
+        value = row.get(self._image or "")
+        if isinstance(value, dict):
+            value = None if value.get("bytes") is not None else value.get("path")
+        if not isinstance(value, str) or "://" in value or not (value.startswith("/") or self._root.is_local):
+            return None
+        return value if value.startswith("/") else self._root.path(value)
 
     def malformed(self, index: int, num_fields: int, num_expected: int) -> Pair:
         """Return the row of a text line with another number of fields than the header."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -71,6 +72,7 @@ def _svg(draw: Callable[[Axes], None], size: tuple[float, float], columns: int =
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=8)
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": "pairsan", "svg.fonttype": "none"}):  # equal pages for equal rounds; text stays text
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]

@@ -1,0 +1,182 @@
+"""How fast the review page and the report answer on a large round.
+
+    python -m benchmarks.review_speed [--rows 10000000] [--folder DIR]
+
+A synthetic manifest (random cosines, captions of the bundled pairs) over a tar of bundled pairs that stands for every shard
+by hard links. Requests go through the whole application, without a socket. Ratios: each request against a bare count(*) of
+the same parts by DuckDB.
+"""
+
+import argparse
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from starlette.testclient import TestClient
+
+from benchmarks.attacks.world import load_rows, suffix_of
+from benchmarks.common import header
+from benchmarks.evidence.data import BUNDLED
+from manifests.layout import fingerprint
+from manifests.parts import write_json, write_part
+from manifests.reading import Manifest
+from manifests.schema import MANIFEST, SIGNALS
+from manifests.store import open_store
+from pipeline import report
+from pipeline.gallery import Gallery
+from pipeline.review import Reviewer, make_app
+from pipeline.thumbnails import Thumbnails
+from stages.options import ReadOptions
+from stages.originals import Originals
+from stages.shards import open_dataset
+
+SHARD_ROWS = 10_000
+CUT = 0.2
+
+
+def build(folder: Path, num_shards: int) -> None:
+    """Write data and manifest, unless they are there."""
+    data, run = folder / "data", open_store(folder / "run")
+    if (folder / "run" / "rounds" / "0001" / "manifest.json").exists():
+        return
+    data.mkdir(parents=True, exist_ok=True)
+    rows = load_rows([str(BUNDLED / "eval")])
+    with tarfile.open(data / "00000.tar", "w") as tar:
+        for i in range(SHARD_ROWS):
+            row = rows[i % len(rows)]
+            for end, content in ((suffix_of(row.image), row.image), ("txt", row.caption.encode())):
+                info = tarfile.TarInfo(f"{i:06d}.{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    rng, parts, totals = np.random.default_rng(0), [], {"safe": 0, "risky": 0, "quarantined": 0}
+    captions = pa.array([f"{rows[i % len(rows)].caption} no {i}" for i in range(SHARD_ROWS)])
+    for number in range(num_shards):
+        name = f"{number:05d}.tar"
+        if number:
+            (data / name).hardlink_to(data / "00000.tar")
+        table, labels = _part(name, rng, captions)
+        path = f"rounds/0001/manifest/{name}.parquet"
+        part = write_part(run, path, MANIFEST, [table], fingerprint="x")
+        entry = {"name": path, "size_bytes": part.size_bytes, "sha256": part.sha256}
+        parts.append({"shard": name, "rows": SHARD_ROWS, "labels": labels, "manifest": entry})
+        totals = {label: totals[label] + labels[label] for label in totals}
+    write_json(run, "rounds/0001/plan.json", {"round": 1})
+    write_json(run, "rounds/0001/manifest.json", _seal(parts, totals))
+
+
+def _part(name: str, rng: np.random.Generator, captions: pa.Array) -> tuple[pa.Table, dict[str, int]]:
+    cosine = rng.normal(0.28, 0.07, SHARD_ROWS).astype(np.float32)
+    code = np.where(cosine >= CUT, 0, 1).astype(np.int32)
+    code[:20] = 2
+    near = np.where(rng.random(SHARD_ROWS) < 0.01, rng.integers(0, 2000, SHARD_ROWS), -rng.integers(1, 2**40, SHARD_ROWS))
+    signals = pa.StructArray.from_arrays(
+        [
+            pa.nulls(SHARD_ROWS, pa.float32()),
+            pa.array(rng.random(SHARD_ROWS, np.float32)),
+            pa.array(near),
+            pa.array(np.where(near >= 0, 50, 1).astype(np.int32)),
+            pa.array(np.ones(SHARD_ROWS, np.int32)),
+            pa.array(rng.random(SHARD_ROWS, np.float32)),
+        ],
+        fields=list(SIGNALS),
+    )
+    words = pa.array(["safe", "risky", "quarantined"])
+    reasons = pa.array([None if c == 0 else "below_cut" if c == 1 else "image_missing" for c in code]).dictionary_encode()
+    table = pa.table(
+        {
+            "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(SHARD_ROWS, np.int32)), pa.array([name])),
+            "index": pa.array(np.arange(SHARD_ROWS, dtype=np.int32)),
+            "key": pa.array([f"{i:06d}" for i in range(SHARD_ROWS)]),
+            "uid": pa.array([rng.bytes(16) for _ in range(SHARD_ROWS)], pa.binary(16)),
+            "caption": captions,
+            "cosine": pa.array(cosine, mask=code == 2),
+            "p_safe": pa.array(np.clip(cosine * 2, 0, 1)),
+            "rank": pa.array(rng.random(SHARD_ROWS, np.float32)),
+            "label": pa.DictionaryArray.from_arrays(pa.array(code), words),
+            "reason": reasons,
+            "detail": pa.nulls(SHARD_ROWS, pa.string()),
+            "signals": signals,
+        }
+    )
+    return table, {str(word): int((code == i).sum()) for i, word in enumerate(words.to_pylist())}
+
+
+def _seal(parts: list[dict[str, object]], totals: dict[str, int]) -> dict[str, object]:
+    plan = {"round": 1, "scores": {"model": {"architecture": "synthetic", "state_sha256": "0" * 64}}}
+    rows = sum(totals.values())
+    reasons = {"below_cut": totals["risky"], "image_missing": totals["quarantined"]}
+    return {
+        **{"schema_version": 2, "fingerprint": fingerprint(plan), "plan": plan, "parts": parts, "rule": "min-cosine"},
+        **{"counts": {"rows": rows, "scored": rows - totals["quarantined"], "labels": totals, "reasons": reasons}},
+        **{"cut": CUT, "safe_share": totals["safe"] / rows, "limits": [], "doubts": [], "mixture": None, "overruled": {}},
+    }
+
+
+def timed(what: str, act: Callable[[], object], bare: float) -> None:
+    """Print how long an act took, first and again, and its ratio to a bare count."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        act()
+        seconds.append(time.perf_counter() - start)
+    print(f"{what:<44}{seconds[0]:>8.2f} s first{seconds[1]:>8.2f} s again   x {seconds[0] / bare:.1f}", flush=True)
+
+
+def main() -> None:
+    """Build the round, then time what a reviewer waits for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/pairsan-review-speed"))
+    args = parser.parse_args()
+    build(args.folder, args.rows // SHARD_ROWS)
+    header("review_speed")
+    run = open_store(args.folder / "run")
+    seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
+    manifest = Manifest(run, 1, seal)
+    dataset = open_dataset([str(args.folder / "data")])
+    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadOptions()), ReadOptions())
+    files = manifest.files()
+    start = time.perf_counter()
+    duckdb.sql(f"SELECT count(cosine), max(label) FROM read_parquet({files})").fetchall()
+    bare = time.perf_counter() - start
+    print(f"bare DuckDB, count(cosine) and max(label): {bare:.2f} s; {manifest.num_rows:,} rows in {len(files)} parts")
+    start = time.perf_counter()
+    reviewer = Reviewer(Gallery(manifest), thumbnails, "x")
+    print(f"opening the gallery: {time.perf_counter() - start:.2f} s")
+    client = TestClient(make_app(reviewer, "t", 80), base_url="http://127.0.0.1:80", headers={"host": "127.0.0.1:80"})
+
+    def ask(name: str, **given: object) -> object:
+        answer = client.post(f"/t/{name}", json={"filter": given})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    found = ask("pairs", label="quarantined")
+    del found
+    filters: dict[str, dict[str, object]] = {
+        "first page: risky, lowest cosine": {"label": "risky"},
+        "cosine 0.20 to 0.21": {"cosine_low": 0.2, "cosine_high": 0.21},
+        "reason image_missing": {"reason": "image_missing"},
+        "caption contains 'flag'": {"caption": "flag"},
+        "shard 0004*": {"shard": "0004*"},
+        "signals.image_cluster_size > 2": {"where": "signals.image_cluster_size > 2"},
+    }
+    for what, given in filters.items():
+        timed(what + ", page", lambda given=given: ask("pairs", **given), bare)  # type: ignore[misc]
+        timed(what + ", count", lambda given=given: ask("count", **given), bare)  # type: ignore[misc]
+    pairs = client.post("/t/pairs", json={"filter": {"label": "risky"}}).json()["pairs"]
+    timed(
+        "one thumbnail", lambda: client.get("/t/image", params={"shard": pairs[0]["shard"], "index": pairs[0]["index"]}), bare
+    )
+    timed("60 thumbnails of 60 shards", lambda: [thumbnails.of(p["shard"], [p["index"]], 160) for p in pairs], bare)
+    timed("report", lambda: report.write(manifest, thumbnails, args.folder / "report.html"), bare)
+    print(f"report: {(args.folder / 'report.html').stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

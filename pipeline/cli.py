@@ -1,6 +1,7 @@
 """The `pairsan` command: parse, build the settings, make one call, print the answer."""
 
 import functools
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -47,96 +48,118 @@ def _command(*sections: str) -> Callable[[Callable[..., None]], click.Command]:
     return lambda function: main.command()(config_options(*sections)(function))
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 _OUT = click.option("--out", required=True, metavar="RUN", help="Run folder: a path or any URI that pyarrow or fsspec opens.")
 
 
 @_command("data", "model", "embed", "signals", "split", "executor")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
+@_JSON
 @click.pass_obj
-def clean(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+def clean(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
     from pipeline import rounds, summary
 
     manifest = rounds.clean(data, out, load_config(config_path, flags), verbose=verbose)
-    click.echo(summary.of_round(manifest))
+    click.echo(summary.told(manifest, as_json=as_json))
 
 
 @_command("data", "model", "embed", "executor")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
+@_JSON
 @click.pass_obj
-def embed(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+def embed(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Score DATA and stop there; `pairsan split` makes sealed rounds of the scores."""
     from pipeline import rounds
 
     round_ = rounds.embed(data, out, load_config(config_path, flags), verbose=verbose)
-    click.echo(f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: pairsan split {out}")
+    told = {"round": round_.number, "shards": len(round_.shards), "next": f"pairsan split {out}"}
+    text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: {told['next']}"
+    click.echo(json.dumps(told) if as_json else text)
 
 
 @_command("signals", "split", "executor")
 @click.argument("run")
 @click.option("--scores-round", type=int, help="Round whose scores are split; the newest complete ones by default.")
+@_JSON
 @click.pass_obj
-def split(verbose: bool, /, run: str, scores_round: int | None, config_path: str | None, **flags: Any) -> None:
+def split(verbose: bool, /, run: str, scores_round: int | None, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN from scores it already has, with other split settings."""
     from pipeline import plans, rounds, summary
 
     config = load_config(config_path, flags, inherit(plans.read_run(open_store(run)).config, flags))
-    click.echo(summary.of_round(rounds.split(run, config, scores_round=scores_round, verbose=verbose)))
+    manifest = rounds.split(run, config, scores_round=scores_round, verbose=verbose)
+    click.echo(summary.told(manifest, as_json=as_json))
 
 
 @_command("model", "embed", "signals", "split", "executor")
 @click.argument("run")
+@_JSON
 @click.pass_obj
-def rescore(verbose: bool, /, run: str, config_path: str | None, **flags: Any) -> None:
+def rescore(verbose: bool, /, run: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN with other weights, e.g. --checkpoint epoch_3.pt; the round they have already, if any."""
     from pipeline import plans, rounds, summary
 
     config = load_config(config_path, flags, inherit(plans.read_run(open_store(run)).config, flags))
-    click.echo(summary.of_round(rounds.rescore(run, config, verbose=verbose)))
+    click.echo(summary.told(rounds.rescore(run, config, verbose=verbose), as_json=as_json))
 
 
 @_command("data", "model", "embed", "signals", "split", "executor", "train")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
 @click.option("--until-round", type=click.IntRange(min=0), help="Stop after this round; 0 is the warm-up alone.")
+@_JSON
 @click.pass_obj
 def run(
-    verbose: bool, /, data: tuple[str, ...], out: str, until_round: int | None, config_path: str | None, **flags: Any
+    verbose: bool,
+    /,
+    data: tuple[str, ...],
+    out: str,
+    until_round: int | None,
+    as_json: bool,
+    config_path: str | None,
+    **flags: Any,
 ) -> None:
     """Train CLIP on DATA from random weights by SAFECLIP: warm-up, then rounds of score, split, train. Resumable."""
     from pipeline import status as status_
     from pipeline import training
 
     training.run(data, out, load_config(config_path, flags), until_round=until_round, verbose=verbose)
-    click.echo(status_.as_text(status_.of_run(open_store(out))))
+    report = status_.of_run(open_store(out))
+    click.echo(json.dumps(report, indent=1) if as_json else status_.as_text(report))
 
 
 @_command("data", "model", "embed", "signals", "split", "executor", "train")
 @click.argument("data", nargs=-1, required=True)
 @_OUT
+@_JSON
 @click.pass_obj
-def warmup(verbose: bool, /, data: tuple[str, ...], out: str, config_path: str | None, **flags: Any) -> None:
+def warmup(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Take the warm-up of `pairsan run` alone: unimodal passes, then the first matching. Resumable."""
     from pipeline import training
 
     config = load_config(config_path, flags)
     training.run(data, out, config, until_round=0, verbose=verbose)
-    click.echo(f"warmed up; next: {training.next_command(open_store(out), out, config)}")
+    following = training.next_command(open_store(out), out, config)
+    click.echo(json.dumps({"next": following}) if as_json else f"warmed up; next: {following}")
 
 
 @_command("executor", "train")
 @click.argument("run")
 @click.option("--round", "number", type=int, required=True, help="Sealed round to train on.")
+@_JSON
 @click.pass_obj
-def train(verbose: bool, /, run: str, number: int, config_path: str | None, **flags: Any) -> None:
+def train(verbose: bool, /, run: str, number: int, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Take the training of one round of RUN alone, on a round that is sealed: the trainer as a job of its own. Resumable."""
     from pipeline import plans, training
 
     config = load_config(config_path, flags, plans.read_run(open_store(run)).config)
     training.train(run, config, number, verbose=verbose)
-    click.echo(f"trained on round {number}; next: {training.next_command(open_store(run), run, config)}")
+    following = training.next_command(open_store(run), run, config)
+    told = f"trained on round {number}; next: {following}"
+    click.echo(json.dumps({"round": number, "next": following}) if as_json else told)
 
 
 @_command("signals", "split", "executor")

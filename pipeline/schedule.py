@@ -33,7 +33,7 @@ def passes_of(options: TrainOptions) -> list[Pass]:
     """Return the passes of a whole run in order; more rounds only add to its end."""
     locked = options.scorer == "locked"
     kinds: list[tuple[Kind, int]] = []
-    kinds += [("scout", 0) for _ in range(options.scout_passes if options.scorer == "scout" else 0)]
+    kinds += [("scout", 0) for _ in range(options.num_scout_passes)]
     kinds += [("unimodal", 0) for _ in range(options.num_warmup_passes)]
     kinds += [("matching", 0) for _ in range(options.num_matching_passes)]
     for number in range(1, options.rounds + 1):

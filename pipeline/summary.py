@@ -1,5 +1,6 @@
 """What a command prints when it is done: a round in a few lines, and the schema."""
 
+import json
 from typing import Any
 
 from manifests.reading import Manifest
@@ -22,6 +23,14 @@ def of_round(manifest: Manifest) -> str:
     folder = f"rounds/{manifest.number:04d}/manifest"
     lines += [f"  manifest  {manifest.path if manifest.run.is_local else f'{manifest.run.uri} : {folder}'}"]
     return "\n".join(lines)
+
+
+def told(manifest: Manifest, *, as_json: bool) -> str:
+    """Return a sealed round for people, or for machines: its seal without the parts."""
+    if not as_json:
+        return of_round(manifest)
+    facts = {key: value for key, value in manifest.seal.items() if key != "parts"}
+    return json.dumps({"run": manifest.run.uri, "round": manifest.number, **facts}, indent=1)
 
 
 def _rule(seal: dict[str, Any]) -> str:

@@ -117,6 +117,7 @@ def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) ->
 @contextmanager
 def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -> Iterator[Training]:
     dataset, store = open_dataset(data), open_store(out)
+    config = _with_scout(store, config)
     training = Training(store, dataset, config, _architecture(config), verbose)
     if config.train.train_workers > 1 and config.executor.executor == "local":
         raise ConfigError(f"--train-workers {config.train.train_workers} needs --executor ray")
@@ -126,6 +127,15 @@ def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -
     _same_settings(training)
     with connected(config.executor, verbose=verbose):
         yield training
+
+
+def _with_scout(store: Store, config: RunConfig) -> RunConfig:
+    """Return settings that say how long the scout learns: more rounds, asked for later, must not make it longer."""
+    if config.train.scorer != "scout" or config.train.scout_passes is not None:
+        return config
+    known = store.read_json(SETTINGS)["train"].get("scout_passes") if store.exists(SETTINGS) else None
+    passes = known or config.train.num_scout_passes
+    return config.model_copy(update={"train": config.train.model_copy(update={"scout_passes": passes})})
 
 
 def _todo(training: Training) -> list[Pass]:

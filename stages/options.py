@@ -138,13 +138,17 @@ class TrainOptions(Options):
     warmup_passes: int | None = Field(
         None, ge=0, description="unimodal passes over all rows before the first round; by default 5, and none with a scout"
     )
-    scorer: Literal["model", "locked", "scout"] = Field(
-        "locked",
-        description="what scores the rounds. model: the one being trained (the paper's way); locked: text towers of their own "
-        "on its image tower as the warm-up left it, cross-fitted over scorer_folds; scout: a model of its own, trained on "
-        "everything and then given up, by the crowds that its image vectors form and by repeated images",
+    scorer: Literal["scout", "locked", "model"] = Field(
+        "scout",
+        description="what scores the rounds. scout: a model of its own, trained on everything and then given up, by the crowds "
+        "that its image vectors form and by repeated images; locked: text towers of their own on the model's image tower as "
+        "the warm-up left it, cross-fitted over scorer_folds, by cosine; model: the one being trained (the paper's way)",
     )
-    scout_passes: int = Field(12, ge=1, description="CLIP passes of the scout over all rows; it must learn what it shall find")
+    scout_passes: int | None = Field(
+        None,
+        ge=1,
+        description="CLIP passes of the scout over all rows, by default as many as rounds; it must learn what it shall find",
+    )
     scout_crowded_tail: float = Field(
         0.05, ge=0.0, lt=0.5, description="crowded_tail of a scout's split, where [split] sets neither it nor crowded_share"
     )
@@ -208,6 +212,13 @@ class TrainOptions(Options):
     def num_warmup_passes(self) -> int:
         """Unimodal passes before the first round."""
         return self.warmup_passes if self.warmup_passes is not None else 0 if self.scorer == "scout" else 5
+
+    @property
+    def num_scout_passes(self) -> int:
+        """Passes of the scout; 0 where there is none."""
+        if self.scorer != "scout":
+            return 0
+        return self.scout_passes if self.scout_passes is not None else max(1, self.rounds)
 
     @property
     def num_matching_passes(self) -> int:

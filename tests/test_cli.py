@@ -21,28 +21,40 @@ DATA += " --max-caption-bytes"
 MODEL = "--checkpoint --model --pretrained --precision --device"
 EMBED = "--batch-size --keep-embeddings --keep-captions"
 SPLIT = "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
+SPLIT += " --max-image-repeats --crowded-share --crowded-tail --outlier-share"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
+SIGNALS = "--signals --neighbours --reference-rows --signals-seed --signals-memory-mb"
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
 TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"
 TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-decay --train-batch-size --train-workers"
 TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
 TRAIN += " --least-crop --colour-strength --warmup-views --warmup-least-crop --p-caption-change --shuffle-rows"
-TRAIN += " --save-every-steps --train-seed"
+TRAIN += " --save-every-steps --train-seed --scout-passes --scout-crowded-tail --scout-image-repeats --risky"
 SURFACE = {
-    "clean": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR}",
-    "embed": f"data --out --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
-    "split": f"run --scores-round --config {SPLIT} {EXECUTOR}",
-    "rescore": f"run --config {MODEL} {SPLIT} {EXECUTOR}",
-    "run": f"data --out --until-round --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR} {TRAIN}",
-    "warmup": f"data --out --config {DATA} {MODEL} {EMBED} {SPLIT} {EXECUTOR} {TRAIN}",
-    "train": f"run --round --config {EXECUTOR} {TRAIN}",
-    "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SPLIT} {EXECUTOR}",
+    "clean": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
+    "embed": f"data --out --json --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
+    "split": f"run --scores-round --json --config {SIGNALS} {SPLIT} {EXECUTOR}",
+    "rescore": f"run --json --config {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
+    "run": f"data --out --until-round --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR} {TRAIN}",
+    "warmup": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR} {TRAIN}",
+    "train": f"run --round --json --config {EXECUTOR} {TRAIN}",
+    "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SIGNALS} {SPLIT} "
+    + EXECUTOR,
     "status": "run --json --prometheus",
-    "verify": "run --round",
+    "verify": "run --round --json",
     "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key"
     " --sort --limit --columns --format --output",
+    "report": "run --round --out --pairs --no-images --json",
+    "diff": "run --from --to --other --flipped --json",
+    "review": "run --round --port --who",
+    "reviews": "",
+    "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json --config "
+    + EXECUTOR,
+    "open": "run --round --json",
+    "completion": "shell",
     "schema": "--json",
 }
+REVIEWS = {"list": "run --all --json", "export": "run file", "import": "run file --who", "revoke": "run --uid --who --verdict"}
 
 
 def test_the_surface_is_as_frozen_here() -> None:
@@ -56,6 +68,13 @@ def test_the_surface_is_as_frozen_here() -> None:
     }
 
 
+def test_the_surface_of_reviews_is_as_frozen_here() -> None:
+    group = main.commands["reviews"]
+    assert isinstance(group, click.Group)
+    found = {name: {param.opts[0] for param in command.params} for name, command in group.commands.items()}
+    assert found == {name: set(words.split()) for name, words in REVIEWS.items()}
+
+
 @pytest.mark.parametrize("name", SURFACE)
 def test_every_command_has_help_and_stands_in_the_readme(name: str, pairsan: Pairsan) -> None:
     output = pairsan(name, "--help").output
@@ -67,7 +86,12 @@ def test_every_command_has_help_and_stands_in_the_readme(name: str, pairsan: Pai
 
 
 def test_flags_named_in_the_docs_exist() -> None:
-    known = {opt for words in SURFACE.values() for opt in words.split()} | {"--verbose", "--help", "--benchmark", "--version"}
+    known = {opt for words in [*SURFACE.values(), *REVIEWS.values()] for opt in words.split()} | {
+        "--verbose",
+        "--help",
+        "--benchmark",
+        "--version",
+    }
     known |= {"--no-keep-captions", "--vs", "--no-index"}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip ).*$", "", page.read_text())

@@ -346,7 +346,7 @@ def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_comma
 def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
-    args += ("--scorer", "scout", "--scout-passes", 2, "--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
+    args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
     told = pairsan("warmup", *args[1:]).output
     assert "--keep-share 1.0 --crowded-share 0.2 --max-image-repeats 2" in told
     pairsan(*args)
@@ -368,6 +368,10 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     assert not torch.equal(scout["text_projection"], model["text_projection"])
     assert history[2]["learning_rate"][1] > history[3]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)
     assert history[1]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)  # a schedule of its own
+    pairsan(*args, "--rounds", 3)
+    history = position(open_store(run))["history"]
+    assert [(entry["kind"], entry["manifest"]) for entry in history[-2:]] == [("round", 1), ("round", 1)]
+    assert len(history) == 5
 
 
 @pytest.mark.parametrize("scorer", ["model", "locked"])

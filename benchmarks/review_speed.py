@@ -31,12 +31,15 @@ from manifests.store import open_store
 from pipeline import report
 from pipeline.gallery import Gallery
 from pipeline.review import Reviewer, make_app
-from pipeline.thumbnails import Thumbnails
+from pipeline.thumbnails import Thumbnails, places_of
 from stages.options import ReadOptions
 from stages.originals import Originals
+from stages.pair import Shard
 from stages.shards import open_dataset
+from stages.tars import read_tar
 
 SHARD_ROWS = 10_000
+PLACES = pa.schema([("image_offset", pa.int64()), ("image_bytes", pa.int64())])
 CUT = 0.2
 
 
@@ -54,6 +57,8 @@ def build(folder: Path, num_shards: int) -> None:
                 info = tarfile.TarInfo(f"{i:06d}.{end}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+    places = [pair.place for pair in read_tar((data / "00000.tar").open("rb"), Shard("x", "", "tar", 0), ReadOptions())]
+    offsets = pa.table({name: pa.array([p[i] for p in places if p]) for i, name in enumerate(PLACES.names)})
     rng, parts, totals = np.random.default_rng(0), [], {"safe": 0, "risky": 0, "quarantined": 0}
     captions = pa.array([f"{rows[i % len(rows)].caption} no {i}" for i in range(SHARD_ROWS)])
     for number in range(num_shards):
@@ -64,7 +69,9 @@ def build(folder: Path, num_shards: int) -> None:
         path = f"rounds/0001/manifest/{name}.parquet"
         part = write_part(run, path, MANIFEST, [table], fingerprint="x")
         entry = {"name": path, "size_bytes": part.size_bytes, "sha256": part.sha256}
-        parts.append({"shard": name, "rows": SHARD_ROWS, "labels": labels, "manifest": entry})
+        places = {"name": f"rounds/0001/scores/{name}.parquet"}
+        write_part(run, places["name"], PLACES, [offsets], fingerprint="x")
+        parts.append({"shard": name, "rows": SHARD_ROWS, "labels": labels, "manifest": entry, "scores": places})
         totals = {label: totals[label] + labels[label] for label in totals}
     write_json(run, "rounds/0001/plan.json", {"round": 1})
     write_json(run, "rounds/0001/manifest.json", _seal(parts, totals))
@@ -140,7 +147,7 @@ def main() -> None:
     seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
     manifest = Manifest(run, 1, seal)
     dataset = open_dataset([str(args.folder / "data")])
-    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadOptions()), ReadOptions())
+    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadOptions(), places_of(manifest)), ReadOptions())
     files = manifest.files()
     start = time.perf_counter()
     duckdb.sql(f"SELECT count(cosine), max(label) FROM read_parquet({files})").fetchall()

@@ -75,9 +75,11 @@ SCORES = pa.schema(
         pa.field("signals", SIGNALS),
         pa.field("image_hash", pa.int64()),  # since version 2, as is the next
         pa.field("caption_hash", pa.int64()),
+        pa.field("image_offset", pa.int64()),  # of the encoded image inside a plain tar; null elsewhere
+        pa.field("image_bytes", pa.int64()),
     ]
 )
-_ADDED_IN_2 = ("image_hash", "caption_hash")
+_ADDED_IN_2 = ("image_hash", "caption_hash", "image_offset", "image_bytes")
 
 
 def scores_schema(version: int) -> pa.Schema:

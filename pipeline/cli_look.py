@@ -91,8 +91,9 @@ def review(run: str, number: int | None, port: int, who: str | None) -> None:
     from pipeline import gallery, thumbnails
     from pipeline import review as page
 
-    shown = gallery.Gallery(open_round(run, number))
-    reviewer = page.Reviewer(shown, thumbnails.Thumbnails.of_run(run), who or page.reviewer_name())
+    manifest = open_round(run, number)
+    images = thumbnails.Thumbnails.of_round(manifest)
+    reviewer = page.Reviewer(gallery.Gallery(manifest), images, who or page.reviewer_name())
     click.echo(page.where_to_look(reviewer))
     page.serve(reviewer, port, told=lambda address: click.echo(f"open {address}   (Ctrl-C ends)"))
 
@@ -120,8 +121,9 @@ def report(run: str, number: int | None, out: str, pairs: int, no_images: bool, 
     from pipeline import report as report_
     from pipeline.thumbnails import Thumbnails
 
-    images = None if no_images else Thumbnails.of_run(run)
-    page, twin = report_.write(open_round(run, number), images, Path(out), num_pairs=pairs)
+    manifest = open_round(run, number)
+    images = None if no_images else Thumbnails.of_round(manifest)
+    page, twin = report_.write(manifest, images, Path(out), num_pairs=pairs)
     told = {"report": str(page.absolute()), "json": str(twin.absolute())}
     click.echo(json.dumps(told) if as_json else f"report: {told['report']}\nfigures: {told['json']}")
 

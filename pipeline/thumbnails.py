@@ -1,15 +1,17 @@
 """Small pictures of pairs, made anew from their pixels: a crawl's own bytes never reach a browser."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
-from manifests.store import open_store
+from manifests.reading import Manifest
 from pipeline.plans import read_run
 from stages.images import UndecodableImage, decode
 from stages.options import ReadOptions
-from stages.originals import Originals
+from stages.originals import Originals, Places
 from stages.shards import open_dataset
 
 _QUALITY = 80
@@ -23,15 +25,15 @@ class Thumbnails:
         self._originals, self._options = originals, options
 
     @classmethod
-    def of_run(cls, run: str) -> "Thumbnails":
-        """Return the thumbnails of a run, whose data must still lie where they were.
+    def of_round(cls, manifest: Manifest) -> "Thumbnails":
+        """Return the thumbnails of a round, whose data must still lie where they were.
 
         Raises:
             DataError: They do not.
         """
-        facts = read_run(open_store(run))
+        facts = read_run(manifest.run)
         dataset = open_dataset(facts.data)
-        return cls(Originals(dataset.store, dataset.shards, facts.config.data), facts.config.data)
+        return cls(Originals(dataset.store, dataset.shards, facts.config.data, places_of(manifest)), facts.config.data)
 
     def of(self, shard: str, rows: Iterable[int], size_px: int) -> dict[int, bytes]:
         """Return WebP thumbnails of at most `size_px` a side; rows whose image is missing or cannot be decoded are left out.
@@ -60,3 +62,19 @@ def _small(image: Image.Image, size_px: int) -> bytes:
     out = io.BytesIO()
     image.save(out, "WEBP", quality=_QUALITY)
     return out.getvalue()
+
+
+def places_of(manifest: Manifest) -> Callable[[str], Places | None]:
+    """Return a function that reads from a shard's scores where its images lie."""
+    parts = {part["shard"]: part["scores"]["name"] for part in manifest.seal["parts"] if "scores" in part}
+
+    def find(shard: str) -> Places | None:
+        with manifest.run.fs.open_input_file(manifest.run.path(parts[shard])) as file, pq.ParquetFile(file) as parquet:
+            if "image_offset" not in parquet.schema_arrow.names:
+                return None
+            table = parquet.read(columns=["image_offset", "image_bytes"])
+        if table["image_offset"].null_count == table.num_rows:
+            return None  # packed
+        return np.stack([column.fill_null(-1).to_numpy() for column in table.columns], axis=1)
+
+    return find

@@ -4,7 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -122,7 +122,7 @@ class Decode:
             pixels = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
         except UndecodableImage as error:
             return pair.quarantine(error.reason, error.detail), None
-        return Pair(pair.index, pair.key, pair.uid, None, pair.caption, None, pair.detail), pixels
+        return replace(pair, image=None), pixels
 
 
 def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:

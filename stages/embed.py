@@ -168,6 +168,8 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "detail": pa.array([pair.detail for pair in pairs], pa.string()),
         "signals": pa.nulls(len(pairs), SIGNALS),
         "image_hash": pa.array(hashes, mask=~has_image),
+        "image_offset": pa.array([pair.place[0] if pair.place else None for pair in pairs], pa.int64()),
+        "image_bytes": pa.array([pair.place[1] if pair.place else None for pair in pairs], pa.int64()),
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)

@@ -2,9 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import IO, Final, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from manifests.store import Store
@@ -12,25 +14,37 @@ from stages.options import ReadOptions
 from stages.pair import Pair, Shard
 from stages.shards import read_shard
 from stages.tables import TableReader
-from stages.tar_members import BrokenArchive
-from stages.tars import image_member, read_runs
 
-_INDEXES: Final = 64
-Place = tuple[int, int]
+_KEPT: Final = 256
+Places = npt.NDArray[np.int64]
 
 
 class Originals:
     """Reads original images of a dataset by shard and row. Safe to use from several threads.
 
-    Of a plain tar the headers are read once, seeking past the data, and then single members; of Parquet the row group; other
-    shards (gzip, text tables) are read from the front up to the last row that is wanted.
+    Of a plain tar single members are read, where the scores say where they lie; of Parquet the row group; other shards (gzip,
+    text tables, scores of the first schema) are read from the front up to the last row that is wanted.
     """
 
-    def __init__(self, store: Store, shards: Iterable[Shard], options: ReadOptions) -> None:
-        """Say where the shards lie; nothing is opened yet."""
-        self._store, self._options = store, options
+    def __init__(
+        self,
+        store: Store,
+        shards: Iterable[Shard],
+        options: ReadOptions,
+        places: Callable[[str], Places | None] = lambda _: None,
+    ) -> None:
+        """Say where the shards lie; nothing is opened yet.
+
+        Args:
+            store: Where the dataset lies.
+            shards: Its shards.
+            options: How they are read.
+            places: Returns offset and length of every row's image in a shard, int64 (n, 2), -1 where there is none; None where
+                they are not known.
+        """
+        self._store, self._options, self._find = store, options, places
         self._shards = {shard.name: shard for shard in shards}
-        self._indexes: OrderedDict[str, list[Place | None]] = OrderedDict()
+        self._places: OrderedDict[str, Places | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def images(self, shard_name: str, rows: Iterable[int]) -> Mapping[int, bytes]:
@@ -41,10 +55,11 @@ class Originals:
             KeyError: The dataset has no such shard.
         """
         shard, wanted = self._shards[shard_name], sorted(set(rows))
-        if shard.format == "tar" and not self._is_gzip(shard):
-            return self._from_tar(shard, wanted)
         if shard.format == "parquet":
             return self._from_parquet(shard, wanted)
+        places = self._places_of(shard)
+        if places is not None:
+            return self._from_places(shard, places, wanted)
         found: dict[int, bytes] = {}
         for pair in read_shard(self._store, shard, self._options):
             if wanted and pair.index > wanted[-1]:
@@ -53,40 +68,27 @@ class Originals:
                 found[pair.index] = pair.image
         return found
 
-    def _is_gzip(self, shard: Shard) -> bool:
-        with self._store.fs.open_input_file(shard.path) as file:
-            return bytes(file.read(2)) == b"\x1f\x8b"
+    def _places_of(self, shard: Shard) -> Places | None:
+        with self._lock:
+            if shard.name in self._places:
+                self._places.move_to_end(shard.name)
+                return self._places[shard.name]
+        found = self._find(shard.name) if shard.format == "tar" else None
+        with self._lock:
+            self._places[shard.name] = found
+            while len(self._places) > _KEPT:
+                self._places.popitem(last=False)
+        return found
 
-    def _from_tar(self, shard: Shard, wanted: list[int]) -> Mapping[int, bytes]:
-        places = self._index(shard)
+    def _from_places(self, shard: Shard, places: Places, wanted: list[int]) -> Mapping[int, bytes]:
         found: dict[int, bytes] = {}
         with self._store.fs.open_input_file(shard.path) as file:
             for row in wanted:
-                place = places[row] if row < len(places) else None
-                if place is not None:
-                    file.seek(place[0])
-                    found[row] = bytes(file.read(place[1]))
+                offset, length = places[row].tolist() if row < len(places) else (-1, 0)
+                if offset >= 0 and length <= self._options.max_image_bytes:
+                    file.seek(offset)
+                    found[row] = bytes(file.read(length))
         return found
-
-    def _index(self, shard: Shard) -> list[Place | None]:
-        with self._lock:
-            if shard.name in self._indexes:
-                self._indexes.move_to_end(shard.name)
-                return self._indexes[shard.name]
-        places: list[Place | None] = []
-        with self._store.fs.open_input_file(shard.path) as file:
-            try:
-                for run in read_runs(cast(IO[bytes], file), 0):
-                    image = image_member(run.members, self._options)
-                    small = image is not None and image.kind == "file" and image.size_bytes <= self._options.max_image_bytes
-                    places.append((image.offset, image.size_bytes) if image is not None and small else None)
-            except BrokenArchive:
-                pass  # what came before stands
-        with self._lock:
-            self._indexes[shard.name] = places
-            while len(self._indexes) > _INDEXES:
-                self._indexes.popitem(last=False)
-        return places
 
     def _from_parquet(self, shard: Shard, wanted: list[int]) -> Mapping[int, bytes]:
         found: dict[int, bytes] = {}

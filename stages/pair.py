@@ -41,6 +41,7 @@ class Pair:
         reason: Set where the row cannot be scored.
         detail: What was wrong, or what was repaired.
         path: Local path of the image file, where it is a file of its own.
+        place: Offset and length of the encoded image inside a plain tar.
     """
 
     index: int
@@ -51,6 +52,7 @@ class Pair:
     reason: Reason | None = None
     detail: str | None = None
     path: str | None = None
+    place: tuple[int, int] | None = None
 
     def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
         """Return this pair without its image, marked as unscorable."""

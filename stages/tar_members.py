@@ -30,14 +30,14 @@ class Member:
         size_bytes: Its length.
         kind: `file`, or what else it is (`symlink`, `hard link`, `device`, `sparse file`, ...).
         data: Its bytes; None where it is no file or larger than the caller allows.
-        offset: Where its data begin in the (unpacked) archive.
+        offset: Where its data begin in the archive; None where that is packed.
     """
 
     name: str
     size_bytes: int
     kind: str
     data: bytes | None
-    offset: int = 0
+    offset: int | None = None
 
 
 def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member]:
@@ -70,7 +70,7 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member]:
 def _member(reader: "_Reader", header: tarfile.TarInfo, name: str, size: int, max_bytes: int) -> Member:
     kinds = {tarfile.SYMTYPE: "symlink", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
     if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
-        offset = reader.offset
+        offset = reader.offset if reader.is_plain else None
         if size <= max_bytes:
             return Member(name, size, "file", reader.data(size, size), offset)
         reader.skip(size)
@@ -106,8 +106,7 @@ class _Reader:
             self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=whole, mode="rb"))
             self._head = b""
         self._num_headers = 0
-        self.offset = 0
-        self._seeks = self._stream is stream and hasattr(stream, "seekable") and stream.seekable()
+        self.offset, self.is_plain = 0, self._stream is stream
 
     def header(self) -> tarfile.TarInfo | None:
         """Return the next header, or None at a proper end of the archive (a block of zeros)."""
@@ -138,10 +137,6 @@ class _Reader:
     def skip(self, size: int) -> None:
         """Move past `size` bytes of data and their padding in constant memory."""
         left = size + -size % BLOCK
-        if self._seeks and not self._head:
-            self._stream.seek(left, 1)  # past the end it is the next header that is missing
-            self.offset += left
-            return
         while left > 0:
             chunk = self._read(min(left, _READ_CHUNK))
             if not chunk:

@@ -13,7 +13,7 @@ a name that begins with one) belong to no row.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
 from manifests.schema import Reason
@@ -128,7 +128,8 @@ def _pair(run: Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
     image = image_member(run.members, options)
     if image is None or image.data is None:
         return pair.quarantine(*_why_no_image(run, image, options))
-    return pair if pair.reason else Pair(index, key, uid, image.data, caption.text, None, caption.detail)
+    place = None if image.offset is None else (image.offset, image.size_bytes)
+    return replace(pair, image=None if pair.reason else image.data, place=place)
 
 
 def _why_no_image(run: Run, image: Member | None, options: ReadOptions) -> tuple[Reason, str]:

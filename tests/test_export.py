@@ -68,6 +68,27 @@ def test_tars_hold_the_original_bytes_resharded(run: Path, crawl: Path, tmp_path
     assert read == keys
 
 
+def test_scores_say_where_images_lie_and_single_ones_are_read(run: Path, crawl: Path) -> None:
+    from pipeline.plans import read_run
+    from pipeline.thumbnails import places_of
+    from stages.originals import Originals
+    from stages.shards import open_dataset
+
+    manifest = open_round(run)
+    dataset = open_dataset(read_run(manifest.run).data)
+    options = read_run(manifest.run).config.data
+    direct = Originals(dataset.store, dataset.shards, options, places_of(manifest))
+    from_front = Originals(dataset.store, dataset.shards, options)
+    original = members_of(sorted(crawl.glob("*.tar")))
+    keys = manifest.to_pandas(["shard", "index", "key"])
+    for shard in manifest.shards:
+        assert places_of(manifest)(shard) is not None
+        for _, row in keys[keys["shard"] == shard].iloc[::5].iterrows():
+            found = direct.images(shard, [row["index"]])
+            assert found == {row["index"]: original[f"{row['key']}.webp"]} == from_front.images(shard, [row["index"]])
+    assert direct.images("00000.tar", [99]) == {}
+
+
 def test_json_is_injected_and_duplicate_keys_stay_apart(
     tmp_path: Path, tiny: str, pairsan: Pairsan, emoji_members: Members
 ) -> None:

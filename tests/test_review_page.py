@@ -42,7 +42,7 @@ def run(tmp_path: Path, emoji_members: list[tuple[str, bytes]], tiny: str, pairs
 
 @pytest.fixture
 def client(run: Path) -> Iterator[TestClient]:
-    reviewer = Reviewer(Gallery(open_round(run)), Thumbnails.of_run(str(run)), "ann")
+    reviewer = Reviewer(Gallery(open_round(run)), Thumbnails.of_round(open_round(run)), "ann")
     with TestClient(make_app(reviewer, "token", 80), base_url="http://127.0.0.1:80") as made:
         made.headers["host"] = "127.0.0.1:80"
         yield made

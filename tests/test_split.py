@@ -121,6 +121,8 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
             "signals": pa.nulls(3, SIGNALS),
             "image_hash": pa.array([1, None, 2], pa.int64()),
             "caption_hash": pa.array([1, None, 2], pa.int64()),
+            "image_offset": pa.nulls(3, pa.int64()),
+            "image_bytes": pa.nulls(3, pa.int64()),
         },
         schema=SCORES,
     )

@@ -45,6 +45,7 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     caught, cut = len(planted) - missed, manifest.seal["cut"]
     print(f"\n{caught} of {len(planted)} planted mismatches are not safe at the cut cosine >= {cut:.4f};")
     print(f"{others} of the other {manifest.num_rows - len(planted)} pairs are not either.")
+    run(PAIRSAN, "report", out, "--out", out.parent / "report.html")
 
 
 def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
@@ -77,6 +78,8 @@ def main() -> None:
     planted = {(shard, key) for shard, key in json.loads((data / "planted.json").read_text())}
     clean(out / "run", data, planted)
     train(out / "rounds-run", data, planted)
+    print(f"report of the first part: {(out / 'report.html').absolute()}")
+    print(f"look through it and overrule it: {PAIRSAN.relative_to(Path.cwd())} review {out / 'run'}")
     print(f"{time.monotonic() - start:.0f} s in all")
 
 

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 COLOURS: Final = {"safe": "#1a7f37", "risky": "#c77700", "quarantined": "#7a828c"}
+_STEEP: Final = 20
 Axes = Any
 
 
@@ -37,6 +38,8 @@ def cosines(figures: dict[str, Any]) -> str:
                 axes.plot(x, density * total * width, style, color="#222", linewidth=1.2, label=f"component: {name}")
         if figures["cut"] is not None:
             axes.axvline(figures["cut"], color="#b3261e", linewidth=1.5, label=f"cut {figures['cut']:.4f}")
+        if below.max() > _STEEP * np.median(below[below > 0]):  # a few rows apart from the bulk are the point of it all
+            axes.set_yscale("symlog", linthresh=10)
         axes.set_xlabel("cosine similarity of image and caption")
         axes.set_ylabel("pairs")
         axes.legend(frameon=False, fontsize=8)

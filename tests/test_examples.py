@@ -3,9 +3,11 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from conftest import EMOJI, ROOT
 
 
@@ -70,3 +72,20 @@ def test_the_demo_runs_and_finds_the_planted_pairs(tmp_path: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert "261 of 261 planted mismatches are not safe" in done.stdout
     assert "all as sealed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_notebook_explores_a_round(
+    tmp_path: Path, tiny: str, pairsan: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbclient
+    import nbformat
+
+    run = tmp_path / "run"
+    pairsan("clean", EMOJI / "eval", "--out", run, "--checkpoint", tiny, "--executor", "local", "--keep-share", 0.8)
+    monkeypatch.setenv("RUN", str(run))
+    notebook = nbformat.read(ROOT / "examples" / "explore_round.ipynb", as_version=4)
+    done = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in printed if output.output_type == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in printed) == 2

@@ -16,6 +16,7 @@ FINGERPRINT_KEY = b"pairsan.fingerprint"
 # Cosines are stored on this grid (2**-19, about 1.9e-6), which float32 represents exactly. The noise of an fp32 encoder
 # is no smaller, and on a grid a merged histogram loses nothing: fit, cut and ranks are exact at any number of rows.
 COSINE_STEP = 2.0**-19
+NUM_NULLS = 4
 
 
 class Label(StrEnum):
@@ -77,9 +78,10 @@ SCORES = pa.schema(
         pa.field("caption_hash", pa.int64()),
         pa.field("image_offset", pa.int64()),  # of the encoded image inside a plain tar; null elsewhere
         pa.field("image_bytes", pa.int64()),
+        pa.field("null_cosines", pa.list_(pa.float32(), NUM_NULLS)),  # of the image with captions of other rows
     ]
 )
-_ADDED_IN_2 = ("image_hash", "caption_hash", "image_offset", "image_bytes")
+_ADDED_IN_2 = ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines")
 
 
 def scores_schema(version: int) -> pa.Schema:
@@ -120,7 +122,7 @@ MEANINGS = {
 }
 
 SIGNAL_MEANINGS = {
-    "p_mismatch": "local false discovery rate; not yet filled",
+    "p_mismatch": "probability that the pair is mismatched (local false discovery rate); with rule `calibrated` only",
     "outlier": "1 - cosine of its image vector to the k-th nearest of a reference sample; unusually low: crowded, high: alone",
     "image_cluster": "the image's perceptual hash; rows that share it look alike",
     "image_cluster_size": "rows of the whole dataset that share it",

@@ -105,7 +105,9 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
         executor = make_executor(config.executor, use_gpus=False, num_shards=len(shards))
         planned = Round(run, number, {**plan, "round": number}, shards)
         totals = _counted(executor, planned, config, config.split)
-        decision = decide(totals.histogram, config.split, totals.closeness)  # before the plan: no round where it is refused
+        decision = decide(
+            totals.histogram, config.split, totals.closeness, totals.nulls
+        )  # before the plan: no round where it is refused
         contents = {"kind": "split", **plan, "split": config.split.model_dump(), "reviews": _reviews(run, number)}
         round_ = begin_round(run, number, contents, shards, hint="Choose another split.")
         label_and_seal(executor, round_, totals, decision)
@@ -138,7 +140,7 @@ def _reviews(run: Store, number: int) -> Plan | None:
 def _seal(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> None:
     """Count a scored round, split it, label its rows and seal it."""
     totals = _counted(executor, round_, config, options)
-    label_and_seal(executor, round_, totals, decide(totals.histogram, options, totals.closeness))
+    label_and_seal(executor, round_, totals, decide(totals.histogram, options, totals.closeness, totals.nulls))
 
 
 def _counted(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> Totals:

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from manifests.errors import RunError, TooManyQuarantined
 from manifests.layout import (
     EMBEDDINGS,
@@ -22,12 +24,13 @@ from manifests.schema import SCHEMA_VERSION, Label
 from pipeline.executors import Executor
 from pipeline.plans import Round
 from pipeline.work import run_stage
-from stages.histogram import Histogram
+from stages.histogram import Histogram, grid_bins
 from stages.label import Labelled, LabelRows, SignalParts, Tallied, TalliedSignals, Tally, TallySignals
 from stages.pair import Shard
 from stages.split import Decision
 
 _WORST = 5
+_NULL_BINS = 256
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Totals:
 
     Attributes:
         histogram: Of all cosines.
+        nulls: Of cosines of mismatched pairs.
         scores: Each shard's scores part.
         embeddings: Each shard's embeddings part, where kept.
         signals: Each shard's signals part, where there is one.
@@ -46,6 +50,7 @@ class Totals:
     """
 
     histogram: Histogram = field(default_factory=Histogram)
+    nulls: Histogram = field(default_factory=Histogram)
     scores: dict[str, Part] = field(default_factory=dict)
     embeddings: dict[str, Part] = field(default_factory=dict)
     signals: dict[str, Part] = field(default_factory=dict)
@@ -62,6 +67,7 @@ class Totals:
     def add(self, shard: Shard, tallied: Tallied) -> tuple[int, int]:
         """Add one shard and return its (rows, quarantined rows)."""
         self.histogram.add(tallied.cosines)
+        self.nulls.add(tallied.nulls)
         self.scores[shard.name] = tallied.part
         if tallied.embeddings is not None:
             self.embeddings[shard.name] = tallied.embeddings
@@ -174,9 +180,23 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "overruled": overruled,
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
+        "null": _null(totals.nulls, decision),
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
     }
+
+
+def _null(nulls: Histogram, decision: Decision) -> dict[str, Any] | None:
+    """Return what is known of mismatched pairs: their number, a coarse histogram, and the calibration, where it was used."""
+    if not nulls.num_rows:
+        return None
+    values, counts = nulls.coarse(_NULL_BINS)
+    found = {"num": nulls.num_rows, "cosines": values.round(6).tolist(), "counts": counts.astype(int).tolist()}
+    known = decision.calibration
+    if known is not None and decision.cut is not None:
+        tail = float(known.tail[int(grid_bins(np.asarray([decision.cut], np.float32))[0])])
+        found |= {"mismatched_share": known.mismatched_share, "stated_mismatched_in_safe": tail}
+    return found
 
 
 def _moved(overruled: dict[str, int], label: Label) -> int:

@@ -19,6 +19,12 @@ def of_round(manifest: Manifest) -> str:
     lines += ["", f"  rule      {_rule(seal)}"]
     if seal["mixture"]:
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]
+    null = seal.get("null") or {}
+    if "mismatched_share" in null:
+        stated = f"{null['stated_mismatched_in_safe']:.2%} of the safe rows (asked: {seal['plan']['split']['alpha']:.2%})"
+        lines += [
+            f"  mismatch  estimated {null['mismatched_share']:.2%} of all rows, {stated}, by {null['num']:,} mismatched pairs"
+        ]
     lines += [f"  doubt     {doubt}" for doubt in seal["doubts"]]
     folder = f"rounds/{manifest.number:04d}/manifest"
     lines += [f"  manifest  {manifest.path if manifest.run.is_local else f'{manifest.run.uri} : {folder}'}"]

@@ -12,8 +12,8 @@ import torch
 
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
+from manifests.schema import NUM_NULLS, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
-from manifests.schema import SIGNALS, Reason
 from manifests.store import Store
 from stages.checkpoints import Weights
 from stages.cross_fit import make_encoder
@@ -21,6 +21,7 @@ from stages.decode import Chunk, Decode
 from stages.encoders import Encoder
 from stages.grid import on_grid
 from stages.hashes import caption_hashes, image_hashes
+from stages.null import null_cosines
 from stages.pair import Pair, Shard
 
 log = logging.getLogger("pairsan.embed")
@@ -127,6 +128,7 @@ class ScoredChunk:
         cosines: float32 (n,) on the grid of `COSINE_STEP`; NaN where there is none.
         rows: Positions in `pairs` that were encoded, int64 (m,).
         hashes: Of their images, int64 (m,).
+        nulls: Cosines of their images with captions of other rows, float32 (m, 4), NaN where there is none.
         images: Their unit vectors, float32 (m, d).
         texts: Their captions' unit vectors, float32 (m, d).
     """
@@ -135,6 +137,7 @@ class ScoredChunk:
     cosines: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.int64]
+    nulls: npt.NDArray[np.float32]
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
 
@@ -144,12 +147,14 @@ def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
     pairs = list(chunk.pairs)
     cosines = np.full(len(pairs), np.nan, np.float32)
     images = texts = np.zeros((0, 0), np.float32)
+    nulls = np.zeros((0, NUM_NULLS), np.float32)
     if len(chunk.rows):
         images, texts = encoder.encode_pairs(chunk.pixels, [pairs[row].caption or "" for row in chunk.rows])
         cosines[chunk.rows] = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
+        nulls = null_cosines(images, texts, caption_hashes([pairs[row].caption or "" for row in chunk.rows]))
     for row in chunk.rows[~np.isfinite(cosines[chunk.rows])]:
         pairs[row] = pairs[row].quarantine(Reason.NOT_FINITE, "the model's features are NaN or infinite for this pair")
-    return ScoredChunk(pairs, cosines, chunk.rows, image_hashes(chunk.pixels), images, texts)
+    return ScoredChunk(pairs, cosines, chunk.rows, image_hashes(chunk.pixels), nulls, images, texts)
 
 
 def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordBatch:
@@ -170,9 +175,18 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "image_hash": pa.array(hashes, mask=~has_image),
         "image_offset": pa.array([pair.place[0] if pair.place else None for pair in pairs], pa.int64()),
         "image_bytes": pa.array([pair.place[1] if pair.place else None for pair in pairs], pa.int64()),
+        "null_cosines": _nulls(chunk),
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)
+
+
+def _nulls(chunk: ScoredChunk) -> pa.FixedSizeListArray:
+    """Return the null cosines of all rows; null where there are none."""
+    values = np.full((len(chunk.pairs), NUM_NULLS), np.nan, np.float32)
+    values[chunk.rows] = chunk.nulls
+    flat = values.ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, mask=~np.isfinite(flat)), NUM_NULLS)
 
 
 def embedding_schema(dim: int) -> pa.Schema:

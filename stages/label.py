@@ -31,12 +31,14 @@ class Tallied:
         cosines: Its occupied histogram bins.
         reasons: Quarantined rows per reason.
         embeddings: Rows, size and hash of the embeddings part, where there is one.
+        nulls: Occupied histogram bins of cosines of mismatched pairs; none in scores of the first schema.
     """
 
     part: Part
     cosines: SparseCounts
     reasons: dict[str, int]
     embeddings: Part | None
+    nulls: SparseCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,13 @@ class Tally:
             RunError: It was written under another plan.
         """
         name = part_name(self._round, SCORES, shard.name)
-        table, part = _open(self._run, name, ["cosine", "reason"], self._fingerprint)
+        table, part = _open(self._run, name, ["cosine", "reason", "null_cosines"], self._fingerprint)
         kept = part_name(self._round, EMBEDDINGS, shard.name)
         embeddings = _open(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
-        return Tallied(part, count(cosines), reasons, embeddings)
+        nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
+        return Tallied(part, count(cosines), reasons, embeddings, count(nulls.drop_null().cast(pa.float32()).to_numpy()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,8 @@ def _open(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[
             stamp = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
             if stamp != fingerprint:
                 raise RunError(f"{name} was written under another plan ({stamp[:12]}, not {fingerprint[:12]})")
-            return parquet.read(columns=columns), Part(parquet.metadata.num_rows, size, digest.hexdigest())
+            known = [name for name in columns if name in parquet.schema_arrow.names]  # older schemas have fewer
+            return parquet.read(columns=known), Part(parquet.metadata.num_rows, size, digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.reviews import VERDICTS
-from manifests.schema import MANIFEST, Label, Reason
+from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.split import Decision
 
 _SAFE, _NOTHING = -1, -1
@@ -97,11 +97,13 @@ def label_table(
     labelling.overrule(codes, final)
     p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
     p_safe[scored], rank[scored] = decision.p_safe(finite), decision.rank(finite)
+    signals = _with_mismatch(scores["signals"], scored, decision.p_mismatch(finite))
     words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.REVIEW]
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
         "label": pa.DictionaryArray.from_arrays(pa.array(final), pa.array([str(label) for label in Label])),
         "reason": _reasons(scores["reason"], codes, np.where(reviewed & scored, len(words) - 1, why), words),
+        "signals": signals,
         "p_safe": pa.array(p_safe),
         "rank": pa.array(rank, mask=~scored),
     }
@@ -120,3 +122,17 @@ def _reasons(
     scored = codes != 2
     indices = np.where(scored, len(all_words) - len(words) + why, indices).astype(np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(indices, mask=scored & (why == _SAFE)), pa.array(all_words, pa.string()))
+
+
+def _with_mismatch(
+    signals: pa.ChunkedArray, scored: npt.NDArray[np.bool_], p_mismatch: npt.NDArray[np.float32] | None
+) -> pa.ChunkedArray | pa.StructArray:
+    """Return the signals with their first field filled, where there is something to fill it with."""
+    if p_mismatch is None:
+        return signals
+    values = np.zeros(len(scored), np.float32)
+    values[scored] = p_mismatch
+    fields = {field.name: pc.struct_field(signals, field.name) for field in SIGNALS}
+    fields["p_mismatch"] = pa.array(values, mask=~scored)
+    arrays = [a.combine_chunks() if isinstance(a, pa.ChunkedArray) else a for a in fields.values()]
+    return pa.StructArray.from_arrays(arrays, fields=list(SIGNALS), mask=pa.array(~scored))

@@ -89,8 +89,13 @@ class SignalOptions(Options):
 class SplitOptions(Options):
     """How cosines, and signals, become labels (`[split]`)."""
 
-    rule: Literal["monotone", "published", "keep-share", "min-cosine"] = Field(
-        "monotone", description="monotone mixture cut; the paper's code; a fixed share; a fixed cosine"
+    rule: Literal["monotone", "calibrated", "published", "keep-share", "min-cosine"] = Field(
+        "monotone",
+        description="monotone mixture cut; measured null and stated mismatch rate (alpha); the paper's code; a fixed share; "
+        "a fixed cosine",
+    )
+    alpha: float = Field(
+        0.01, gt=0.0, lt=1.0, description="calibrated: estimated share of mismatched pairs among the safe ones, at most"
     )
     threshold: float = Field(0.9, gt=0.0, lt=1.0, description="least posterior of the matching component for a safe pair")
     keep_share: Share | None = Field(None, description="keep this share of scored rows, best cosines first (sets the rule)")

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from manifests.errors import SplitRefused
 from manifests.schema import COSINE_STEP, Reason
+from stages.calibration import FEWEST_NULLS, Calibration, calibrate
 from stages.crowds import crowd_cut
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.mixture import Mixture, fit_mixture, published_mixture
@@ -56,6 +57,7 @@ class Decision:
         num_safe: Rows that the cut calls safe, before any limit.
         doubts: Sentences on what speaks against believing the asked-for rule; empty where nothing does.
         limits: What signals must allow beside the cut.
+        calibration: What was estimated from the measured null, under `calibrated`; else None.
     """
 
     rule: str
@@ -67,6 +69,7 @@ class Decision:
     num_safe: int
     doubts: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def share_above_cut(self) -> float:
@@ -83,24 +86,34 @@ class Decision:
 
     def p_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the posterior of the matching component, float32 (n,); 1 - rank where no mixture could be fitted."""
+        mismatch = self.p_mismatch(cosines)
+        if mismatch is not None:
+            return (1.0 - mismatch).astype(np.float32)
         if self.mixture is None:
             return (1.0 - self.rank(cosines)).astype(np.float32)
         wide = cosines.astype(np.float64)
         posterior = self.mixture.posterior if self.rule == "published" else self.mixture.monotone_posterior
         return posterior(wide).astype(np.float32)
 
+    def p_mismatch(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """Return the probability of being mismatched, float32 (n,); None but under `calibrated`."""
+        return None if self.calibration is None else self.calibration.local[grid_bins(cosines)]
+
     def rank(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the share of rows with a higher cosine, float32 (n,)."""
         return self.ranks[grid_bins(cosines)]
 
 
-def decide(histogram: Histogram, options: SplitOptions, closeness: Histogram | None = None) -> Decision:
+def decide(
+    histogram: Histogram, options: SplitOptions, closeness: Histogram | None = None, nulls: Histogram | None = None
+) -> Decision:
     """Choose the cut, and the limits of signals.
 
     Args:
         histogram: Cosines of all shards.
         options: The rule and what counts as believable.
         closeness: Of the signal `outlier` of all shards, as 1 - outlier; None where it was not computed.
+        nulls: Cosines of mismatched pairs of all shards; for `calibrated`.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -110,17 +123,29 @@ def decide(histogram: Histogram, options: SplitOptions, closeness: Histogram | N
         raise SplitRefused("no row has a cosine, so there is nothing to split; `pairsan status` lists the reasons")
     published = options.rule == "published"
     mixture = published_mixture(histogram, options.seed) if published else fit_mixture(histogram)
-    cut, min_posterior = _cut(histogram, mixture, options)
+    calibration = _calibrated(histogram, nulls) if options.rule == "calibrated" else None
+    cut, min_posterior = (calibration.cut(options.alpha), None) if calibration else _cut(histogram, mixture, options)
     num_safe = _num_safe(histogram, mixture, cut, min_posterior)
-    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options))
+    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options, calibration))
     rule = options.rule
     if doubts:
         if options.if_unseparable == "fail" or options.fallback_share is None:
             raise SplitRefused(_refusal(doubts, num_scored, options))
         rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
-        num_safe = histogram.num_at_least(cut)
+        num_safe, calibration = histogram.num_at_least(cut), None
     limits = _limits(options, closeness)
-    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts, limits)
+    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts, limits, calibration)
+
+
+def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
+    if nulls is None or nulls.num_rows < FEWEST_NULLS:
+        num = 0 if nulls is None else nulls.num_rows
+        raise SplitRefused(
+            f"rule 'calibrated' measures how mismatched pairs score, on {FEWEST_NULLS:,} of them at least, and there are "
+            f"{num:,}. Each row gives 4, in chunks of 8 rows or more; scores of pairsan 0.1.0 have none. Score again, or use "
+            "another rule."
+        )
+    return calibrate(histogram, nulls)
 
 
 def _limits(options: SplitOptions, closeness: Histogram | None) -> tuple[Limit, ...]:
@@ -191,9 +216,21 @@ def _num_safe(histogram: Histogram, mixture: Mixture | None, cut: float | None, 
     return int(counts[mixture.posterior(values) >= min_posterior].sum())
 
 
-def _doubts(mixture: Mixture | None, cut: float | None, safe_share: float, options: SplitOptions) -> list[str]:
+def _doubts(
+    mixture: Mixture | None, cut: float | None, safe_share: float, options: SplitOptions, calibration: Calibration | None
+) -> list[str]:
     """Return what speaks against the split. A share or cosine chosen by the user needs no mixture to be believed."""
     doubts: list[str] = []
+    if calibration is not None:
+        if cut is None:
+            best, share = float(calibration.tail.min()), calibration.mismatched_share
+            doubts.append(
+                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha): the best has {best:.2%}, as this checkpoint "
+                f"hardly tells mismatched pairs from others; {share:.1%} of all are estimated to be mismatched"
+            )
+        elif safe_share < options.min_safe_share:
+            doubts.append(f"only {safe_share:.2%} of the scored rows would be safe (--min-safe-share, --alpha)")
+        return doubts
     if options.rule == "monotone":
         if mixture is None:
             return ["there are too few distinct cosines to fit two components (10 rows, 3 distinct values at least)"]

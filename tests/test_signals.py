@@ -247,7 +247,10 @@ def test_scores_of_the_first_schema_are_still_split(copies: Path, tmp_path: Path
         old = pq.read_table(part)
         metadata = {**old.schema.metadata, b"pairsan.schema_version": b"1"}
         pq.write_table(
-            old.drop(["image_hash", "caption_hash", "image_offset", "image_bytes"]).replace_schema_metadata(metadata), part
+            old.drop(["image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"]).replace_schema_metadata(
+                metadata
+            ),
+            part,
         )
     refused = pairsan("split", run, "--keep-share", 0.5, "--max-image-repeats", 2, code=5)
     assert "scored by pairsan 0.1.0, without hashes" in refused.stderr

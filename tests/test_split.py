@@ -123,6 +123,7 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
             "caption_hash": pa.array([1, None, 2], pa.int64()),
             "image_offset": pa.nulls(3, pa.int64()),
             "image_bytes": pa.nulls(3, pa.int64()),
+            "null_cosines": pa.nulls(3, pa.list_(pa.float32(), 4)),
         },
         schema=SCORES,
     )

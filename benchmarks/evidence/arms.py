@@ -25,10 +25,15 @@ from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, Choice, PlainCrops, one_pass, train
 from benchmarks.poison import poison, read_truth
 from manifests import open_round
+from stages.crowds import crowd_cut
+from stages.histogram import Histogram, count
+from stages.neighbours import compare
 from stages.options import TrainOptions
+from stages.reference import Reference
 
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
+TAILS: Final = {"scout's choice, tail 1 %": 0.01, "scout's choice, tail 2 %": 0.02, "scout's choice, second look": 0.05}
 SCOUT_SAFE: Final = 0.58  # of the rows, as its first run had it; sets the number of rounds
 PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--order", "sequential"],
@@ -61,7 +66,7 @@ class Setting:
     attacks: tuple[str, ...] = ()
     passes: int = 15
     warmup_passes: int = 3
-    scout_passes: int = 12
+    scout_passes: int = 24
     train: dict[str, Any] = field(default_factory=dict)
     first_share: float = 0.1
     growth: float = 0.05
@@ -219,6 +224,28 @@ def dense_filter(cell: Cell) -> list[Line]:
     return filtered(cell, safe)
 
 
+def scouts_choice(cell: Cell) -> list[Line]:
+    """Keep what the scout of the arm `scout` keeps at another tail, or what a second look takes back in besides.
+
+    The second look is the cosine by the model of the arm `scout`, which has trained on none of the rows in question: those that
+    match as well as half of the safe rows do are taken back, but for repeated images.
+    """
+    folder = cell.of("scout")
+    v, _ = cell.rows.vectors(folder / "run" / "checkpoints" / "scout-0000.safetensors", MODEL)
+    chosen = np.sort(np.random.default_rng(cell.seed).choice(len(v), min(2048, len(v)), replace=False))
+    hashes = np.arange(len(v))
+    distance, _ = compare(Reference(hashes[chosen], v[chosen], v[chosen]), v, v, hashes, 16)
+    closeness = Histogram()
+    closeness.add(count((1.0 - distance.astype(np.float64)).astype(np.float32)))
+    once = detectors.image_repeats(cell.rows.images) <= MAX_REPEATS
+    safe = (distance > crowd_cut(closeness, TAILS[cell.arm])) & once
+    if "second look" in cell.arm:
+        images, texts = cell.rows.vectors(folder / "model.safetensors", MODEL)
+        cosine = np.einsum("nd,nd->n", images, texts)
+        safe |= (cosine >= np.median(cosine[safe])) & once
+    return filtered(cell, safe)
+
+
 def locked_filter(cell: Cell) -> list[Line]:
     """Train from random weights on the last round's safe rows of `locked`."""
     manifest = open_round(cell.of("locked") / "run")
@@ -310,6 +337,7 @@ ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
     "oracle, same size": oracle_small,
     "CLIP-score filter": clip_score_filter,
     "self-score filter": self_score_filter,
+    **dict.fromkeys(TAILS, scouts_choice),
     "published": pipeline_arm,
     "slow": pipeline_arm,
     "locked": pipeline_arm,

@@ -1,0 +1,93 @@
+"""How much of what scores so high is mismatched: the two-groups model with a measured null.
+
+The cosines of all pairs are a mixture f = pi0 f0 + (1 - pi0) f1. f0, the cosines of mismatched pairs, is measured
+(stages/null.py) and f1 is left open; nothing is assumed of its shape but that higher cosines are less often mismatched.
+
+Source: Efron, Large-Scale Inference (2010), chapters 2 and 5 (two groups, local and tail false discovery rate); Storey, JRSS B
+64 (2002), for pi0, here on the side where only mismatches lie: the low cosines.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.isotonic import IsotonicRegression
+
+from stages.histogram import NUM_BINS, Counts, Histogram, grid_values
+
+_STARTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+_COARSE: Final = 512
+FEWEST_NULLS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was estimated.
+
+    Attributes:
+        mismatched_share: pi0, in [0, 1].
+        num_nulls: Mismatched pairs that f0 was measured on.
+        tail: At every grid point, the estimated share of mismatched pairs among all at or above it, float64 (2**20 + 1,).
+        local: At every grid point, the probability that a pair of that cosine is mismatched, never rising; float32.
+    """
+
+    mismatched_share: float
+    num_nulls: int
+    tail: npt.NDArray[np.float64]
+    local: npt.NDArray[np.float32]
+
+    def cut(self, alpha: float) -> float | None:
+        """Return the lowest cosine at or above which at most a share `alpha` is mismatched; None where there is none."""
+        allowed = np.flatnonzero(self.tail <= alpha)
+        return float(grid_values(allowed[:1])[0]) if len(allowed) else None
+
+
+def calibrate(pairs: Histogram, nulls: Histogram) -> Calibration:
+    """Estimate everything from the histograms of all pairs and of all mismatched ones.
+
+    Args:
+        pairs: Cosines of all scored pairs, one at least.
+        nulls: Cosines of mismatched pairs, `FEWEST_NULLS` at least for the result to mean anything.
+    """
+    num, num_nulls = pairs.num_rows, max(1, nulls.num_rows)
+    above, above_null = _at_least(pairs.counts) / num, _at_least(nulls.counts) / num_nulls
+    share = _mismatched_share(1.0 - above, 1.0 - above_null, num)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.where(above > 0, np.minimum(1.0, share * above_null / above), np.inf)  # nobody is there: nothing to claim
+    return Calibration(share, nulls.num_rows, tail, _local(pairs.counts, nulls.counts, share))
+
+
+def _at_least(counts: Counts) -> npt.NDArray[np.float64]:
+    return counts[::-1].cumsum()[::-1].astype(np.float64)
+
+
+def _mismatched_share(below: npt.NDArray[np.float64], below_null: npt.NDArray[np.float64], num: int) -> float:
+    """Return pi0: where only mismatches lie, the data hold pi0 times what the null does.
+
+    Every starting point gives an estimate that matching pairs can only raise; the lowest is taken, each with its standard error
+    on top, so that few rows do not make it too low.
+    """
+    found = []
+    for start in _STARTS:
+        place = min(int(np.searchsorted(below_null, start)), NUM_BINS - 1)
+        share, null = float(below[place]), float(below_null[place])
+        if null > 0:
+            error = np.sqrt(max(share, 1.0 / num) * (1.0 - min(share, 1.0)) / num)
+            found.append((share + float(error)) / null)
+    return min(1.0, min(found, default=1.0))
+
+
+def _local(pairs: Counts, nulls: Counts, share: float) -> npt.NDArray[np.float32]:
+    """Return the local false discovery rate on the grid: a ratio of counts in coarse bins, made monotone."""
+    used = np.flatnonzero(pairs + nulls)
+    edges = np.unique(np.linspace(used[0], used[-1] + 1, _COARSE + 1).astype(int))
+    rows, null = (np.add.reduceat(counts, edges[:-1]).astype(np.float64) for counts in (pairs, nulls))
+    expected = share * null / max(1, nulls.sum()) * pairs.sum()
+    held = rows > 0
+    ratio = np.minimum(1.0, expected[held] / rows[held])
+    centres = ((edges[:-1] + edges[1:]) / 2)[held]
+    fit = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=False, out_of_bounds="clip")
+    fit.fit(centres, ratio, sample_weight=rows[held])
+    found: npt.NDArray[np.float32] = fit.predict(np.arange(NUM_BINS)).astype(np.float32)
+    return found

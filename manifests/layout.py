@@ -13,6 +13,7 @@ Seal = dict[str, Any]
 RUN, PLAN, SEAL = "run.json", "plan.json", "manifest.json"
 FAILURES, TIMINGS = "failures.json", "timings.json"
 SCORES, EMBEDDINGS, LABELS, SIGNAL_PARTS = "scores", "embeddings", "manifest", "signals"
+CANARY_PARTS = "canaries"
 CHECKPOINTS = "checkpoints"
 HISTORY = "checkpoints/history.json"
 

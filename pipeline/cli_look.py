@@ -186,6 +186,21 @@ def export(verbose: bool, /, run: str, number: int | None, out: str, config_path
     click.echo(exporting.as_json(done) if own["as_json"] else exporting.as_text(done, out))
 
 
+@click.command()
+@click.argument("run")
+@click.option("--round", "number", type=int, help="Round whose scores are looked at; the newest complete ones by default.")
+@click.option(
+    "--leak", default=0.01, show_default=True, type=click.FloatRange(0, 1), help="Share of canaries that may be safe."
+)
+@_JSON
+def tune(run: str, number: int | None, leak: float, as_json: bool) -> None:
+    """Propose a cut for RUN by which at most a share of its canaries would be safe; looks at no truth, needs --canaries."""
+    from pipeline import tuning
+
+    found = tuning.tune(run, number, leak)
+    click.echo(json.dumps(found, indent=1) if as_json else tuning.as_text(found, run))
+
+
 @click.group()
 def reviews() -> None:
     """List, export, import or withdraw the human verdicts on RUN."""
@@ -262,5 +277,5 @@ def completion(shell: str) -> None:
 
 def add_to(group: click.Group) -> None:
     """Add all commands of this module to the group."""
-    for command in (status, verify, inspect, report, diff, review, reviews, export, open_, completion, schema):
+    for command in (status, verify, inspect, report, diff, review, reviews, export, tune, open_, completion, schema):
         group.add_command(command)

@@ -12,6 +12,8 @@ from manifests.errors import ConfigError
 from pipeline.presets import PRESETS
 from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SignalOptions, SplitOptions, TrainOptions
 
+_DEFAULT_RULE = SplitOptions.model_fields["rule"].default
+
 
 class ExecutorOptions(Options):
     """Where the work runs (`[executor]`); nothing here can change a label."""
@@ -102,7 +104,7 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
     """
     split, model = base.split, base.model
     if any(flags.get(name) is not None for name in ("rule", "keep_share", "min_cosine")):
-        split = split.model_copy(update={"rule": "monotone", "keep_share": None, "min_cosine": None})
+        split = split.model_copy(update={"rule": _DEFAULT_RULE, "keep_share": None, "min_cosine": None})
     if any(flags.get(name) is not None for name in ("checkpoint", "pretrained")):
         folder = model.checkpoint if model.checkpoint and Path(model.checkpoint).is_dir() else None
         model = model.model_copy(update={"checkpoint": None, "pretrained": None, "model": model.model or folder})
@@ -116,7 +118,7 @@ def limits_of(split: SplitOptions) -> list[str]:
 
 def _imply_rule(split: dict[str, Any]) -> None:
     """Let --keep-share and --min-cosine choose their rule where none was named."""
-    if "rule" not in split or split["rule"] == "monotone":
+    if split.get("rule", _DEFAULT_RULE) in (_DEFAULT_RULE, "monotone"):
         if split.get("min_cosine") is not None:
             split["rule"] = "min-cosine"
         elif split.get("keep_share") is not None:

@@ -30,7 +30,10 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "round": manifest.number,
         "fingerprint": manifest.seal["fingerprint"],
         "counts": manifest.seal["counts"],
-        **{key: manifest.seal.get(key) for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled")},
+        **{
+            key: manifest.seal.get(key)
+            for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null")
+        },
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
         "histogram": histogram(gallery),
         "rounds": list(rounds(manifest)),

@@ -17,7 +17,7 @@ _PAPER: Final[dict[str, Any]] = {
     "least_crop": 0.08,
     "warmup_views": "published",
 }
-_PAPER_SPLIT: Final[dict[str, Any]] = {"threshold": 0.9, "growth": 0.01, "cap": 0.85}
+_PAPER_SPLIT: Final[dict[str, Any]] = {"rule": "monotone", "threshold": 0.9, "growth": 0.01, "cap": 0.85}
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper-1m": {
@@ -42,6 +42,6 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
             "colour_strength": 0.0,
             "p_caption_change": 0.0,
         },
-        "split": {"if_unseparable": "quantile", "fallback_share": 0.1, "growth": 0.03},
+        "split": {"rule": "monotone", "if_unseparable": "quantile", "fallback_share": 0.1, "growth": 0.03},
     },
 }

@@ -31,6 +31,7 @@ def write(report: dict[str, Any], path: str) -> None:
     apart = Gauge(
         "pairsan_ashman_d", "distance of the mixture's means in standard deviations", ["run", "round"], registry=registry
     )
+    leak = Gauge("pairsan_canary_leak", "share of canaries called safe", ["run", "round", "kind"], registry=registry)
     sealed = Gauge("pairsan_sealed_rounds", "rounds that are sealed", ["run"], registry=registry)
     failed = Gauge("pairsan_failed_shards", "shards that failed in a round that is not sealed", ["run"], registry=registry)
     gauges = {
@@ -43,6 +44,8 @@ def write(report: dict[str, Any], path: str) -> None:
         place = (run, str(entry["round"]))
         for label, num in entry["counts"]["labels"].items():
             rows.labels(*place, label).set(num)
+        for kind, found in (entry["canaries"] or {}).items():
+            leak.labels(*place, kind).set(found["share"])
         if entry["changes"]:
             changed.labels(*place).set(sum(entry["changes"]["labels"].values()))
         if entry["mixture"]:

@@ -11,15 +11,15 @@ from manifests.reading import Manifest, open_round
 from manifests.reviews import snapshot
 from manifests.store import Store, open_store
 from pipeline.config import RunConfig
+from pipeline.counting import counted, decided
 from pipeline.executors import Executor, connected, make_executor
 from pipeline.numbering import grown, newest_scores, rescore_number, split_number
 from pipeline.plans import Round, begin_round, begin_run, read_run
 from pipeline.scored import Choice, scored_round
-from pipeline.sealing import Totals, check_quarantined, label_and_seal, tally, tally_signals
-from pipeline.signals import add_signals, signals_plan
+from pipeline.sealing import label_and_seal
+from pipeline.signals import signals_plan
 from stages.options import SplitOptions
 from stages.shards import open_dataset
-from stages.split import decide
 
 FIRST_ROUND = 1
 _OTHER_SETTINGS = (
@@ -104,10 +104,8 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     with connected(config.executor, verbose=verbose):
         executor = make_executor(config.executor, use_gpus=False, num_shards=len(shards))
         planned = Round(run, number, {**plan, "round": number}, shards)
-        totals = _counted(executor, planned, config, config.split)
-        decision = decide(
-            totals.histogram, config.split, totals.closeness, totals.nulls
-        )  # before the plan: no round where it is refused
+        totals = counted(executor, planned, config, config.split)
+        decision = decided(totals, config.split)  # before the plan: no round where it is refused
         contents = {"kind": "split", **plan, "split": config.split.model_dump(), "reviews": _reviews(run, number)}
         round_ = begin_round(run, number, contents, shards, hint="Choose another split.")
         label_and_seal(executor, round_, totals, decision)
@@ -139,15 +137,5 @@ def _reviews(run: Store, number: int) -> Plan | None:
 
 def _seal(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> None:
     """Count a scored round, split it, label its rows and seal it."""
-    totals = _counted(executor, round_, config, options)
-    label_and_seal(executor, round_, totals, decide(totals.histogram, options, totals.closeness, totals.nulls))
-
-
-def _counted(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> Totals:
-    """Count a scored round, and add its signals."""
-    totals = tally(executor, round_)
-    check_quarantined(totals, options.max_quarantined_share)
-    parts = add_signals(executor, round_, config.signals, totals.histogram.num_rows)
-    if parts is not None:
-        tally_signals(executor, round_, parts, totals)
-    return totals
+    totals = counted(executor, round_, config, options)
+    label_and_seal(executor, round_, totals, decided(totals, options))

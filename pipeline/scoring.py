@@ -47,6 +47,7 @@ class Scoring:
             num_threads=num_threads,
             keep_embeddings=config.embed.keep_embeddings,
             keep_captions=config.embed.keep_captions,
+            num_canaries=-(-config.embed.canaries // max(1, len(dataset.shards))),
         )
         return Embed(decode, self.weights, target)
 
@@ -71,6 +72,7 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
         "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)},
         "read": config.data.model_dump(),
         "keep": {"captions": config.embed.keep_captions, "embeddings": config.embed.keep_embeddings},
+        "canaries": config.embed.canaries,
         "model": {
             "architecture": weights.model.rpartition("/")[2],
             "architecture_sha256": _architecture_sha256(weights),

@@ -1,12 +1,11 @@
 """Write the labels of a round and seal it."""
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from manifests.errors import RunError, TooManyQuarantined
+from manifests.errors import RunError
 from manifests.layout import (
     EMBEDDINGS,
     LABELS,
@@ -21,110 +20,17 @@ from manifests.layout import (
 )
 from manifests.parts import Part, sweep_drafts, write_json
 from manifests.schema import SCHEMA_VERSION, Label
+from pipeline.counting import Totals
 from pipeline.executors import Executor
+from pipeline.leaks import leaks
 from pipeline.plans import Round
 from pipeline.work import run_stage
 from stages.histogram import Histogram, grid_bins
-from stages.label import Labelled, LabelRows, SignalParts, Tallied, TalliedSignals, Tally, TallySignals
+from stages.label import Labelled, LabelRows
 from stages.pair import Shard
 from stages.split import Decision
 
-_WORST = 5
 _NULL_BINS = 256
-
-
-@dataclass
-class Totals:
-    """What all scores parts of a round add up to; grows with the number of shards, never of rows.
-
-    Attributes:
-        histogram: Of all cosines.
-        nulls: Of cosines of mismatched pairs.
-        scores: Each shard's scores part.
-        embeddings: Each shard's embeddings part, where kept.
-        signals: Each shard's signals part, where there is one.
-        signal_parts: Where those lie.
-        closeness: Of 1 - outlier; None where that signal was not computed.
-        quarantined: Rows without a score, per shard.
-        reasons: Rows without a score, per reason.
-    """
-
-    histogram: Histogram = field(default_factory=Histogram)
-    nulls: Histogram = field(default_factory=Histogram)
-    scores: dict[str, Part] = field(default_factory=dict)
-    embeddings: dict[str, Part] = field(default_factory=dict)
-    signals: dict[str, Part] = field(default_factory=dict)
-    signal_parts: SignalParts | None = None
-    closeness: Histogram | None = None
-    quarantined: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all shards."""
-        return sum(part.num_rows for part in self.scores.values())
-
-    def add(self, shard: Shard, tallied: Tallied) -> tuple[int, int]:
-        """Add one shard and return its (rows, quarantined rows)."""
-        self.histogram.add(tallied.cosines)
-        self.nulls.add(tallied.nulls)
-        self.scores[shard.name] = tallied.part
-        if tallied.embeddings is not None:
-            self.embeddings[shard.name] = tallied.embeddings
-        num = sum(tallied.reasons.values())
-        self.quarantined[shard.name] = num
-        for reason, rows in tallied.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + rows
-        return tallied.part.num_rows, num
-
-
-def tally(executor: Executor, round_: Round) -> Totals:
-    """Count all scores parts of a round."""
-    totals = Totals()
-    stage = Tally(
-        round_.run,
-        round_.scores_round,
-        round_.scores_fingerprint,
-        with_embeddings=bool(round_.plan["scores"]["keep"]["embeddings"]),
-    )
-    run_stage(executor, stage, round_.shards, what="count", folder=(round_.run, round_.number), collect=totals.add)
-    return totals
-
-
-def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals: Totals) -> None:
-    """Count all signals parts of a round, into what its scores add up to."""
-    closeness = Histogram()
-
-    def collect(shard: Shard, tallied: TalliedSignals) -> tuple[int, int]:
-        totals.signals[shard.name] = tallied.part
-        closeness.add(tallied.closeness)
-        return tallied.part.num_rows, 0
-
-    stage = TallySignals(round_.run, parts)
-    run_stage(executor, stage, round_.shards, what="count signals", folder=(round_.run, round_.number), collect=collect)
-    totals.signal_parts, totals.closeness = parts, closeness if parts.near else None
-
-
-def check_quarantined(totals: Totals, max_share: float) -> None:
-    """Refuse a round of which too much could not be scored.
-
-    Raises:
-        TooManyQuarantined: With the counts per reason and the worst shards.
-    """
-    num, rows = sum(totals.quarantined.values()), totals.num_rows
-    if rows and num < rows and num <= max_share * rows:
-        return
-    if not rows:
-        raise TooManyQuarantined(f"the dataset has no rows: all {len(totals.scores)} shards are empty")
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(totals.reasons.items(), key=lambda kv: -kv[1]))
-    worst = sorted(totals.scores, key=lambda name: -totals.quarantined[name] / max(1, totals.scores[name].num_rows))
-    lines = "".join(f"\n  {n}: {totals.quarantined[n]:,} of {totals.scores[n].num_rows:,}" for n in worst[:_WORST])
-    allowed = "some must be scored" if num == rows else f"allowed are {max_share:.1%} (--max-quarantined-share)"
-    raise TooManyQuarantined(
-        f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\n"
-        f"Reasons: {reasons}\n"
-        f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
-    )
 
 
 def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: Decision) -> Seal:
@@ -180,6 +86,7 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "overruled": overruled,
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
+        "canaries": leaks(totals.canaries, decision),
         "null": _null(totals.nulls, decision),
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],

@@ -36,7 +36,7 @@ def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -
     }
     if is_sealed(run, number):
         seal = read_seal(run, number)
-        keys = ("counts", "changes", "rule", "cut", "safe_share", "mixture", "doubts")
+        keys = ("counts", "changes", "rule", "cut", "safe_share", "mixture", "doubts", "canaries")
         facts = {key: seal.get(key) for key in keys}  # seals of 0.1.0 have no changes
         return {**report, "state": "sealed", **facts, "training": _trained(history, number)}
     if report["failed"]:
@@ -103,6 +103,9 @@ def _facts(entry: Report, total: int) -> str:
     if entry["mixture"]:
         low, high = entry["mixture"]["means"]
         facts.append(f"means {low:.3f} / {high:.3f}, D {entry['mixture']['ashman_d']:.2f}")
+    if entry["canaries"]:
+        shares = ", ".join(f"{kind} {leak['share']:.1%}" for kind, leak in entry["canaries"].items())
+        facts.append(f"canaries called safe: {shares}")
     if entry["changes"]:
         num = sum(entry["changes"]["labels"].values())
         facts.append(f"{num:,} labels changed since round {entry['changes']['from_round']}")

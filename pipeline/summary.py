@@ -25,6 +25,9 @@ def of_round(manifest: Manifest) -> str:
         lines += [
             f"  mismatch  estimated {null['mismatched_share']:.2%} of all rows, {stated}, by {null['num']:,} mismatched pairs"
         ]
+    for kind, leak in (seal.get("canaries") or {}).items():
+        span = f"95 % interval {leak['low']:.1%} to {leak['high']:.1%}"
+        lines += [f"  canaries  {kind}: {leak['safe']} of {leak['num']} would be safe ({leak['share']:.1%}, {span})"]
     lines += [f"  doubt     {doubt}" for doubt in seal["doubts"]]
     folder = f"rounds/{manifest.number:04d}/manifest"
     lines += [f"  manifest  {manifest.path if manifest.run.is_local else f'{manifest.run.uri} : {folder}'}"]

@@ -189,7 +189,7 @@ def scout_split(config: RunConfig) -> RunConfig:
         "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
         "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
     }
-    if split.rule == "monotone":
+    if split.rule in ("calibrated", "monotone"):
         chosen |= {"rule": "keep-share", "keep_share": 1.0}
     update = {
         "split": split.model_copy(update=chosen),

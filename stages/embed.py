@@ -1,5 +1,6 @@
 """Score every pair of a shard with the current checkpoint and write its scores part."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from manifests.layout import EMBEDDINGS, SCORES, part_name
+from manifests.layout import CANARY_PARTS, EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
 from manifests.schema import NUM_NULLS, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
+from stages.canaries import CANARIES, Canaries, make_canaries
 from stages.checkpoints import Weights
 from stages.cross_fit import make_encoder
 from stages.decode import Chunk, Decode
@@ -41,6 +43,7 @@ class EmbedTarget:
         num_threads: Torch threads on a CPU.
         keep_embeddings: Whether to write fp16 embeddings beside the scores.
         keep_captions: Whether captions are written.
+        num_canaries: Canaries of each kind in every shard.
     """
 
     run: Store
@@ -52,6 +55,7 @@ class EmbedTarget:
     num_threads: int
     keep_embeddings: bool
     keep_captions: bool
+    num_canaries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,34 @@ class Embed:
     def _scored(self, shard: Shard) -> Iterator["ScoredChunk"]:
         if self._chunks is None:
             raise RuntimeError("Embed.open() comes before run()")
-        return (score_chunk(chunk, self._encoder) for chunk in self._chunks(shard))
+        chunks: Iterable[Chunk] = self._chunks(shard)
+        if self._target.num_canaries:
+            chunks = self._with_canaries(shard, chunks)
+        return (score_chunk(chunk, self._encoder) for chunk in chunks)
+
+    def _with_canaries(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Pass chunks on; make canaries of the first one that has the rows for it, and write their part."""
+        target, made = self._target, None
+        for chunk in chunks:
+            if made is None:
+                captions = [chunk.pairs[row].caption or "" for row in chunk.rows]
+                seed = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=4).digest(), "little")
+                made = make_canaries(chunk.pixels, captions, target.num_canaries, seed)
+                if made is not None:
+                    self._write_canaries(shard, made)
+            yield chunk
+        if made is None:
+            self._write_canaries(shard, None)
+
+    def _write_canaries(self, shard: Shard, made: Canaries | None) -> None:
+        target, kinds, cosines = self._target, pa.array([], pa.string()), pa.array([], pa.float32())
+        if made is not None:
+            images, texts = self._encoder.encode_pairs(made.pixels, made.captions)
+            kinds = pa.array(made.kinds)
+            cosines = pa.array(on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64))))
+        table = pa.table([kinds, cosines], schema=CANARIES)
+        name = part_name(target.round_number, CANARY_PARTS, shard.name)
+        write_part(target.run, name, CANARIES, [table], fingerprint=target.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

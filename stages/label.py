@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.errors import RunError
-from manifests.layout import EMBEDDINGS, LABELS, SCORES, part_name
+from manifests.layout import CANARY_PARTS, EMBEDDINGS, LABELS, SCORES, part_name
 from manifests.parts import Part, write_part
 from manifests.reading import check_version
 from manifests.reviews import newest, read_all
@@ -105,6 +106,28 @@ class TalliedSignals:
 
     part: Part
     closeness: SparseCounts
+
+
+class TallyCanaries:
+    """Stage: a shard in, the cosines of its canaries out, by kind."""
+
+    def __init__(self, run: Store, scores_round: int, fingerprint: str) -> None:
+        """Say where the parts lie, and under which plan they must have been written."""
+        self._run, self._round, self._fingerprint = run, scores_round, fingerprint
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, shard: Shard, /) -> dict[str, npt.NDArray[np.float32]]:
+        """Read one part.
+
+        Raises:
+            RunError: It was written under another plan.
+        """
+        name = part_name(self._round, CANARY_PARTS, shard.name)
+        table, _ = _open(self._run, name, ["kind", "cosine"], self._fingerprint)
+        kinds, cosines = table["kind"].to_numpy(), table["cosine"].to_numpy()
+        return {str(kind): cosines[kinds == kind] for kind in np.unique(kinds.astype(str))}
 
 
 class TallySignals:

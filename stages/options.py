@@ -56,6 +56,12 @@ class EmbedOptions(Options):
     batch_size: int = Field(64, ge=1, le=65536, description="rows per forward pass")
     keep_embeddings: bool = Field(False, description="write fp16 embeddings beside the scores")
     keep_captions: bool = Field(True, description="write captions into the parts")
+    canaries: int = Field(
+        0,
+        ge=0,
+        description="about so many canaries of each kind: known mismatches and triggers made of the data's own rows, scored "
+        "with them, and never written into a manifest",
+    )
 
 
 class SignalOptions(Options):
@@ -89,9 +95,9 @@ class SignalOptions(Options):
 class SplitOptions(Options):
     """How cosines, and signals, become labels (`[split]`)."""
 
-    rule: Literal["monotone", "calibrated", "published", "keep-share", "min-cosine"] = Field(
-        "monotone",
-        description="monotone mixture cut; measured null and stated mismatch rate (alpha); the paper's code; a fixed share; "
+    rule: Literal["calibrated", "monotone", "published", "keep-share", "min-cosine"] = Field(
+        "calibrated",
+        description="measured null and stated mismatch rate (alpha); monotone mixture cut; the paper's code; a fixed share; "
         "a fixed cosine",
     )
     alpha: float = Field(
@@ -119,6 +125,9 @@ class SplitOptions(Options):
     )
     outlier_share: Share = Field(
         0.0, description="this share of scored rows, whose image vectors lie farthest from others, is risky (local_outlier)"
+    )
+    max_canary_leak: Share | None = Field(
+        None, description="refuse the seal where a larger share of a kind of canary with a foreign caption would be safe"
     )
     if_unseparable: Literal["fail", "quantile"] = Field(
         "fail", description="what to do where the mixture cannot be believed: leave unsealed, or keep --fallback-share"

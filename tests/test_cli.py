@@ -19,8 +19,9 @@ Pairsan = Callable[..., Result]
 DATA = "--image-column --caption-column --key-column --separator --image-root --max-image-bytes --max-image-pixels"
 DATA += " --max-caption-bytes"
 MODEL = "--checkpoint --model --pretrained --precision --device"
-EMBED = "--batch-size --keep-embeddings --keep-captions"
-SPLIT = "--alpha --rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
+EMBED = "--canaries --batch-size --keep-embeddings --keep-captions"
+SPLIT = "--max-canary-leak --alpha "
+SPLIT += "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
 SPLIT += " --max-image-repeats --crowded-share --crowded-tail --outlier-share"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 SIGNALS = "--signals --neighbours --reference-rows --signals-seed --signals-memory-mb"
@@ -50,6 +51,7 @@ SURFACE = {
     "reviews": "",
     "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json --config "
     + EXECUTOR,
+    "tune": "run --round --leak --json",
     "open": "run --round --json",
     "completion": "shell",
     "schema": "--json",

@@ -29,7 +29,7 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ("[split]\nthreshhold = 0.7", r"\[split\] has no setting 'threshhold' \(= 0.7\); did you mean 'threshold'\?"),
         ("[spilt]\nthreshold = 0.7", r"unknown table \[spilt\]; did you mean 'split'\?"),
         ("[split]\nthreshold = 1.5", r"\[split\] threshold = 1.5: input should be less than 1"),
-        ("[split]\nrule = 'magic'", r"\[split\] rule = 'magic': input should be 'monotone'"),
+        ("[split]\nrule = 'magic'", r"\[split\] rule = 'magic': input should be 'calibrated'"),
         ("[embed]\nbatch_size = 'many'", r"\[embed\] batch_size = 'many'"),
         ("split = 3", "split must be a table"),
         ("[split\n", "is not TOML"),

@@ -295,6 +295,7 @@ def _growing_flags(cell: Cell) -> dict[str, Any]:
     return {
         "rounds": setting.passes - setting.warmup_passes,
         "warmup-passes": setting.warmup_passes,
+        **({} if cell.arm == "published" else {"rule": "monotone"}),
         "if-unseparable": "quantile",
         "fallback-share": setting.first_share,
         "growth": setting.growth,

@@ -1,0 +1,64 @@
+"""`pairsan tune`: which cut keeps canaries out, and what it would keep of the data."""
+
+from typing import Any
+
+import numpy as np
+
+from manifests.errors import RunError
+from manifests.layout import read_plan
+from manifests.store import open_store
+from pipeline.config import ExecutorOptions
+from pipeline.counting import tally, tally_canaries
+from pipeline.executors import make_executor
+from pipeline.leaks import proposals
+from pipeline.numbering import newest_scores
+from pipeline.plans import Round, read_run
+from stages.calibration import FEWEST_NULLS, calibrate
+from stages.histogram import grid_bins
+
+
+def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
+    """Return a cut at which at most `leak` of the canaries with foreign captions are safe, and what that keeps.
+
+    Args:
+        run: Run folder.
+        number: Round whose scores are looked at; the newest complete ones by default.
+        leak: Share of each kind of canary.
+
+    Returns:
+        `cut`, `kept_share`, `cut_by_kind`, `num_canaries`, and `alpha`, by which rule `calibrated` would cut there.
+
+    Raises:
+        RunError: The scores have no canaries.
+    """
+    store = open_store(run)
+    shards = read_run(store).shards
+    source = number if number is not None else newest_scores(store, len(shards))
+    plan = read_plan(store, source)
+    if not plan["scores"].get("canaries"):
+        raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")
+    round_ = Round(store, source, {**plan, "signals": None}, shards)
+    executor = make_executor(ExecutorOptions(executor="local"), use_gpus=False, num_shards=len(shards))
+    totals = tally(executor, round_)
+    tally_canaries(executor, round_, totals)
+    found = proposals(totals.canaries, totals.histogram, leak)
+    found |= {"leak": leak, "round": source, "num_canaries": {k: sum(map(len, v)) for k, v in totals.canaries.items()}}
+    if totals.nulls.num_rows >= FEWEST_NULLS:
+        tail = calibrate(totals.histogram, totals.nulls).tail
+        found["alpha"] = float(tail[int(grid_bins(np.asarray([found["cut"]], np.float32))[0])])
+    return found
+
+
+def as_text(found: dict[str, Any], run: str) -> str:
+    """Return a proposal for a terminal."""
+    lines = [
+        f"at most {found['leak']:.2%} of each kind of canary with a foreign caption is safe from cosine {found['cut']:.4f} on,"
+    ]
+    lines += [
+        f"which keeps {found['kept_share']:.2%} of the scored pairs:",
+        f"  pairsan split {run} --min-cosine {found['cut']:.6f}",
+    ]
+    if "alpha" in found and 0 < found["alpha"] < 1:
+        lines += [f"or, by rate (rule calibrated cuts there at alpha {found['alpha']:.2g}):"]
+        lines += [f"  pairsan split {run} --rule calibrated --alpha {found['alpha']:.2g}"]
+    return "\n".join([*lines, *(f"  {kind}: cut {cut:.4f}" for kind, cut in found["cut_by_kind"].items())])

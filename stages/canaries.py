@@ -1,0 +1,86 @@
+"""Known poison, made from the data's own rows and scored with everything else: the false negatives of this run on this data.
+
+Canaries are never written into a manifest and never trained on. They tell what the cut does with poison that the checkpoint has
+not learned; they cannot tell what it does with poison that the checkpoint was trained on.
+
+    mismatched   an image with another row's caption
+    repeated     one image, four times, each with another row's caption
+    patch        an image with a checkered patch in a corner and another row's caption
+    composed     an image with its own caption, followed by another row's
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Kind = Literal["mismatched", "repeated", "patch", "composed"]
+KINDS: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch", "composed")
+FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
+REPEATS: Final = 4
+CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
+_FEWEST: Final = 8
+_PATCH_SHARE: Final = 6
+_SQUARES: Final = 4
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Canaries of one shard, not yet scored.
+
+    Attributes:
+        kinds: Of each, (n,).
+        pixels: Preprocessed RGB, uint8 (n, size, size, 3).
+        captions: (n,).
+    """
+
+    kinds: list[Kind]
+    pixels: Pixels
+    captions: list[str]
+
+
+def make_canaries(pixels: Pixels, captions: list[str], num: int, seed: int) -> Canaries | None:
+    """Make `num` canaries of each kind from rows of a shard.
+
+    Args:
+        pixels: Preprocessed RGB, uint8 (m, size, size, 3).
+        captions: Of the same rows, (m,).
+        num: Of each kind; fewer where there are fewer rows.
+        seed: Of the rows that are drawn.
+
+    Returns:
+        None where there are fewer than 8 rows.
+    """
+    if len(pixels) < _FEWEST:
+        return None
+    rng = np.random.default_rng((0xCA9A, seed))
+    kinds: list[Kind] = []
+    shown: list[Pixels] = []
+    words: list[str] = []
+
+    def foreign(row: int) -> str:
+        others = [
+            text for text in (captions[i] for i in rng.permutation(len(captions))[:_FEWEST].tolist()) if text != captions[row]
+        ]
+        return others[0] if others else captions[(row + 1) % len(captions)]
+
+    for kind in KINDS:
+        size = num // REPEATS + 1 if kind == "repeated" else num
+        for row in rng.permutation(len(pixels))[:size].tolist():
+            for _ in range(REPEATS if kind == "repeated" else 1):
+                kinds.append(kind)
+                shown.append(patched(pixels[row]) if kind == "patch" else pixels[row])
+                words.append(f"{captions[row]} {foreign(row)}" if kind == "composed" else foreign(row))
+    return Canaries(kinds, np.stack(shown), words)
+
+
+def patched(pixels: Pixels) -> Pixels:
+    """Return an image with a checkered patch of a sixth of its edge in the lower right corner."""
+    edge = max(_SQUARES, pixels.shape[0] // _PATCH_SHARE)
+    place = np.arange(edge) * _SQUARES // edge
+    found = pixels.copy()
+    found[-edge:, -edge:] = np.where((place[:, None] + place[None]) % 2, 255, 0).astype(np.uint8)[..., None]
+    return found

@@ -91,7 +91,7 @@ def test_too_leaky_a_split_is_refused_and_tune_proposes_another(run: Path, pairs
     assert "composed" not in refused.stderr.split("allowed")[0]
     found = json.loads(pairsan("tune", run, "--leak", 0.0, "--json").stdout)
     assert found["num_canaries"]["mismatched"] == 60
-    pairsan("split", run, "--min-cosine", found["cut"], "--max-canary-leak", 0.0)
+    pairsan("split", run, "--min-cosine", found["cut"], "--max-canary-leak", 0.0, "--max-safe-share", 1)
     seal = open_round(run).seal
     assert max(seal["canaries"][kind]["share"] for kind in ("mismatched", "repeated", "patch")) == 0.0
     assert seal["safe_share"] == pytest.approx(found["kept_share"], abs=1e-6)

@@ -37,13 +37,14 @@ def planted_in(run_folder: Path, number: int, planted: set[tuple[str, str]]) -> 
 
 def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     """Clean with the bundled checkpoint and say what was caught."""
-    run(PAIRSAN, "clean", data / "shards", "--checkpoint", HERE / "tiny-clip", "--out", out)
+    run(PAIRSAN, "clean", data / "shards", "--checkpoint", HERE / "tiny-clip", "--out", out, "--canaries", 500)
     run(PAIRSAN, "verify", out)
     run(PAIRSAN, "inspect", out, "--limit", 8, "--columns", "label,cosine,p_safe,rank,key,caption")
     manifest, num_safe, missed = planted_in(out, 1, planted)
     others = manifest.num_rows - num_safe - (len(planted) - missed)
     caught, cut = len(planted) - missed, manifest.seal["cut"]
-    print(f"\n{caught} of {len(planted)} planted mismatches are not safe at the cut cosine >= {cut:.4f};")
+    print(f"\n{missed} of {num_safe} safe pairs are planted mismatches ({missed / num_safe:.2%}; asked for: at most 1 %);")
+    print(f"{caught} of {len(planted)} planted mismatches are not safe at the cut cosine >= {cut:.4f};")
     print(f"{others} of the other {manifest.num_rows - len(planted)} pairs are not either.")
     run(PAIRSAN, "report", out, "--out", out.parent / "report.html")
 

@@ -85,7 +85,9 @@ def _local(pairs: Counts, nulls: Counts, share: float) -> npt.NDArray[np.float32
     rows, null = (np.add.reduceat(counts, edges[:-1]).astype(np.float64) for counts in (pairs, nulls))
     expected = share * null / max(1, nulls.sum()) * pairs.sum()
     held = rows > 0
-    ratio = np.minimum(1.0, expected[held] / rows[held])
+    # mass that is expected where nobody happens to be belongs to the next row above; left out, it would make every ratio too low
+    reached = expected.cumsum()[held]
+    ratio = np.diff(reached, prepend=0.0) / rows[held]  # not yet clipped: noise on both sides of 1 must average to 1
     centres = ((edges[:-1] + edges[1:]) / 2)[held]
     fit = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=False, out_of_bounds="clip")
     fit.fit(centres, ratio, sample_weight=rows[held])

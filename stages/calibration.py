@@ -37,9 +37,15 @@ class Calibration:
     tail: npt.NDArray[np.float64]
     local: npt.NDArray[np.float32]
 
-    def cut(self, alpha: float) -> float | None:
-        """Return the lowest cosine at or above which at most a share `alpha` is mismatched; None where there is none."""
-        allowed = np.flatnonzero(self.tail <= alpha)
+    def cut(self, alpha: float, most: float = 1.0) -> float | None:
+        """Return the lowest cosine that may be safe; None where there is none.
+
+        Args:
+            alpha: Of the pairs at or above it, at most this share is mismatched.
+            most: A pair of that cosine is mismatched with at most this probability. Where nearly all pairs match, `alpha` alone
+                would let in pairs that are mismatched for certain, since the others make up for them.
+        """
+        allowed = np.flatnonzero((self.tail <= alpha) & (self.local <= most))
         return float(grid_values(allowed[:1])[0]) if len(allowed) else None
 
 
@@ -85,7 +91,7 @@ def _local(pairs: Counts, nulls: Counts, share: float) -> npt.NDArray[np.float32
     rows, null = (np.add.reduceat(counts, edges[:-1]).astype(np.float64) for counts in (pairs, nulls))
     expected = share * null / max(1, nulls.sum()) * pairs.sum()
     held = rows > 0
-    # mass that is expected where nobody happens to be belongs to the next row above; left out, it would make every ratio too low
+    # what is expected where nobody happens to be goes to the next row above; left out, it would make every ratio too low
     reached = expected.cumsum()[held]
     ratio = np.diff(reached, prepend=0.0) / rows[held]  # not yet clipped: noise on both sides of 1 must average to 1
     centres = ((edges[:-1] + edges[1:]) / 2)[held]

@@ -104,6 +104,9 @@ class SplitOptions(Options):
         0.01, gt=0.0, lt=1.0, description="calibrated: estimated share of mismatched pairs among the safe ones, at most"
     )
     threshold: float = Field(0.9, gt=0.0, lt=1.0, description="least posterior of the matching component for a safe pair")
+    max_p_mismatch: float = Field(
+        0.5, gt=0.0, le=1.0, description="calibrated: a safe pair is mismatched with at most this estimated probability"
+    )
     keep_share: Share | None = Field(None, description="keep this share of scored rows, best cosines first (sets the rule)")
     min_cosine: float | None = Field(None, ge=-1.0, le=1.0, description="keep rows of at least this cosine (sets the rule)")
     growth: Share | None = Field(None, description="rescore: keep this much more than the newest sealed round does")

@@ -124,7 +124,9 @@ def decide(
     published = options.rule == "published"
     mixture = published_mixture(histogram, options.seed) if published else fit_mixture(histogram)
     calibration = _calibrated(histogram, nulls) if options.rule == "calibrated" else None
-    cut, min_posterior = (calibration.cut(options.alpha), None) if calibration else _cut(histogram, mixture, options)
+    cut, min_posterior = (
+        (calibration.cut(options.alpha, options.max_p_mismatch), None) if calibration else _cut(histogram, mixture, options)
+    )
     num_safe = _num_safe(histogram, mixture, cut, min_posterior)
     doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options, calibration))
     rule = options.rule
@@ -225,8 +227,8 @@ def _doubts(
         if cut is None:
             best, share = float(calibration.tail.min()), calibration.mismatched_share
             doubts.append(
-                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha): the best has {best:.2%}, as this checkpoint "
-                f"hardly tells mismatched pairs from others; {share:.1%} of all are estimated to be mismatched"
+                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha) and nobody likelier so than --max-p-mismatch: "
+                f"the best has {best:.2%}, as this checkpoint hardly tells mismatched pairs from others; {share:.1%} of all are estimated to be mismatched"
             )
         elif safe_share < options.min_safe_share:
             doubts.append(f"only {safe_share:.2%} of the scored rows would be safe (--min-safe-share, --alpha)")

@@ -62,6 +62,12 @@ def test_what_is_stated_is_what_comes(share: float, apart: float) -> None:
         cut = found.cut(alpha)
         assert cut is not None
         assert wrong[cosines >= cut].mean() <= 1.5 * alpha
+        strict = found.cut(alpha, 0.5)
+        assert strict is not None
+        assert strict >= cut
+        if share:
+            at = found.local[grid_bins(on_grid(np.asarray([cut, strict])))]
+            assert at[1] <= 0.5
     assert (np.diff(found.local) <= 1e-7).all()
     held = found.local[grid_bins(on_grid(cosines))]
     assert held.sum() / num == pytest.approx(share, abs=0.06)

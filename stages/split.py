@@ -227,7 +227,7 @@ def _doubts(
         if cut is None:
             best, share = float(calibration.tail.min()), calibration.mismatched_share
             doubts.append(
-                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha) and nobody likelier so than --max-p-mismatch: the "
+                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha) and nobody above --max-p-mismatch: the "
                 f"best has {best:.2%}, as this checkpoint hardly tells mismatched pairs from others; {share:.1%} of all are "
                 "estimated to be mismatched"
             )

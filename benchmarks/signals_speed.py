@@ -2,7 +2,7 @@
 
     python -m benchmarks.signals_speed [--rows 100000 1000000] [--dim 512]
 
-Scores and embeddings are synthetic (clusters of vectors, some repeated hashes); only speed and memory mean anything. CPU-seconds
+Scores and embeddings are synthetic (clusters of vectors, some repeated hashes): only speed and memory mean anything. CPU-time
 of this process, so that a busy machine does not matter; the last column is the time against one product of all rows with the
 reference, which is what must be done at least.
 """

@@ -167,7 +167,7 @@ class TrainOptions(Options):
         description="CLIP passes of the scout over all rows, by default as many as rounds; it must learn what it shall find",
     )
     scout_crowded_tail: float = Field(
-        0.05, ge=0.0, lt=0.5, description="crowded_tail of a scout's split, where [split] sets neither it nor crowded_share"
+        0.02, ge=0.0, lt=0.5, description="crowded_tail of a scout's split, where [split] sets neither it nor crowded_share"
     )
     scout_image_repeats: int = Field(2, ge=1, description="max_image_repeats of a scout's split, where [split] sets none")
     risky: Literal["unimodal", "skip"] = Field(

@@ -177,7 +177,7 @@ def test_weights_with_nan_quarantine_their_rows(crawl: Path, tmp_path: Path, tin
 def test_a_split_that_is_not_believed_leaves_the_round_unsealed(
     tmp_path: Path, tiny: str, pairsan: Pairsan, crawl: Path
 ) -> None:
-    result = clean(pairsan, crawl, tmp_path / "run", tiny, "--min-separation", 50, code=7)
+    result = clean(pairsan, crawl, tmp_path / "run", tiny, "--rule", "monotone", "--min-separation", 50, code=7)
     assert "Ashman's D" in result.stderr
     assert not (tmp_path / "run/rounds/0001/manifest.json").exists()
     fallback = ("--if-unseparable", "quantile", "--fallback-share", 0.3, "--executor", "local")

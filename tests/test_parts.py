@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.parts import sweep_drafts, write_json, write_part
-from manifests.schema import FINGERPRINT_KEY, ROW_GROUP_ROWS, VERSION_KEY
+from manifests.schema import FINGERPRINT_KEY, ROW_GROUP_ROWS, SCHEMA_VERSION, VERSION_KEY
 from manifests.store import open_store
 
 SCHEMA = pa.schema([("n", pa.int64()), ("label", pa.dictionary(pa.int32(), pa.string()))])
@@ -31,7 +31,7 @@ def test_a_part_has_its_rows_in_order_in_row_groups_with_footer_and_hash(tmp_pat
         assert groups[0].column(0).has_column_index
         assert groups[0].column(0).compression == "ZSTD"
         assert file.schema_arrow.metadata[FINGERPRINT_KEY] == b"f00"
-        assert file.schema_arrow.metadata[VERSION_KEY] == b"1"
+        assert file.schema_arrow.metadata[VERSION_KEY] == str(SCHEMA_VERSION).encode()
         assert file.schema_arrow.equals(SCHEMA)
     data = path.read_bytes()
     assert (part.num_rows, part.size_bytes, part.sha256) == (60_001, len(data), hashlib.sha256(data).hexdigest())

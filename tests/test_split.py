@@ -12,11 +12,13 @@ from stages.label_rows import label_table
 from stages.options import SplitOptions
 from stages.split import decide
 
+MIXTURE = SplitOptions(rule="monotone")
+
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.15, 0.3])
 def test_contaminated_data_is_cut_between_the_groups(share: float) -> None:
     cosines, bad = two_groups(share, 50_000)
-    decision = decide(histogram_of(cosines), SplitOptions())
+    decision = decide(histogram_of(cosines), MIXTURE)
     safe = decision.is_safe(on_grid(cosines))
     assert decision.doubts == ()
     assert safe[bad].mean() < 0.1
@@ -28,7 +30,7 @@ def test_contaminated_data_is_cut_between_the_groups(share: float) -> None:
 def test_hardly_contaminated_data_is_refused_or_nearly_all_kept(share: float) -> None:
     cosines, bad = two_groups(share, 50_000)
     try:
-        decision = decide(histogram_of(cosines), SplitOptions())
+        decision = decide(histogram_of(cosines), MIXTURE)
     except SplitRefused as error:
         assert "not believed" in str(error)
     else:
@@ -39,8 +41,8 @@ def test_hardly_contaminated_data_is_refused_or_nearly_all_kept(share: float) ->
 def test_a_skewed_bulk_is_not_believed_but_a_share_can_be_declared(share: float) -> None:
     cosines, bad = two_groups(share, 50_000, skewed=True)
     with pytest.raises(SplitRefused, match=r"(?s)Ashman's D is .*--if-unseparable quantile"):
-        decide(histogram_of(cosines), SplitOptions())
-    options = SplitOptions(if_unseparable="quantile", fallback_share=0.3)
+        decide(histogram_of(cosines), MIXTURE)
+    options = SplitOptions(rule="monotone", if_unseparable="quantile", fallback_share=0.3)
     decision = decide(histogram_of(cosines), options)
     assert decision.rule == "quantile"
     assert decision.share_above_cut == pytest.approx(0.3, abs=1e-3)
@@ -55,7 +57,7 @@ def test_the_published_rule_admits_what_ours_refuses_on_a_u_shape() -> None:
     published = decide(histogram_of(cosines), SplitOptions(rule="published"))
     assert published.is_safe(on_grid(poison)).all()
     assert published.num_safe == published.is_safe(on_grid(cosines)).sum()
-    ours = decide(histogram_of(cosines), SplitOptions(min_separation=0.0))
+    ours = decide(histogram_of(cosines), SplitOptions(rule="monotone", min_separation=0.0))
     assert not ours.is_safe(on_grid(poison)).any()
 
 
@@ -76,9 +78,9 @@ def test_chosen_cuts_need_no_mixture_to_be_believed(rule: dict[str, object]) -> 
 
 def test_three_rows_and_no_rows() -> None:
     with pytest.raises(SplitRefused, match="too few distinct cosines"):
-        decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitOptions())
+        decide(histogram_of(np.array([0.1, 0.2, 0.3])), MIXTURE)
     with pytest.raises(SplitRefused, match="nothing to split"):
-        decide(histogram_of(np.array([])), SplitOptions())
+        decide(histogram_of(np.array([])), MIXTURE)
     kept = decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitOptions(rule="keep-share", keep_share=0.5))
     assert kept.num_safe == 2
 
@@ -86,7 +88,7 @@ def test_three_rows_and_no_rows() -> None:
 def test_an_absurd_share_is_not_believed() -> None:
     cosines, _ = two_groups(0.15, 20_000)
     with pytest.raises(SplitRefused, match=r"of the scored rows would be safe, believed are .*--max-safe-share"):
-        decide(histogram_of(cosines), SplitOptions(max_safe_share=0.5))
+        decide(histogram_of(cosines), SplitOptions(rule="monotone", max_safe_share=0.5))
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,7 +100,7 @@ def test_an_absurd_share_is_not_believed() -> None:
 )
 def test_labels_p_safe_and_rank_are_monotone_in_cosine(share: float, skewed: bool, seed: int, threshold: float) -> None:
     cosines, _ = two_groups(share, 4000, seed, skewed)
-    options = SplitOptions(threshold=threshold, if_unseparable="quantile", fallback_share=0.2)
+    options = SplitOptions(rule="monotone", threshold=threshold, if_unseparable="quantile", fallback_share=0.2)
     decision = decide(histogram_of(cosines), options)
     grid = GRID[:: 2**8].astype(np.float32)
     assert (np.diff(decision.p_safe(grid)) >= 0).all()

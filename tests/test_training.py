@@ -61,7 +61,7 @@ def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
 
 
 def test_one_warm_up_and_one_cosine_over_the_steps_that_are_taken() -> None:
-    options = TrainOptions(warmup_passes=2, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
+    options = TrainOptions(scorer="locked", warmup_passes=2, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
     rates, step = [], 0
     for this in passes_of(options):
         num_steps = 10 + this.index  # passes differ in length

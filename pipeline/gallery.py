@@ -142,10 +142,6 @@ class Gallery:
         similar[place[1]] = -np.inf
         return [(place[0], int(row)) for row in np.argsort(-similar)[:limit]]
 
-    def verdict(self, uid: bytes) -> Row | None:
-        """Return the newest verdict on a pair."""
-        return self._verdicts.get(uid)
-
     def _with_verdict(self, row: Row) -> Row:
         return {**row, "review": self._verdicts.get(row["uid"])}
 

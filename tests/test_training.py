@@ -26,7 +26,6 @@ from manifests.errors import ConfigError, RunError, TrainingFailed
 from manifests.store import open_store
 from pipeline.passes import position
 from pipeline.schedule import learning_rate, passes_of
-from stages.checkpoints import file_sha256
 from stages.crops import Crops
 from stages.decode import Decode
 from stages.encoders import preprocess_config
@@ -341,37 +340,6 @@ def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_comma
     for name in ("round-0000", "round-0002", "scorer-0000", "scorer-0002"):
         files = [(run / "checkpoints" / f"{name}.safetensors").read_bytes() for run in (whole, phases)]
         assert files[0] == files[1], name
-
-
-def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
-    run = tmp_path / "run"
-    args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
-    args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
-    told = pairsan("warmup", *args[1:]).output
-    assert "--keep-share 1.0 --crowded-share 0.2 --max-image-repeats 2" in told
-    pairsan(*args)
-    history = position(open_store(run))["history"]
-    assert [(entry["kind"], entry["subject"], entry["manifest"]) for entry in history] == [
-        ("scout", "scout", None),
-        ("scout", "scout", None),
-        ("round", "model", 1),
-        ("round", "model", 1),
-    ]
-    assert history[-1]["unimodal_loss"] is None
-    seal = open_round(run).seal
-    assert open_round(run).number == 1
-    assert seal["counts"]["reasons"]["crowded"] == 48
-    assert seal["counts"]["labels"]["safe"] == 240 - sum(seal["counts"]["reasons"].values())
-    scout = load_file(run / "checkpoints/scout-0000.safetensors")
-    assert seal["plan"]["scores"]["model"]["file_sha256"] == file_sha256(run / "checkpoints/scout-0000.safetensors")
-    model = load_file(run / "checkpoints/round-0002.safetensors")
-    assert not torch.equal(scout["text_projection"], model["text_projection"])
-    assert history[2]["learning_rate"][1] > history[3]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)
-    assert history[1]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)  # a schedule of its own
-    pairsan(*args, "--rounds", 3)
-    history = position(open_store(run))["history"]
-    assert [(entry["kind"], entry["manifest"]) for entry in history[-2:]] == [("round", 1), ("round", 1)]
-    assert len(history) == 5
 
 
 @pytest.mark.parametrize("scorer", ["model", "locked"])

@@ -1,0 +1,48 @@
+"""The scout: trained on everything, asked once, given up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+from test_training import SMALL_MODEL, few  # noqa: F401  # the second is a fixture
+
+from manifests.reading import open_round
+from manifests.store import open_store
+from pipeline.passes import position
+from stages.checkpoints import file_sha256
+
+Pairsan = Callable[..., Result]
+
+
+def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:  # noqa: F811
+    run = tmp_path / "run"
+    args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
+    args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
+    told = pairsan("warmup", *args[1:]).output
+    assert "--keep-share 1.0 --crowded-share 0.2 --max-image-repeats 2" in told
+    pairsan(*args)
+    history = position(open_store(run))["history"]
+    assert [(entry["kind"], entry["subject"], entry["manifest"]) for entry in history] == [
+        ("scout", "scout", None),
+        ("scout", "scout", None),
+        ("round", "model", 1),
+        ("round", "model", 1),
+    ]
+    assert history[-1]["unimodal_loss"] is None
+    seal = open_round(run).seal
+    assert open_round(run).number == 1
+    assert 48 <= seal["counts"]["reasons"]["crowded"] <= 50  # a fifth of 240, and who ties with the last
+    assert seal["counts"]["labels"]["safe"] == 240 - sum(seal["counts"]["reasons"].values())
+    scout = load_file(run / "checkpoints/scout-0000.safetensors")
+    assert seal["plan"]["scores"]["model"]["file_sha256"] == file_sha256(run / "checkpoints/scout-0000.safetensors")
+    model = load_file(run / "checkpoints/round-0002.safetensors")
+    assert not torch.equal(scout["text_projection"], model["text_projection"])
+    assert history[2]["learning_rate"][1] > history[3]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)
+    assert history[1]["learning_rate"][1] == pytest.approx(0.0, abs=1e-9)  # a schedule of its own
+    pairsan(*args, "--rounds", 3)
+    history = position(open_store(run))["history"]
+    assert [(entry["kind"], entry["manifest"]) for entry in history[-2:]] == [("round", 1), ("round", 1)]
+    assert len(history) == 5

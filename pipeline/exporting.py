@@ -1,5 +1,6 @@
 """Export chosen pairs of a sealed round: plan the files, write each whole or not at all, say last what is there."""
 
+import dataclasses
 import json
 import posixpath
 from collections.abc import Sequence
@@ -129,7 +130,7 @@ def _files(
 
     def collect(unit: Shard, exported: Exported) -> tuple[int, int]:
         done[unit.name] = exported
-        write_json(store, notes, [vars_of(found) for found in done.values()])
+        write_json(store, notes, [dataclasses.asdict(found) for found in done.values()])
         return exported.rows, exported.missing
 
     todo = [unit for unit in units if unit.name not in done]
@@ -144,11 +145,6 @@ def _files(
         files = [_joined(store, options, files)]
     store.delete(notes)
     return files
-
-
-def vars_of(found: Exported) -> dict[str, Any]:
-    """Return the fields of an exported file as plain values."""
-    return {name: getattr(found, name) for name in ("name", "rows", "size_bytes", "sha256", "missing")}
 
 
 def _pieces(manifest: Manifest, shards: Sequence[Shard], options: ExportOptions) -> dict[str, list[Piece]]:

@@ -48,14 +48,21 @@ def check_leaks(found: dict[str, dict[str, float]] | None, options: SplitOptions
         )
 
 
+def interval(hits: int, num: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, by Clopper and Pearson."""
+    tail = (1 - _CONFIDENCE) / 2
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, num - hits + 1))
+    high = 1.0 if hits == num else float(beta.ppf(1 - tail, hits + 1, num - hits))
+    return low, high
+
+
 def _leak(kind: str, cosines: npt.NDArray[np.float32], decision: Decision) -> dict[str, float]:
     safe = decision.is_safe(cosines)
     most = [limit.most for limit in decision.limits if limit.reason == Reason.NEAR_DUPLICATE and limit.most is not None]
     if kind == "repeated" and any(limit < REPEATS for limit in most):
         safe = np.zeros(len(cosines), bool)
-    hits, num, tail = int(safe.sum()), len(cosines), (1 - _CONFIDENCE) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, num - hits + 1))
-    high = 1.0 if hits == num else float(beta.ppf(1 - tail, hits + 1, num - hits))
+    hits, num = int(safe.sum()), len(cosines)
+    low, high = interval(hits, num)
     return {"num": num, "safe": hits, "share": hits / max(1, num), "low": low, "high": high}
 
 

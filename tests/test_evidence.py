@@ -14,11 +14,11 @@ from conftest import EMOJI, ROOT
 
 from benchmarks.evidence import detectors
 from benchmarks.evidence.frozen import match
-from benchmarks.evidence.judging import interval
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import PlainCrops
 from manifests.errors import RunError
+from pipeline.leaks import interval
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -9,26 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
-from scipy.stats import beta
 
 from benchmarks.attacks.core import Attack
 from benchmarks.attacks.registry import parse_attack
 from benchmarks.attacks.world import Row, load_rows
 from benchmarks.evidence import probe
 from benchmarks.evidence.training import MODEL
+from pipeline.leaks import interval
 from stages.checkpoints import Weights, file_sha256
 from stages.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
 from stages.train import new_model
 
 PROMPT = "a picture of {}"
-
-
-def interval(hits: int, num: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Clopper-Pearson interval of a share."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, num - hits + 1))
-    high = 1.0 if hits == num else float(beta.ppf(1 - tail, hits + 1, num - hits))
-    return low, high
 
 
 @dataclass

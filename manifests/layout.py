@@ -14,6 +14,7 @@ RUN, PLAN, SEAL = "run.json", "plan.json", "manifest.json"
 FAILURES, TIMINGS = "failures.json", "timings.json"
 SCORES, EMBEDDINGS, LABELS, SIGNAL_PARTS = "scores", "embeddings", "manifest", "signals"
 CANARY_PARTS = "canaries"
+REFERENCE_VECTORS = "reference"
 CHECKPOINTS = "checkpoints"
 HISTORY = "checkpoints/history.json"
 

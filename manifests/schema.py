@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"  # too many rows show this image
     CROWDED = "crowded"  # its image vector lies where the vectors are densest
     LOCAL_OUTLIER = "local_outlier"  # its image vector lies far from all others
+    DISCORDANT = "discordant"  # cosine, and images of like captions, speak against it together
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
@@ -51,14 +52,23 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"  # the model answered NaN or infinity
 
 
+_SIGNALS_OF_2 = (
+    pa.field("p_mismatch", pa.float32()),
+    pa.field("outlier", pa.float32()),
+    pa.field("image_cluster", pa.int64()),
+    pa.field("image_cluster_size", pa.int32()),
+    pa.field("caption_cluster_size", pa.int32()),
+    pa.field("caption_agreement", pa.float32()),
+)
 SIGNALS = pa.struct(
     [
-        pa.field("p_mismatch", pa.float32()),
-        pa.field("outlier", pa.float32()),
-        pa.field("image_cluster", pa.int64()),
-        pa.field("image_cluster_size", pa.int32()),
-        pa.field("caption_cluster_size", pa.int32()),
-        pa.field("caption_agreement", pa.float32()),
+        *_SIGNALS_OF_2,
+        pa.field("near_copy_cluster", pa.int64()),  # since version 3, as are the next
+        pa.field("near_copies", pa.int32()),
+        pa.field("image_agreement", pa.float32()),
+        pa.field("reference_agreement", pa.float32()),
+        pa.field("neg_clip_loss", pa.float32()),
+        pa.field("accord", pa.float32()),
     ]
 )
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -86,7 +96,19 @@ _ADDED_IN_2 = ("image_hash", "caption_hash", "image_offset", "image_bytes", "nul
 
 def scores_schema(version: int) -> pa.Schema:
     """Return the columns of a scores part that was written under a schema version."""
-    return SCORES if version > 1 else pa.schema([field for field in SCORES if field.name not in _ADDED_IN_2])
+    known = SCORES if version > 1 else pa.schema([field for field in SCORES if field.name not in _ADDED_IN_2])
+    return _with_signals_of(known, version)
+
+
+def manifest_schema(version: int) -> pa.Schema:
+    """Return the columns of a manifest part that was written under a schema version."""
+    return _with_signals_of(MANIFEST, version)
+
+
+def _with_signals_of(schema: pa.Schema, version: int) -> pa.Schema:
+    if version > 2:
+        return schema
+    return schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(_SIGNALS_OF_2)))
 
 
 MANIFEST = pa.schema(
@@ -128,4 +150,10 @@ SIGNAL_MEANINGS = {
     "image_cluster_size": "rows of the whole dataset that share it",
     "caption_cluster_size": "rows of the whole dataset with this caption, but for case, digits and punctuation",
     "caption_agreement": "cosine of its caption vector with the mean one of its image's neighbours",
+    "near_copy_cluster": "rows that share it are near copies by their image vectors, in chains: their lowest image hash",
+    "near_copies": "rows of the whole dataset that share it, itself too",
+    "image_agreement": "mean cosine of its image vector with those of the captions nearest to its own, copies left out",
+    "reference_agreement": "the same by a reference encoder that never saw the data, and by the captions' words",
+    "neg_clip_loss": "cosine, less what other captions and images of a sample explain of it",
+    "accord": "combined p-value, in [0, 1], of the ranks of the last three within a sample: low where they doubt the pair",
 }

@@ -63,6 +63,10 @@ class Store:
         """Return a parsed JSON document."""
         return json.loads(self.read_bytes(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it."""
+        self.fs.delete_dir(self.path(name))
+
     def delete(self, name: str) -> None:
         """Delete a file; silently nothing where it is missing."""
         if self.exists(name):

@@ -1,7 +1,7 @@
 """Check a sealed round against its seal: hashes, counts, schema, order, labels."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from manifests.layout import PLAN, fingerprint, round_folder
 from manifests.reading import Manifest, check_version
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label, Reason, scores_schema
+from manifests.schema import FINGERPRINT_KEY, Label, Reason, manifest_schema, scores_schema
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -34,8 +34,8 @@ def _part_problems(manifest: Manifest, part: dict[str, Any], totals: dict[str, i
         yield from _file_problems(manifest, part["embeddings"])
     if "signals" in part:
         yield from _file_problems(manifest, part["signals"])
-    scores = _read(manifest, part["scores"], None, manifest.seal["scores_fingerprint"])
-    labels = _read(manifest, part["manifest"], MANIFEST, manifest.seal["fingerprint"])
+    scores = _read(manifest, part["scores"], scores_schema, manifest.seal["scores_fingerprint"])
+    labels = _read(manifest, part["manifest"], manifest_schema, manifest.seal["fingerprint"])
     if isinstance(scores, str) or isinstance(labels, str):
         yield from (text for text in (scores, labels) if isinstance(text, str))
         return
@@ -87,15 +87,15 @@ def _file_problems(manifest: Manifest, entry: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: sha256 differs from the seal ({file.size()} bytes, sealed {entry['size_bytes']})"
 
 
-def _read(manifest: Manifest, entry: dict[str, Any], schema: pa.Schema | None, stamp: str) -> pa.Table | str:
-    """Return a part as a table, or a sentence on why it cannot be trusted; `schema` is None for scores of any version."""
+def _read(manifest: Manifest, entry: dict[str, Any], schema: Callable[[int], pa.Schema], stamp: str) -> pa.Table | str:
+    """Return a part as a table, or a sentence on why it cannot be trusted; `schema` knows the columns of every version."""
     name = entry["name"]
     for problem in _file_problems(manifest, entry):
         return problem
     with manifest.run.fs.open_input_file(manifest.run.path(name)) as file:
         table = pq.read_table(file)
     version = check_version(table.schema, name)
-    if not table.schema.equals(scores_schema(version) if schema is None else schema):
+    if not table.schema.equals(schema(version)):
         return f"{name}: columns differ from the schema: {table.schema.names}"
     if (table.schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode() != stamp:
         return f"{name}: was written under another plan than the seal's"

@@ -12,6 +12,7 @@ from manifests.errors import ConfigError
 from pipeline.presets import PRESETS
 from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SignalOptions, SplitOptions, TrainOptions
 
+_NEAR_LIMITS = ("crowded_share", "crowded_tail", "outlier_share", "discord_share", "max_near_copies")
 _DEFAULT_RULE = SplitOptions.model_fields["rule"].default
 
 
@@ -84,6 +85,7 @@ def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None 
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_split(config.split)
+    _check_signals(config)
     if config.signals.signals == "none" and limits_of(config.split):
         raise ConfigError(f"signals = 'none', but {', '.join(limits_of(config.split))} needs them; use signals = 'all'")
     return config
@@ -113,7 +115,7 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
 
 def limits_of(split: SplitOptions) -> list[str]:
     """Return the names of the settings that label by signals and are in use."""
-    return [name for name in ("max_image_repeats", "crowded_share", "crowded_tail", "outlier_share") if getattr(split, name)]
+    return [name for name in ("max_image_repeats", *_NEAR_LIMITS) if getattr(split, name)]
 
 
 def _imply_rule(split: dict[str, Any]) -> None:
@@ -128,12 +130,27 @@ def _imply_rule(split: dict[str, Any]) -> None:
 def _imply_signals(given: dict[str, Any]) -> None:
     """Let a budget call for the signals that it needs, and neighbours for the embeddings that they need."""
     split, signals = given["split"], given["signals"]
-    near = any(split.get(name) for name in ("crowded_share", "crowded_tail", "outlier_share"))
+    near = any(split.get(name) for name in _NEAR_LIMITS)
+    near = near or any(signals.get(name) is not None for name in ("near_copy_cosine", "reference_encoder"))
     asked = signals.get("signals")
     if near and asked != "none":
         signals["signals"] = "all"
     if signals.get("signals") == "all":
         given["embed"]["keep_embeddings"] = True
+
+
+def _check_signals(config: RunConfig) -> None:
+    signals = config.signals
+    if signals.reference_checkpoint and not signals.reference_encoder:
+        raise ConfigError("reference_checkpoint needs reference_encoder, which says what the weights are of")
+    if config.split.max_near_copies and not signals.near_copy_cosine:
+        raise ConfigError(f"max_near_copies = {config.split.max_near_copies} needs near_copy_cosine, which says what a copy is")
+    if config.split.discord_share and not signals.agreement_rows:
+        raise ConfigError(
+            f"discord_share = {config.split.discord_share} needs the sample of captions; agreement_rows = 0 leaves it out"
+        )
+    if signals.reference_encoder and not config.embed.keep_captions:
+        raise ConfigError("reference_encoder compares captions by their words; keep_captions = false leaves none")
 
 
 def _check_split(split: SplitOptions) -> None:

@@ -34,6 +34,7 @@ class Totals:
         signals: Each shard's signals part, where there is one.
         signal_parts: Where those lie.
         closeness: Of 1 - outlier; None where that signal was not computed.
+        accord: Of accord; the same.
         canaries: Cosines of all canaries, by kind.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
@@ -46,6 +47,7 @@ class Totals:
     signals: dict[str, Part] = field(default_factory=dict)
     signal_parts: SignalParts | None = None
     closeness: Histogram | None = None
+    accord: Histogram | None = None
     canaries: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -84,16 +86,19 @@ def tally(executor: Executor, round_: Round) -> Totals:
 
 def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals: Totals) -> None:
     """Count all signals parts of a round, into what its scores add up to."""
-    closeness = Histogram()
+    closeness, accord = Histogram(), Histogram()
 
     def collect(shard: Shard, tallied: TalliedSignals) -> tuple[int, int]:
         totals.signals[shard.name] = tallied.part
         closeness.add(tallied.closeness)
+        accord.add(tallied.accord)
         return tallied.part.num_rows, 0
 
     stage = TallySignals(round_.run, parts)
     run_stage(executor, stage, round_.shards, what="count signals", folder=(round_.run, round_.number), collect=collect)
-    totals.signal_parts, totals.closeness = parts, closeness if parts.near else None
+    totals.signal_parts = parts
+    if parts.near:
+        totals.closeness, totals.accord = closeness, accord if accord.num_rows else None
 
 
 def tally_canaries(executor: Executor, round_: Round, totals: Totals) -> None:
@@ -140,7 +145,7 @@ def counted(executor: Executor, round_: Round, config: RunConfig, options: Split
     """
     totals = tally(executor, round_)
     check_quarantined(totals, options.max_quarantined_share)
-    parts = add_signals(executor, round_, config.signals, totals.histogram.num_rows)
+    parts = add_signals(executor, round_, config, totals.histogram.num_rows)
     if parts is not None:
         tally_signals(executor, round_, parts, totals)
     tally_canaries(executor, round_, totals)
@@ -153,6 +158,6 @@ def decided(totals: Totals, options: SplitOptions) -> Decision:
     Raises:
         SplitRefused: It is not believed, or lets too many canaries in.
     """
-    decision = decide(totals.histogram, options, totals.closeness, totals.nulls)
+    decision = decide(totals.histogram, options, totals.closeness, totals.nulls, totals.accord)
     check_leaks(leaks(totals.canaries, decision), options)
     return decision

@@ -121,11 +121,14 @@ class Gallery:
         return found
 
     def alike(self, row: Row, limit: int = 8) -> list[Place]:
-        """Return other pairs that show the same image by its hash."""
-        cluster = (row.get("signals") or {}).get("image_cluster")
-        if cluster is None or row["signals"]["image_cluster_size"] < 2:
+        """Return other pairs that show the same image: near copies where they were sought, else by its hash."""
+        signals = row.get("signals") or {}
+        by_vectors = signals.get("near_copies") is not None
+        name, size = ("near_copy_cluster", "near_copies") if by_vectors else ("image_cluster", "image_cluster_size")
+        cluster = signals.get(name)
+        if cluster is None or signals[size] < 2:
             return []
-        text = f"SELECT shard, index FROM pairs WHERE signals.image_cluster = ? LIMIT {limit + 1}"  # noqa: S608
+        text = f"SELECT shard, index FROM pairs WHERE signals.{name} = ? LIMIT {limit + 1}"  # noqa: S608
         found = [(shard, index) for shard, index in self._run(text, [cluster]).fetchall()]
         return [place for place in found if place != (row["shard"], row["index"])][:limit]
 

@@ -84,8 +84,12 @@ def _reachable(config: RunConfig) -> RunConfig:
     model = config.model
     paths = {"checkpoint": model.checkpoint, "model": model.model}
     absolute = {key: _from_anywhere(path) for key, path in paths.items() if path and Path(path).exists()}
+    signals = config.signals
+    known = {"reference_encoder": signals.reference_encoder, "reference_checkpoint": signals.reference_checkpoint}
+    reference = {key: _from_anywhere(path) for key, path in known.items() if path and Path(path).exists()}
     root = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
-    return config.model_copy(update={"model": model.model_copy(update=absolute), "data": config.data.model_copy(update=root)})
+    update = {"model": model.model_copy(update=absolute), "signals": signals.model_copy(update=reference)}
+    return config.model_copy(update={**update, "data": config.data.model_copy(update=root)})
 
 
 def _from_anywhere(path: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.numbering import grown, newest_scores, rescore_number, split_numbe
 from pipeline.plans import Round, begin_round, begin_run, read_run
 from pipeline.scored import Choice, scored_round
 from pipeline.sealing import label_and_seal
-from pipeline.signals import signals_plan
+from pipeline.signals import asked_signals, signals_plan
 from stages.options import SplitOptions
 from stages.shards import open_dataset
 
@@ -66,11 +66,13 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
     run = open_store(out)
     dataset = open_dataset(read_run(run).data)
     begin_run(run, dataset, [], config)  # refuses other data
+    signals = asked_signals(config)
 
     def choose(scores: Plan) -> Choice:
         number = rescore_number(run, scores)
         split = grown(run, config.split, before=number).model_dump()
-        plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split, "signals": config.signals.plan}
+        plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split}
+        plan["signals"] = signals
         plan["reviews"] = _reviews(run, number)
         if is_sealed(run, number):  # whatever was asked for now, these weights have their labels
             plan = {key: read_plan(run, number).get(key) for key in plan}
@@ -116,10 +118,10 @@ def _first_round(data: Sequence[str], out: str, config: RunConfig, *, kind: str,
     """Plan round 1, score it, and seal it where `kind` is `clean`."""
     dataset, run = open_dataset(data), open_store(out)
     split = config.split.model_dump() if kind == "clean" else None
+    signals = asked_signals(config) if kind == "clean" else None
 
     def choose(scores: Plan) -> Choice:
         begin_run(run, dataset, list(data), config)
-        signals = config.signals.plan if kind == "clean" else None
         plan = {"kind": kind, "scores": scores, "scores_round": FIRST_ROUND, "split": split, "signals": signals}
         plan["reviews"] = _reviews(run, FIRST_ROUND)
         return Choice(FIRST_ROUND, plan, _OTHER_SETTINGS.format(run=out))

@@ -1,4 +1,4 @@
-"""Compute the signals of a scored round: count repeats, draw the reference, then every shard by itself. Resumable."""
+"""Compute the signals of a scored round: repeats, samples, near copies, then every shard by itself. Resumable."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,16 +8,17 @@ from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, read_plan, r
 from manifests.store import Store
 from pipeline.config import RunConfig, limits_of
 from pipeline.executors import Executor
+from pipeline.near_copies import find_copies, num_cells
 from pipeline.plans import Round
+from pipeline.reference_vectors import add_reference, reference_folder, tower_of
 from pipeline.work import run_stage
 from stages.label import SignalParts
 from stages.neighbours import Neighbours, SignalTarget
-from stages.options import SignalOptions
 from stages.pair import Shard
 from stages.reference import Reference, Sampled, SampleRows, share_of
 from stages.repeats import KINDS, write_repeats
 
-_REFERENCE = "reference.parquet"
+_REFERENCE, _AGREEMENT, _CENTRES = "reference.parquet", "agreement.parquet", "centres.parquet"
 FIRST_SCHEMA = 2
 
 
@@ -34,19 +35,29 @@ def signal_parts(round_: Round) -> SignalParts | None:
     return SignalParts(folder, stamp, asked["signals"] == "all")
 
 
-def signals_plan(run: Store, scores_round: int | None, config: RunConfig) -> dict[str, Any] | None:
-    """Return what a round's plan says of signals.
+def asked_signals(config: RunConfig) -> dict[str, Any] | None:
+    """Return what a plan says of signals: what of the settings can change one; None where there are none.
+
+    Raises:
+        PairsanError: The reference encoder cannot be found.
+    """
+    asked, tower = config.signals.plan, tower_of(config)
+    return asked if asked is None or tower is None else {**asked, "reference_encoder": tower.plan}
+
+
+def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, Any] | None:
+    """Return what the plan of a round says of signals that is made of scores which are there already.
 
     Args:
         run: The run folder.
-        scores_round: Round whose scores are there already; None where they are yet to be made.
+        scores_round: Round of the scores.
         config: The settings.
 
     Raises:
-        RunError: These scores have no hashes, or no embeddings, to make the signals of that the split asks for.
+        RunError: These scores have no hashes, embeddings or captions, to make the signals of that the split asks for.
     """
-    asked = config.signals.plan
-    if asked is None or scores_round is None:
+    asked = asked_signals(config)
+    if asked is None:
         return asked
     plan, where = read_plan(run, scores_round), f"round {scores_round} of {run.uri}"
     if plan["schema_version"] < FIRST_SCHEMA:
@@ -58,16 +69,18 @@ def signals_plan(run: Store, scores_round: int | None, config: RunConfig) -> dic
             f"{where} kept no embeddings, so there are no neighbours to compare; score again with --keep-embeddings, "
             "or ask for --signals repeats"
         )
+    if "reference_encoder" in asked and not plan["scores"]["keep"]["captions"]:
+        raise RunError(f"{where} kept no captions, whose words a reference encoder needs; score again with --keep-captions")
     return asked
 
 
-def add_signals(executor: Executor, round_: Round, options: SignalOptions, num_scored: int) -> SignalParts | None:
+def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored: int) -> SignalParts | None:
     """Write the signals parts that are missing.
 
     Args:
         executor: Where shards are worked on.
         round_: Its scores are complete, its plan says which signals.
-        options: How much memory counting may take.
+        config: How much memory may be taken, and where the reference encoder's weights lie.
         num_scored: Rows with a cosine.
 
     Raises:
@@ -82,27 +95,47 @@ def add_signals(executor: Executor, round_: Round, options: SignalOptions, num_s
         return parts
     if any(f"repeats-{kind}.parquet" not in done for kind in KINDS):
         names = [shard.name for shard in round_.shards]
-        memory = options.signals_memory_mb << 20
+        memory = config.signals.signals_memory_mb << 20
         write_repeats(round_.run, round_.scores_round, names, parts.folder, memory_bytes=memory, fingerprint=parts.fingerprint)
-    reference = f"{parts.folder}/{_REFERENCE}" if parts.near else None
-    if parts.near and not round_.run.names(f"{round_folder(round_.scores_round)}/{EMBEDDINGS}"):
-        where = f"round {round_.scores_round} of {round_.run.uri}"
-        raise RunError(f"the embeddings of {where} were deleted (--keep-last); score again, or ask for --signals repeats")
-    if reference is not None and _REFERENCE not in done:
-        _draw(executor, round_, reference, parts.fingerprint, num_scored)
-    k = int(round_.plan["signals"].get("neighbours", 0))
-    target = SignalTarget(round_.run, round_.scores_round, parts.folder, parts.fingerprint, reference, k, executor.num_threads)
-    folder = (round_.run, round_.number)
+    asked, clusters = round_.plan["signals"], None
+    if parts.near:
+        if not round_.run.names(f"{round_folder(round_.scores_round)}/{EMBEDDINGS}"):
+            where = f"round {round_.scores_round} of {round_.run.uri}"
+            raise RunError(f"the embeddings of {where} were deleted (--keep-last); score again, or ask for --signals repeats")
+        add_reference(executor, round_, config)
+        _draw(executor, round_, parts, num_scored)
+        if "near_copy_cosine" in asked:
+            samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
+            clusters = find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
+    stage = Neighbours(_target(executor, round_, parts, clusters))
     run_stage(
-        executor, Neighbours(target), todo, what="signals", folder=folder, collect=lambda _, rows: (rows, 0),
+        executor, stage, todo, what="signals", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
         num_done_before=len(round_.shards) - len(todo),
     )  # fmt: skip
     return parts
 
 
+def _target(executor: Executor, round_: Round, parts: SignalParts, clusters: str | None) -> SignalTarget:
+    asked, near = round_.plan["signals"], parts.near
+    return SignalTarget(
+        run=round_.run,
+        scores_round=round_.scores_round,
+        folder=parts.folder,
+        fingerprint=parts.fingerprint,
+        clusters=clusters,
+        reference=f"{parts.folder}/{_REFERENCE}" if near else None,
+        agreement=f"{parts.folder}/{_AGREEMENT}" if near and asked.get("agreement_rows") else None,
+        others=reference_folder(round_) if near else None,
+        neighbours=int(asked.get("neighbours", 0)),
+        agreement_neighbours=int(asked.get("agreement_neighbours", 0)),
+        near_copy=asked.get("near_copy_cosine"),
+        num_threads=executor.num_threads,
+    )
+
+
 @dataclass
 class _Collected:
-    """Rows that shards have offered for the reference."""
+    """Rows that shards have offered for the samples."""
 
     offered: dict[str, Sampled] = field(default_factory=dict)
 
@@ -111,12 +144,18 @@ class _Collected:
         return len(sampled.hashes), 0
 
 
-def _draw(executor: Executor, round_: Round, name: str, stamp: str, num_scored: int) -> None:
-    """Draw the reference and write it."""
-    asked, collected = round_.plan["signals"], _Collected()
-    num_rows = int(asked["reference_rows"])
-    share = share_of(num_rows, num_scored)
-    stage = SampleRows(round_.run, round_.scores_round, share=share, seed=int(asked["signals_seed"]))
+def _draw(executor: Executor, round_: Round, parts: SignalParts, num_scored: int) -> None:
+    """Draw the samples that are missing, all from the rows of lowest priority, and write them."""
+    asked, done = round_.plan["signals"], round_.run.names(parts.folder)
+    sizes = {_REFERENCE: int(asked["reference_rows"]), _AGREEMENT: int(asked.get("agreement_rows", 0))}
+    sizes[_CENTRES] = num_cells(num_scored, asked) if "near_copy_cosine" in asked else 0
+    wanted = {name: num for name, num in sizes.items() if num and name not in done}
+    if not wanted:
+        return
+    others, collected = reference_folder(round_), _Collected()
+    share = share_of(max(wanted.values()), num_scored)
+    stage = SampleRows(round_.run, round_.scores_round, share=share, seed=int(asked["signals_seed"]), others=others)
     run_stage(executor, stage, round_.shards, what="sample", folder=(round_.run, round_.number), collect=collected.add)
     offered = [collected.offered[shard.name] for shard in round_.shards if len(collected.offered[shard.name].hashes)]
-    Reference.choose(offered, num_rows).write(round_.run, name, stamp)
+    for name, num in wanted.items():
+        Reference.choose(offered, num).write(round_.run, f"{parts.folder}/{name}", parts.fingerprint)

@@ -185,15 +185,17 @@ def _sealed(training: Training, this: Pass) -> int:
 def scout_split(config: RunConfig) -> RunConfig:
     """Return the settings by which a scout's vectors are split: no cosine of a model that saw the poison is believed."""
     split, signals, train = config.split, config.signals, config.train
+    near = signals.near_copy_cosine or train.scout_near_copy_cosine or None
     chosen: dict[str, Any] = {
         "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
         "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
+        "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
     }
     if split.rule in ("calibrated", "monotone"):
         chosen |= {"rule": "keep-share", "keep_share": 1.0}
     update = {
         "split": split.model_copy(update=chosen),
-        "signals": signals.model_copy(update={"signals": "all"}),
+        "signals": signals.model_copy(update={"signals": "all", "near_copy_cosine": near}),
         "embed": config.embed.model_copy(update={"keep_embeddings": True}),
     }
     return config.model_copy(update=update)
@@ -207,9 +209,11 @@ def next_command(store: Store, out: str, config: RunConfig) -> str:
     command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"
     if config.train.scorer != "scout":
         return command
-    split = scout_split(config).split
+    scout = scout_split(config)
+    split, near = scout.split, scout.signals.near_copy_cosine
     crowds = f"--crowded-share {split.crowded_share}" if split.crowded_share else f"--crowded-tail {split.crowded_tail}"
     budgets = f"{crowds} --max-image-repeats {split.max_image_repeats}"
+    budgets += f" --near-copy-cosine {near} --max-near-copies {split.max_near_copies}" if near else ""
     return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
 
 

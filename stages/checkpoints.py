@@ -158,7 +158,7 @@ def load_model(weights: Weights, fold: int = 0) -> torch.nn.Module:
         with quiet_open_clip():
             model = _create(weights)
             if weights.path is not None:
-                _refuse_unsafe(Path(weights.path))
+                refuse_unsafe(Path(weights.path))
                 if weights.folds > 1:
                     model.load_state_dict(_fold_of(weights.path, fold))
                 else:
@@ -221,7 +221,7 @@ def _create(weights: Weights) -> torch.nn.Module:
     return model
 
 
-def _refuse_unsafe(path: Path) -> None:
+def refuse_unsafe(path: Path) -> None:
     """Refuse pickles that hold more than tensors, and TorchScript archives, before open_clip touches the file."""
     if path.suffix in (".safetensors", ".npz"):
         return

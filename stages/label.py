@@ -102,10 +102,12 @@ class TalliedSignals:
     Attributes:
         part: Rows, size and hash of the part.
         closeness: Occupied histogram bins of 1 - outlier; empty where that signal was not computed.
+        accord: Occupied histogram bins of accord; the same.
     """
 
     part: Part
     closeness: SparseCounts
+    accord: SparseCounts
 
 
 class TallyCanaries:
@@ -147,8 +149,8 @@ class TallySignals:
             RunError: It was written under another plan.
         """
         found, part = _open(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
-        outlier = pc.struct_field(found["signals"], "outlier").drop_null().to_numpy()
-        return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)))
+        outlier, accord = (pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in ("outlier", "accord"))
+        return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)), count(accord))
 
 
 def _open(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[pa.Table, Part]:

@@ -97,7 +97,7 @@ def label_table(
     labelling.overrule(codes, final)
     p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
     p_safe[scored], rank[scored] = decision.p_safe(finite), decision.rank(finite)
-    signals = _with_mismatch(scores["signals"], scored, decision.p_mismatch(finite))
+    signals = _whole(scores["signals"], scored, decision.p_mismatch(finite))
     words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.REVIEW]
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
@@ -124,15 +124,18 @@ def _reasons(
     return pa.DictionaryArray.from_arrays(pa.array(indices, mask=scored & (why == _SAFE)), pa.array(all_words, pa.string()))
 
 
-def _with_mismatch(
+def _whole(
     signals: pa.ChunkedArray, scored: npt.NDArray[np.bool_], p_mismatch: npt.NDArray[np.float32] | None
 ) -> pa.ChunkedArray | pa.StructArray:
-    """Return the signals with their first field filled, where there is something to fill it with."""
-    if p_mismatch is None:
+    """Return the signals with the fields of today's schema, the first one filled where there is something to fill it with."""
+    if p_mismatch is None and signals.type.equals(SIGNALS):
         return signals
-    values = np.zeros(len(scored), np.float32)
-    values[scored] = p_mismatch
-    fields = {field.name: pc.struct_field(signals, field.name) for field in SIGNALS}
-    fields["p_mismatch"] = pa.array(values, mask=~scored)
-    arrays = [a.combine_chunks() if isinstance(a, pa.ChunkedArray) else a for a in fields.values()]
-    return pa.StructArray.from_arrays(arrays, fields=list(SIGNALS), mask=pa.array(~scored))
+    known = {field.name: pc.struct_field(signals, field.name) for field in signals.type}
+    missing = ~signals.is_valid().to_numpy()
+    if p_mismatch is not None:
+        values = np.zeros(len(scored), np.float32)
+        values[scored], missing = p_mismatch, ~scored
+        known["p_mismatch"] = pa.array(values, mask=missing)
+    columns = [known.get(field.name, pa.nulls(len(signals), field.type)) for field in SIGNALS]
+    arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
+    return pa.StructArray.from_arrays(arrays, fields=list(SIGNALS), mask=pa.array(missing))

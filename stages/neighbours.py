@@ -1,6 +1,7 @@
 """Signals of every row: how often its image and caption occur, and how its vectors lie among a sample of all others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import faiss
 import numpy as np
@@ -11,12 +12,14 @@ from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from manifests.store import Store
+from stages.accord import Accord, Rows
 from stages.grid import on_grid
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
-from stages.repeats import Repeats
+from stages.repeats import KINDS, Repeats, repeats_name
 
 Vectors = npt.NDArray[np.float32]
+_MOST: Final = 2**31 - 1
 SIGNALS_PART = pa.schema([pa.field("signals", SIGNALS)])
 
 
@@ -29,8 +32,13 @@ class SignalTarget:
         scores_round: Round whose scores, and embeddings, are read.
         folder: Of the signals parts, the repeats and the reference.
         fingerprint: For the footers.
+        clusters: Name of the clusters of near copies; None without.
         reference: Name of the reference; None without neighbours.
+        agreement: Name of the sample that captions are compared with; None without.
+        others: Folder of the reference encoder's vectors; None without one.
         neighbours: k.
+        agreement_neighbours: Nearest captions whose images are asked.
+        near_copy: Cosine from which pictures are near copies; None where they are told by hash alone.
         num_threads: Threads of the search.
     """
 
@@ -38,8 +46,13 @@ class SignalTarget:
     scores_round: int
     folder: str
     fingerprint: str
+    clusters: str | None
     reference: str | None
+    agreement: str | None
+    others: str | None
     neighbours: int
+    agreement_neighbours: int
+    near_copy: float | None
     num_threads: int
 
 
@@ -51,16 +64,20 @@ class Neighbours:
         self._target = target
 
     def open(self) -> None:
-        """Load the repeats and the reference."""
+        """Load the repeats and the samples."""
         target = self._target
         faiss.omp_set_num_threads(target.num_threads)
-        self._images, self._captions = (Repeats.read(target.run, target.folder, kind) for kind in ("image", "caption"))
+        self._images, self._captions = (Repeats.read(target.run, repeats_name(target.folder, kind)) for kind in KINDS)
+        self._clusters = Repeats.read(target.run, target.clusters) if target.clusters else None
         self._reference = Reference.read(target.run, target.reference) if target.reference else None
+        self._accord = None
+        if target.agreement:
+            self._accord = Accord(Reference.read(target.run, target.agreement), target.agreement_neighbours, target.near_copy)
 
     def run(self, shard: Shard, /) -> int:
         """Write the signals of one shard, row for row."""
         target = self._target
-        columns = ["cosine", "image_hash", "caption_hash"]
+        columns = ["cosine", "image_hash", "caption_hash", *(["caption"] if target.others else [])]
         scores = read_columns(target.run, part_name(target.scores_round, SCORES, shard.name), columns)
         signals = pa.table({"signals": self._signals(scores, shard)})
         name = f"{target.folder}/{shard.name}.parquet"
@@ -69,24 +86,43 @@ class Neighbours:
     def _signals(self, scores: pa.Table, shard: Shard) -> pa.StructArray:
         scored = scores["cosine"].is_valid().to_numpy()
         images, captions = (scores[name].fill_null(0).to_numpy() for name in ("image_hash", "caption_hash"))
-        outlier, agreement = (np.zeros(len(scored), np.float32) for _ in range(2))
-        if self._reference is not None and scored.any():
-            parts = part_name(self._target.scores_round, EMBEDDINGS, shard.name)
-            vectors = read_columns(self._target.run, parts, ["image", "text"])
-            v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
-            outlier[scored], agreement[scored] = compare(self._reference, v, t, images[scored], self._target.neighbours)
-        near = scored if self._reference is not None else np.zeros(len(scored), bool)
-        arrays = {
-            "p_mismatch": pa.nulls(len(scored), pa.float32()),
-            "outlier": pa.array(outlier, mask=~near),
-            "image_cluster": pa.array(images, mask=~scored),
-            "image_cluster_size": pa.array(self._images.of(images).clip(max=2**31 - 1).astype(np.int32), mask=~scored),
-            "caption_cluster_size": pa.array(self._captions.of(captions).clip(max=2**31 - 1).astype(np.int32), mask=~scored),
-            "caption_agreement": pa.array(agreement, mask=~near),
+        sizes = {
+            "image_cluster": images,
+            "image_cluster_size": self._images.of(images).clip(max=_MOST),
+            "caption_cluster_size": self._captions.of(captions).clip(max=_MOST),
         }
-        types = {field.name: field.type for field in SIGNALS}
-        cast = [array.cast(types[name]) for name, array in arrays.items()]
+        if self._clusters is not None:
+            sizes["near_copy_cluster"] = self._clusters.clusters_of(images)
+            sizes["near_copies"] = self._clusters.of(images).clip(max=_MOST)
+        arrays = {name: pa.array(values, mask=~scored) for name, values in sizes.items()}
+        if self._reference is not None and scored.any():
+            places = pa.array(np.where(scored, np.cumsum(scored) - 1, 0), mask=~scored)
+            found = self._near(scores, shard, scored, images)
+            arrays |= {name: pa.array(values).take(places) for name, values in found.items()}
+        cast = [arrays.get(field.name, pa.nulls(len(scored), field.type)).cast(field.type) for field in SIGNALS]
         return pa.StructArray.from_arrays(cast, fields=list(SIGNALS), mask=pa.array(~scored))
+
+    def _near(
+        self, scores: pa.Table, shard: Shard, scored: npt.NDArray[np.bool_], hashes: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return what the vectors say, of the scored rows."""
+        target, reference = self._target, self._reference
+        if reference is None:
+            return {}
+        vectors = read_columns(target.run, part_name(target.scores_round, EMBEDDINGS, shard.name), ["image", "text"])
+        v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
+        outlier, agreement = compare(reference, v, t, hashes[scored], target.neighbours)
+        found = {"outlier": outlier, "caption_agreement": agreement}
+        if self._accord is None:
+            return found
+        rows = Rows(v, t, hashes[scored])
+        if target.others is not None:
+            others = read_columns(target.run, f"{target.others}/{shard.name}.parquet", ["image"])["image"]
+            captions = scores["caption"].filter(pa.array(scored)).fill_null("").to_pylist()
+            rows = replace(rows, others=unit(vectors_of(others)[scored]), captions=tuple(captions))
+        said = self._accord(rows)
+        found |= {"neg_clip_loss": said.neg_clip_loss, "image_agreement": said.image_agreement, "accord": said.accord}
+        return found if said.reference_agreement is None else {**found, "reference_agreement": said.reference_agreement}
 
 
 def compare(

@@ -80,7 +80,32 @@ class SignalOptions(Options):
         description="rows of the seeded sample that neighbours are sought in; groups of more than neighbours / "
         "reference_rows of all rows look crowded, smaller ones do not",
     )
-    signals_seed: int = Field(0, ge=0, description="seed of that sample")
+    agreement_rows: int = Field(
+        16384,
+        ge=0,
+        le=1 << 24,
+        description="rows of the larger sample in which the captions nearest to a row's own are sought, whose images should "
+        "look like its own; 0: do without",
+    )
+    agreement_neighbours: int = Field(8, ge=1, le=256, description="how many such captions are asked")
+    near_copy_cosine: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="images whose vectors are at least this similar are copies of each other, as those of one hash are; by "
+        "hash alone if unset",
+    )
+    copy_cell_rows: int = Field(
+        1000, ge=16, description="near copies are sought in cells of about so many rows; the cost is linear in it"
+    )
+    reference_encoder: str | None = Field(
+        None,
+        description="frozen image tower that never saw these data, for near copies and agreement: timm:NAME with "
+        "--reference-checkpoint, or an open_clip name, config or folder",
+    )
+    reference_checkpoint: str | None = Field(None, description="its weights (.safetensors), where its folder holds none")
+    reference_image_size: int | None = Field(None, ge=16, le=1024, description="edge in px of its inputs; its own if unset")
+    signals_seed: int = Field(0, ge=0, description="seed of the samples")
     signals_memory_mb: int = Field(2048, ge=64, description="memory of the counting of repeats; more is spilled to disk")
 
     @property
@@ -88,7 +113,10 @@ class SignalOptions(Options):
         """What of it can change a signal; None where there are none."""
         if self.signals == "none":
             return None
-        near = {"neighbours": self.neighbours, "reference_rows": self.reference_rows, "signals_seed": self.signals_seed}
+        names = ["neighbours", "reference_rows", "signals_seed"]
+        names += ["agreement_rows", "agreement_neighbours"] if self.agreement_rows else []
+        names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
+        near = {name: getattr(self, name) for name in names}
         return {"signals": self.signals, **(near if self.signals == "all" else {})}
 
 
@@ -114,6 +142,9 @@ class SplitOptions(Options):
     max_image_repeats: int | None = Field(
         None, ge=1, description="rows are risky (near_duplicate) where more than so many show the same image"
     )
+    max_near_copies: int | None = Field(
+        None, ge=1, description="rows are risky (near_duplicate) with more near copies than so many, by near_copy_cosine"
+    )
     crowded_share: Share = Field(
         0.0,
         description="this share of scored rows, whose image vectors lie densest, is risky (crowded); for a checkpoint that "
@@ -128,6 +159,11 @@ class SplitOptions(Options):
     )
     outlier_share: Share = Field(
         0.0, description="this share of scored rows, whose image vectors lie farthest from others, is risky (local_outlier)"
+    )
+    discord_share: Share = Field(
+        0.0,
+        description="this share of scored rows, those of lowest accord, is risky (discordant): cosine, images of like captions "
+        "and reference encoder speak against them together",
     )
     max_canary_leak: Share | None = Field(
         None, description="refuse the seal where a larger share of a kind of canary with a foreign caption would be safe"
@@ -170,6 +206,10 @@ class TrainOptions(Options):
         0.02, ge=0.0, lt=0.5, description="crowded_tail of a scout's split, where [split] sets neither it nor crowded_share"
     )
     scout_image_repeats: int = Field(2, ge=1, description="max_image_repeats of a scout's split, where [split] sets none")
+    scout_near_copy_cosine: float = Field(
+        0.98, ge=0.0, le=1.0, description="near_copy_cosine of a scout's split, where [signals] sets none; 0: hashes only"
+    )
+    scout_near_copies: int = Field(4, ge=1, description="max_near_copies of a scout's split, where [split] sets none")
     risky: Literal["unimodal", "skip"] = Field(
         "unimodal", description="what a round does with risky rows: train each modality by itself, or leave them out"
     )

@@ -1,7 +1,7 @@
 """A small, seeded sample of all rows' vectors, the same however many workers draw it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +25,22 @@ class Sampled:
         hashes: Of their images, int64 (n,).
         images: fp16 vectors (n, d).
         texts: fp16 vectors (n, d).
+        others: fp16 vectors of the images by the reference encoder, (n, e); None without one.
+        captions: With a reference encoder; else none.
     """
 
     priorities: npt.NDArray[np.uint64]
     hashes: npt.NDArray[np.int64]
     images: npt.NDArray[np.float16]
     texts: npt.NDArray[np.float16]
+    others: npt.NDArray[np.float16] | None = None
+    captions: tuple[str, ...] = ()
 
 
 class SampleRows:
     """Stage: a shard in, those of its rows out that may be in the sample."""
 
-    def __init__(self, run: Store, scores_round: int, *, share: float, seed: int) -> None:
+    def __init__(self, run: Store, scores_round: int, *, share: float, seed: int, others: str | None = None) -> None:
         """Prepare.
 
         Args:
@@ -44,21 +48,28 @@ class SampleRows:
             scores_round: Round whose scores and embeddings are read.
             share: Of all rows, that every shard offers.
             seed: Of the priorities.
+            others: Folder of the reference encoder's vectors; None without one.
         """
-        self._run, self._round, self._share, self._seed = run, scores_round, share, seed
+        self._run, self._round, self._share, self._seed, self._others = run, scores_round, share, seed, others
 
     def open(self) -> None:
         """Do nothing; there is nothing to load."""
 
     def run(self, shard: Shard, /) -> Sampled:
         """Offer the scored rows of lowest priority."""
-        scores = read_columns(self._run, part_name(self._round, SCORES, shard.name), ["uid", "cosine", "image_hash"])
+        columns = ["uid", "cosine", "image_hash", *(["caption"] if self._others else [])]
+        scores = read_columns(self._run, part_name(self._round, SCORES, shard.name), columns)
         drawn = priorities(scores["uid"], self._seed)
         wanted = scores["cosine"].is_valid().to_numpy() & (drawn <= np.uint64(min(self._share * _WHOLE, _WHOLE - 2048)))
         rows = np.flatnonzero(wanted)
         vectors = read_columns(self._run, part_name(self._round, EMBEDDINGS, shard.name), ["image", "text"])
         hashes = scores["image_hash"].fill_null(0).to_numpy()
-        return Sampled(drawn[rows], hashes[rows], vectors_of(vectors["image"])[rows], vectors_of(vectors["text"])[rows])
+        found = Sampled(drawn[rows], hashes[rows], vectors_of(vectors["image"])[rows], vectors_of(vectors["text"])[rows])
+        if self._others is None:
+            return found
+        others = read_columns(self._run, f"{self._others}/{shard.name}.parquet", ["image"])["image"]
+        captions = scores["caption"].take(rows).fill_null("").to_pylist()
+        return replace(found, others=vectors_of(others)[rows], captions=tuple(captions))
 
 
 def priorities(uids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
@@ -89,11 +100,15 @@ class Reference:
         hashes: Of the images, int64 (r,).
         images: Unit vectors, float32 (r, d).
         texts: Unit vectors, float32 (r, d).
+        others: Unit vectors of the images by the reference encoder, float32 (r, e); None without one.
+        captions: With a reference encoder; else none.
     """
 
     hashes: npt.NDArray[np.int64]
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
+    others: npt.NDArray[np.float32] | None = None
+    captions: tuple[str, ...] = ()
 
     @classmethod
     def choose(cls, offered: Sequence[Sampled], num_rows: int) -> "Reference":
@@ -103,24 +118,33 @@ class Reference:
         hashes = np.concatenate([part.hashes for part in offered])[order]
         first = np.sort(np.unique(hashes, return_index=True)[1])
         rows = order[first]
-        vectors = [np.concatenate([getattr(part, kind) for part in offered])[rows] for kind in ("images", "texts")]
-        return cls(hashes[first], *(unit(part) for part in vectors))
+        images, texts = (unit(np.concatenate([getattr(part, kind) for part in offered])[rows]) for kind in ("images", "texts"))
+        others = [part.others for part in offered if part.others is not None]
+        captions = [caption for part in offered for caption in part.captions]
+        if not others:
+            return cls(hashes[first], images, texts)
+        return cls(hashes[first], images, texts, unit(np.concatenate(others)[rows]), tuple(captions[row] for row in rows))
 
     def write(self, run: Store, name: str, fingerprint: str) -> None:
         """Write the sample as one part, so that workers read what is in no message."""
         columns = {"image_hash": pa.array(self.hashes), "image": _binary(self.images), "text": _binary(self.texts)}
+        if self.others is not None:
+            columns |= {"other": _binary(self.others), "caption": pa.array(self.captions, pa.string())}
         table = pa.table(columns)
         write_part(run, name, table.schema, [table], fingerprint=fingerprint)
 
     @classmethod
     def read(cls, run: Store, name: str) -> "Reference":
         """Read what `write` left."""
-        table = read_columns(run, name, ["image_hash", "image", "text"])
-        return cls(table["image_hash"].to_numpy(), unit(vectors_of(table["image"])), unit(vectors_of(table["text"])))
+        table = read_columns(run, name, None)
+        found = cls(table["image_hash"].to_numpy(), unit(vectors_of(table["image"])), unit(vectors_of(table["text"])))
+        if "other" not in table.column_names:
+            return found
+        return replace(found, others=unit(vectors_of(table["other"])), captions=tuple(table["caption"].to_pylist()))
 
 
-def read_columns(run: Store, name: str, columns: list[str]) -> pa.Table:
-    """Return some columns of a part."""
+def read_columns(run: Store, name: str, columns: list[str] | None) -> pa.Table:
+    """Return some columns of a part, or all."""
     with run.fs.open_input_file(run.path(name)) as file:
         return pq.read_table(file, columns=columns)
 

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
-from manifests.schema import scores_schema
 from manifests.store import Store
+from stages.graph import components
 
 Kind = Literal["image", "caption"]
 KINDS: Final[tuple[Kind, ...]] = ("image", "caption")
 REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
+CLUSTERS: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
+_HASHES: Final = pa.schema([pa.field(f"{kind}_hash", pa.int64()) for kind in KINDS])
 _BATCH_ROWS: Final = 100_000
 
 
@@ -38,7 +40,7 @@ def write_repeats(
         fingerprint: For the footers.
     """
     files = [run.path(part_name(scores_round, SCORES, shard)) for shard in shards]
-    parts = pads.dataset(files, schema=scores_schema(2), format="parquet", filesystem=run.fs)
+    parts = pads.dataset(files, schema=_HASHES, format="parquet", filesystem=run.fs)
     with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
         connection.register("scores", parts)
         for kind in KINDS:
@@ -57,32 +59,58 @@ def repeats_name(folder: str, kind: Kind) -> str:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Hashes that occur more than once, and how often; 16 bytes each.
+    """Hashes that occur more than once, or have near copies, and how often; 24 bytes each.
 
     Attributes:
         hashes: int64 (n,), ascending.
-        counts: int64 (n,).
+        counts: Rows that share the hash, or one of those that it is joined with, int64 (n,).
+        clusters: The lowest hash of those that are joined, int64 (n,).
     """
 
     hashes: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    clusters: npt.NDArray[np.int64]
 
     @classmethod
-    def read(cls, run: Store, folder: str, kind: Kind) -> "Repeats":
-        """Read the counts that `write_repeats` left."""
-        with run.fs.open_input_file(run.path(repeats_name(folder, kind))) as file:
+    def read(cls, run: Store, name: str) -> "Repeats":
+        """Read the counts that `write_repeats` left, or the clusters that `write` did."""
+        with run.fs.open_input_file(run.path(name)) as file:
             table = pq.read_table(file)
-        return cls(table["hash"].to_numpy(), table["num_rows"].to_numpy())
+        clusters = table["cluster" if "cluster" in table.column_names else "hash"]
+        return cls(table["hash"].to_numpy(), table["num_rows"].to_numpy(), clusters.to_numpy())
+
+    def write(self, run: Store, name: str, *, fingerprint: str) -> None:
+        """Write the clusters as one part."""
+        table = pa.table([self.hashes, self.counts, self.clusters], schema=CLUSTERS)
+        write_part(run, name, CLUSTERS, [table], fingerprint=fingerprint)
+
+    def joined(self, links: npt.NDArray[np.int64]) -> "Repeats":
+        """Return what becomes of the counts when hashes are joined, in chains of any length.
+
+        Args:
+            links: Pairs of hashes, int64 (2, m).
+        """
+        nodes = np.unique(np.concatenate([self.hashes, links.ravel()]))
+        a, b = np.searchsorted(nodes, links)
+        first = components(a, b, len(nodes))
+        totals = np.bincount(first, weights=self.of(nodes), minlength=len(nodes))[first]
+        return Repeats(nodes, totals.astype(np.int64), nodes[first])
+
+    def clusters_of(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the cluster of each hash, int64 (m,)."""
+        return self._lookup(hashes, self.clusters, hashes)
 
     def of(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return how many rows share each hash, 1 at least: int64 (m,)."""
-        place = np.searchsorted(self.hashes, hashes)
-        place_inside = np.minimum(place, max(0, len(self.hashes) - 1))
-        found = np.ones(len(hashes), np.int64)
-        if len(self.hashes):
-            known = self.hashes[place_inside] == hashes
-            found[known] = self.counts[place_inside[known]]
-        return found
+        return self._lookup(hashes, self.counts, np.ones(len(hashes), np.int64))
+
+    def _lookup(
+        self, hashes: npt.NDArray[np.int64], values: npt.NDArray[np.int64], otherwise: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        if not len(self.hashes):
+            return otherwise
+        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[place] == hashes, values[place], otherwise)
 
 
 def _as(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:

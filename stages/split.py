@@ -105,7 +105,11 @@ class Decision:
 
 
 def decide(
-    histogram: Histogram, options: SplitOptions, closeness: Histogram | None = None, nulls: Histogram | None = None
+    histogram: Histogram,
+    options: SplitOptions,
+    closeness: Histogram | None = None,
+    nulls: Histogram | None = None,
+    accord: Histogram | None = None,
 ) -> Decision:
     """Choose the cut, and the limits of signals.
 
@@ -114,6 +118,7 @@ def decide(
         options: The rule and what counts as believable.
         closeness: Of the signal `outlier` of all shards, as 1 - outlier; None where it was not computed.
         nulls: Cosines of mismatched pairs of all shards; for `calibrated`.
+        accord: Of the signal `accord` of all shards; None where it was not computed.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -135,7 +140,7 @@ def decide(
             raise SplitRefused(_refusal(doubts, num_scored, options))
         rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
         num_safe, calibration = histogram.num_at_least(cut), None
-    limits = _limits(options, closeness)
+    limits = _limits(options, closeness, accord)
     return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts, limits, calibration)
 
 
@@ -150,11 +155,13 @@ def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
     return calibrate(histogram, nulls)
 
 
-def _limits(options: SplitOptions, closeness: Histogram | None) -> tuple[Limit, ...]:
+def _limits(options: SplitOptions, closeness: Histogram | None, accord: Histogram | None) -> tuple[Limit, ...]:
     """Turn budgets into limits; the order is that in which they may name a row's reason."""
     limits: list[Limit] = []
     if options.max_image_repeats is not None:
         limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
+    if options.max_near_copies is not None:
+        limits.append(Limit(Reason.NEAR_DUPLICATE, "near_copies", most=options.max_near_copies))
     if closeness is not None and options.crowded_share:
         limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
     if closeness is not None and options.crowded_tail:
@@ -162,6 +169,9 @@ def _limits(options: SplitOptions, closeness: Histogram | None) -> tuple[Limit, 
     if closeness is not None and options.outlier_share:
         kept = 1.0 - min(options.outlier_share, 1.0 - 1e-9)
         limits.append(Limit(Reason.LOCAL_OUTLIER, "outlier", most=1.0 - closeness.cut_for_share(kept)))
+    if accord is not None and options.discord_share:
+        kept = 1.0 - min(options.discord_share, 1.0 - 1e-9)
+        limits.append(Limit(Reason.DISCORDANT, "accord", least=accord.cut_for_share(kept)))
     return tuple(limits)
 
 

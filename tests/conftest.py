@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -69,6 +70,28 @@ def crawl(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
     members[empty] = (members[empty][0], b" \n")
     for shard, (start, stop) in enumerate([(0, 48), (48, 96), (96, 120)]):
         (folder / f"{shard:05d}.tar").write_bytes(make_tar(members[start:stop]))
+    return folder
+
+
+@pytest.fixture
+def copies(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
+    """Two tars of 28 rows: 20 real pairs each; an image 5 times, 3 of them in the other tar; 13 noisy versions of one image."""
+    folder, rng = tmp_path / "copies", np.random.default_rng(3)
+    folder.mkdir()
+    rows = [emoji_members[i : i + 3] for i in range(0, 120, 3)]
+    shown = {name.rpartition(".")[0]: data for name, data in emoji_members if name.endswith(".webp")}
+    keys = list(shown)
+    more = [(f"copy-{i}", shown[keys[0]], f"caption {'abcd'[i]}") for i in range(4)]
+    picture = np.asarray(Image.open(io.BytesIO(shown[keys[5]])).convert("RGB").resize((64, 64))).astype(int)
+    for i in range(12):
+        noisy = (picture + rng.integers(-3, 4, picture.shape)).clip(0, 255).astype(np.uint8)
+        top, left = 16 * (i // 4) + 8, 16 * (i % 4)
+        noisy[top : top + 9, left : left + 9] = 255 - noisy[top : top + 9, left : left + 9]  # another hash
+        more.append((f"noisy-{i}", encode(Image.fromarray(noisy), "PNG"), f"thing {'abcdefghijkl'[i]}"))
+    for shard, mine in enumerate((more[:1] + more[4:11], more[1:4] + more[11:])):
+        added = [(f"{key}.{end}", data) for key, image, text in mine for end, data in (("png", image), ("txt", text.encode()))]
+        real = [member for row in rows[shard * 20 : shard * 20 + 20] for member in row]
+        (folder / f"{shard}.tar").write_bytes(make_tar(real + added))
     return folder
 
 

@@ -22,15 +22,19 @@ MODEL = "--checkpoint --model --pretrained --precision --device"
 EMBED = "--canaries --batch-size --keep-embeddings --keep-captions"
 SPLIT = "--max-canary-leak --alpha --max-p-mismatch "
 SPLIT += "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
-SPLIT += " --max-image-repeats --crowded-share --crowded-tail --outlier-share"
+SPLIT += " --max-image-repeats --max-near-copies --crowded-share --crowded-tail --outlier-share --discord-share"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
-SIGNALS = "--signals --neighbours --reference-rows --signals-seed --signals-memory-mb"
+SIGNALS = (
+    "--signals --neighbours --reference-rows --agreement-rows --agreement-neighbours --near-copy-cosine --copy-cell-rows "
+    "--reference-encoder --reference-checkpoint --reference-image-size --signals-seed --signals-memory-mb"
+)
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
 TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"
 TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-decay --train-batch-size --train-workers"
 TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
 TRAIN += " --least-crop --colour-strength --warmup-views --warmup-least-crop --p-caption-change --shuffle-rows"
 TRAIN += " --save-every-steps --train-seed --scout-passes --scout-crowded-tail --scout-image-repeats --risky"
+TRAIN += " --scout-near-copy-cosine --scout-near-copies"
 SURFACE = {
     "clean": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --json --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
@@ -121,7 +125,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 2' in pairsan("schema", "--json").output
+    assert '"schema_version": 3' in pairsan("schema", "--json").output
 
 
 def test_version_and_changelog_agree(pairsan: Pairsan) -> None:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import encode, make_tar, parts_of
+from conftest import encode, parts_of
 from PIL import Image
 
 from manifests.errors import SplitRefused
 from manifests.reading import open_round
-from manifests.schema import Reason
+from manifests.schema import Reason, scores_schema
 from stages.crowds import crowd_cut
 from stages.hashes import caption_hashes, image_hashes
 from stages.histogram import Histogram, count
@@ -146,28 +146,6 @@ def test_a_crowd_of_more_than_half_is_refused() -> None:
         decide(cosines, SplitOptions(rule="keep-share", keep_share=1.0, crowded_tail=0.01), closeness)
 
 
-@pytest.fixture
-def copies(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
-    """Two tars of 28 rows: 20 real pairs each; an image 5 times, 3 of them in the other tar; 13 noisy versions of one image."""
-    folder, rng = tmp_path / "copies", np.random.default_rng(3)
-    folder.mkdir()
-    rows = [emoji_members[i : i + 3] for i in range(0, 120, 3)]
-    shown = {name.rpartition(".")[0]: data for name, data in emoji_members if name.endswith(".webp")}
-    keys = list(shown)
-    more = [(f"copy-{i}", shown[keys[0]], f"caption {'abcd'[i]}") for i in range(4)]
-    picture = np.asarray(Image.open(io.BytesIO(shown[keys[5]])).convert("RGB").resize((64, 64))).astype(int)
-    for i in range(12):
-        noisy = (picture + rng.integers(-3, 4, picture.shape)).clip(0, 255).astype(np.uint8)
-        top, left = 16 * (i // 4) + 8, 16 * (i % 4)
-        noisy[top : top + 9, left : left + 9] = 255 - noisy[top : top + 9, left : left + 9]  # another hash
-        more.append((f"noisy-{i}", encode(Image.fromarray(noisy), "PNG"), f"thing {'abcdefghijkl'[i]}"))
-    for shard, mine in enumerate((more[:1] + more[4:11], more[1:4] + more[11:])):
-        added = [(f"{key}.{end}", data) for key, image, text in mine for end, data in (("png", image), ("txt", text.encode()))]
-        real = [member for row in rows[shard * 20 : shard * 20 + 20] for member in row]
-        (folder / f"{shard}.tar").write_bytes(make_tar(real + added))
-    return folder
-
-
 CLEAN = ("--executor", "local", "--keep-share", 1.0)
 
 
@@ -246,12 +224,9 @@ def test_scores_of_the_first_schema_are_still_split(copies: Path, tmp_path: Path
     for part in (run / "rounds/0001/scores").iterdir():
         old = pq.read_table(part)
         metadata = {**old.schema.metadata, b"pairsan.schema_version": b"1"}
-        pq.write_table(
-            old.drop(["image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"]).replace_schema_metadata(
-                metadata
-            ),
-            part,
-        )
+        schema = scores_schema(1)
+        columns = {name: old[name] for name in schema.names} | {"signals": pa.nulls(len(old), schema.field("signals").type)}
+        pq.write_table(pa.table(columns, schema=schema).replace_schema_metadata(metadata), part)
     refused = pairsan("split", run, "--keep-share", 0.5, "--max-image-repeats", 2, code=5)
     assert "scored by pairsan 0.1.0, without hashes" in refused.stderr
     pairsan("split", run, "--keep-share", 0.5)

@@ -1,0 +1,66 @@
+"""Vectors of all images by the reference encoder: made once for a run, whatever checkpoints score it later."""
+
+from manifests.layout import REFERENCE_VECTORS, fingerprint
+from pipeline.config import RunConfig
+from pipeline.executors import Executor
+from pipeline.plans import Round, read_run
+from pipeline.work import run_stage
+from stages.decode import Decode
+from stages.options import ReadOptions
+from stages.reference_encoder import EmbedReference, Tower, load_tower, resolve_tower
+from stages.shards import open_dataset
+
+
+def tower_of(config: RunConfig) -> Tower | None:
+    """Return the reference encoder of the settings, if any.
+
+    Raises:
+        PairsanError: It cannot be found.
+    """
+    signals = config.signals
+    if signals.reference_encoder is None or signals.signals != "all":
+        return None
+    return resolve_tower(signals.reference_encoder, signals.reference_checkpoint, signals.reference_image_size)
+
+
+def reference_folder(round_: Round) -> str | None:
+    """Return the folder of the reference encoder's vectors below the run; None where the round uses none."""
+    asked = (round_.plan.get("signals") or {}).get("reference_encoder")
+    if asked is None:
+        return None
+    return f"{REFERENCE_VECTORS}-{_stamp(round_)[:8]}"
+
+
+def _stamp(round_: Round) -> str:
+    scores = round_.plan["scores"]
+    parts = {"dataset": scores["dataset"], "read": scores["read"], "encoder": round_.plan["signals"]["reference_encoder"]}
+    return fingerprint(parts)
+
+
+def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
+    """Encode the shards that have no reference vectors yet.
+
+    Args:
+        executor: Where shards are worked on.
+        round_: Its plan names the encoder.
+        config: Says where its weights lie.
+
+    Raises:
+        PairsanError: The encoder cannot be loaded.
+    """
+    folder, tower = reference_folder(round_), tower_of(config)
+    if folder is None or tower is None:
+        return
+    done = round_.run.names(folder)
+    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
+    if not todo:
+        return
+    preprocess = load_tower(tower)[1]
+    dataset = open_dataset(read_run(round_.run).data)
+    options = ReadOptions.model_validate(round_.plan["scores"]["read"])
+    decode = Decode(dataset.store, options, preprocess, num_threads=executor.num_threads)
+    stage = EmbedReference(decode, tower, round_.run, folder, fingerprint=_stamp(round_), num_threads=executor.num_threads)
+    run_stage(
+        executor, stage, todo, what="embed for reference", folder=(round_.run, round_.number),
+        collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),
+    )  # fmt: skip

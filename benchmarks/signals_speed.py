@@ -1,16 +1,19 @@
-"""What the signals cost: counting of repeats, drawing of the reference, neighbours, at several sizes.
+"""What the signals cost: repeats, samples, neighbours, accord, near copies, at several sizes, and what a billion rows would.
 
     python -m benchmarks.signals_speed [--rows 100000 1000000] [--dim 512]
 
 Scores and embeddings are synthetic (clusters of vectors, some repeated hashes): only speed and memory mean anything. CPU-time
-of this process, so that a busy machine does not matter; the last column is the time against one product of all rows with the
-reference, which is what must be done at least.
+of this process, so that a busy machine does not matter. `x bare` is the time against one product of all rows with a sample
+of 2,048, which is the least that any search in such a sample must do. All but the samples is linear in the rows, so the last
+table takes the largest size times 100 and 1,000.
 """
 
 import argparse
+import dataclasses
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +25,17 @@ from manifests.parts import write_part
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.schema import SIGNALS
 from manifests.store import Store, open_store
+from stages.copies import AssignCells, CopyTarget, LinkCells
 from stages.embed import embedding_schema
 from stages.neighbours import Neighbours, SignalTarget
 from stages.pair import Shard
 from stages.reference import Reference, SampleRows, share_of
 from stages.repeats import write_repeats
+from stages.stage import Stage
 
 SHARD_ROWS = 10_000
-REFERENCES = (2_048, 16_384)
+SAMPLES = {"reference.parquet": 2_048, "agreement.parquet": 16_384}
+CELL_ROWS = (1_000, 4_000)
 
 
 def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
@@ -81,36 +87,63 @@ def bare_product(num_rows: int, rows: int, dim: int) -> float:
 
 
 def main() -> None:
-    """Print one line per size and reference."""
+    """Print one line per size and step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=512)
     args = parser.parse_args()
     header("signals_speed")
+    spent: dict[str, float] = {}
     for num_rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:
             run = open_store(Path(folder))
             shards = build(run, num_rows // SHARD_ROWS, args.dim)
-            start = time.process_time()
-            write_repeats(run, 1, [shard.name for shard in shards], "signals", memory_bytes=1 << 30, fingerprint="x")
-            print(f"{num_rows:>10,} rows: repeats {time.process_time() - start:.1f} CPU-s", flush=True)
-            for size in REFERENCES:
+            bare = bare_product(num_rows, 2048, args.dim)
+            for step, work in steps(run, shards, num_rows):
                 start = time.process_time()
-                sample = SampleRows(run, 1, share=share_of(size, num_rows), seed=0)
-                offered = [sample.run(shard) for shard in shards]
-                Reference.choose(offered, size).write(run, f"signals/reference-{size}.parquet", "x")
-                drawn = time.process_time() - start
-                stage = Neighbours(SignalTarget(run, 1, "signals", "x", f"signals/reference-{size}.parquet", 16, 2))
-                stage.open()
-                start = time.process_time()
-                for shard in shards:
-                    stage.run(shard)
-                spent = time.process_time() - start
-                bare = bare_product(num_rows, size, args.dim)
+                work()
+                spent[step] = time.process_time() - start
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-                rate = num_rows / spent
-                line = f"sample {drawn:.1f}, neighbours {spent:.1f} CPU-s ({rate:,.0f} rows/CPU-s), {spent / bare:.2f} x bare"
-                print(f"{'':>16} reference {size:,}: {line}; peak {peak:,.0f} MB", flush=True)
+                rate = f"{num_rows / spent[step]:>11,.0f} rows/CPU-s, {spent[step] / bare:6.2f} x bare"
+                print(f"{num_rows:>10,} rows: {step:<46} {spent[step]:8.1f} CPU-s, {rate}; peak {peak:,.0f} MB", flush=True)
+    for scale in (100_000_000, 1_000_000_000):
+        hours = ", ".join(f"{step} {seconds * scale / args.rows[-1] / 3600:,.1f}" for step, seconds in spent.items())
+        print(f"at {scale:,} rows, CPU-hours: {hours}")
+
+
+def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the steps of the signals, each with what does it; in this order, as each needs the files of those before."""
+    names = [shard.name for shard in shards]
+    yield "repeats", lambda: write_repeats(run, 1, names, "signals", memory_bytes=1 << 30, fingerprint="x")
+    for name, size in SAMPLES.items():
+        yield f"sample of {size:,}", lambda name=name, size=size: draw(run, shards, num_rows, name, size)
+    plain = SignalTarget(run, 1, "signals", "x", None, "reference.parquet", None, None, 16, 8, None, 1)
+    yield "neighbours in 2,048", lambda: each(Neighbours(plain), shards)
+    for name, size in SAMPLES.items():
+        asked = dataclasses.replace(plain, agreement=name)
+        yield f"neighbours in 2,048 and accord by {size:,}", lambda asked=asked: each(Neighbours(asked), shards)
+    for rows in CELL_ROWS:
+        cells = max(1, num_rows // rows)
+        yield f"centres of cells of {rows:,} rows", lambda cells=cells: draw(run, shards, num_rows, "centres.parquet", cells)
+        blocks = max(1, num_rows // 100_000)
+        near = CopyTarget(
+            run, 1, f"rounds/0001/{EMBEDDINGS}", "signals", "centres.parquet", "image", cells, blocks, 0.98, "x", 1
+        )
+        yield f"near copies: into cells of {rows:,} rows", lambda near=near: each(AssignCells(near), shards)
+        yield f"near copies: compare in cells of {rows:,} rows", lambda near=near: each(LinkCells(near, names), near.blocks())
+
+
+def each(stage: Stage[Shard, int], shards: list[Shard]) -> None:
+    """Run a stage over shards, here."""
+    stage.open()
+    for shard in shards:
+        stage.run(shard)
+
+
+def draw(run: Store, shards: list[Shard], num_rows: int, name: str, size: int) -> None:
+    """Draw a sample and write it."""
+    sample = SampleRows(run, 1, share=share_of(size, num_rows), seed=0)
+    Reference.choose([sample.run(shard) for shard in shards], size).write(run, name, "x")
 
 
 if __name__ == "__main__":

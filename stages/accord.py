@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
 from scipy.stats import chi2
 
 from stages.grid import on_grid
@@ -173,9 +172,17 @@ def neg_clip_loss(sample: Reference, v: Vectors, t: Vectors, hashes: npt.NDArray
     found = np.empty(len(v), np.float32)
     for start in range(0, len(v), _CONTRASTED):
         part = slice(start, start + _CONTRASTED)
-        own = np.einsum("nd,nd->n", v[part], t[part]).astype(np.float64)[:, None]
+        own = np.einsum("nd,nd->n", v[part], t[part])
         copy = theirs[None] == hashes[part, None]
-        fits = [np.where(copy, -np.inf, scores) for scores in (v[part] @ texts.T, t[part] @ images.T)]
-        total = sum(logsumexp(np.concatenate([own, scores], axis=1) / TEMPERATURE, axis=1) for scores in fits)
-        found[part] = own[:, 0] - 0.5 * TEMPERATURE * total
+        explained = sum(_explained(own, scores, copy) for scores in (v[part] @ texts.T, t[part] @ images.T))
+        found[part] = own - 0.5 * explained
+    return found
+
+
+def _explained(own: Values, scores: Vectors, left_out: npt.NDArray[np.bool_]) -> Values:
+    """Return temperature * log sum exp(score / temperature) over a row's own cosine and those of others, float32 (n,)."""
+    scores[left_out] = -np.inf
+    top = np.maximum(own, scores.max(axis=1))
+    np.exp((scores - top[:, None]) / TEMPERATURE, out=scores)  # float32: terms far below the greatest do not matter
+    found: Values = (top + TEMPERATURE * np.log(scores.sum(axis=1) + np.exp((own - top) / TEMPERATURE))).astype(np.float32)
     return found

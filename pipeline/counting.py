@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from manifests.errors import TooManyQuarantined
 from manifests.parts import Part
 from pipeline.config import RunConfig
 from pipeline.executors import Executor
 from pipeline.leaks import check_leaks, leaks
 from pipeline.plans import Round
-from pipeline.signals import add_signals
+from pipeline.signals import add_signals, signal_target
 from pipeline.work import run_stage
+from stages.canaries import CanaryScores
+from stages.canary_signals import TallyCanaries
 from stages.histogram import Histogram
-from stages.label import SignalParts, Tallied, TalliedSignals, Tally, TallyCanaries, TallySignals
+from stages.label import SignalParts, Tallied, TalliedSignals, Tally, TallySignals
 from stages.options import SplitOptions
 from stages.pair import Shard
 from stages.split import Decision, decide
@@ -35,7 +34,7 @@ class Totals:
         signal_parts: Where those lie.
         closeness: Of 1 - outlier; None where that signal was not computed.
         accord: Of accord; the same.
-        canaries: Cosines of all canaries, by kind.
+        canaries: What is known of all canaries, by kind, in pieces.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
     """
@@ -48,7 +47,7 @@ class Totals:
     signal_parts: SignalParts | None = None
     closeness: Histogram | None = None
     accord: Histogram | None = None
-    canaries: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    canaries: dict[str, list[CanaryScores]] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -102,16 +101,17 @@ def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals:
 
 
 def tally_canaries(executor: Executor, round_: Round, totals: Totals) -> None:
-    """Collect the cosines of all canaries, where the scores have any; as many as were asked for, whatever the rows."""
+    """Collect what is known of all canaries, where the scores have any; as many as were asked for, whatever the rows."""
     if not round_.plan["scores"].get("canaries"):
         return
 
-    def collect(_: Shard, found: dict[str, npt.NDArray[np.float32]]) -> tuple[int, int]:
-        for kind, cosines in found.items():
-            totals.canaries.setdefault(kind, []).append(cosines)
-        return sum(map(len, found.values())), 0
+    def collect(_: Shard, found: dict[str, CanaryScores]) -> tuple[int, int]:
+        for kind, scores in found.items():
+            totals.canaries.setdefault(kind, []).append(scores)
+        return sum(len(scores.cosines) for scores in found.values()), 0
 
-    stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint)
+    near = signal_target(executor, round_, totals.signal_parts) if totals.signal_parts and totals.signal_parts.near else None
+    stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint, near)
     run_stage(executor, stage, round_.shards, what="count canaries", folder=(round_.run, round_.number), collect=collect)
 
 

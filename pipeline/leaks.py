@@ -9,21 +9,22 @@ from scipy.stats import beta
 
 from manifests.errors import SplitRefused
 from manifests.schema import Reason
-from stages.canaries import FOREIGN, KINDS, REPEATS
+from stages.canaries import FOREIGN, KINDS, REPEATS, CanaryScores
+from stages.histogram import Histogram
 from stages.options import SplitOptions
 from stages.split import Decision
 
-Cosines = Mapping[str, Sequence[npt.NDArray[np.float32]]]
+Found = Mapping[str, Sequence[CanaryScores]]
 _CONFIDENCE = 0.95
 
 
-def leaks(canaries: Cosines, decision: Decision) -> dict[str, dict[str, float]] | None:
+def leaks(canaries: Found, decision: Decision) -> dict[str, dict[str, float]] | None:
     """Return, per kind, how many canaries the split would call safe, with a Clopper-Pearson interval; None without canaries.
 
-    Cut and, for repeated images, their limit are applied; what neighbours would say of canaries is not known.
+    The cut is applied, the limits of those signals that canaries have, and the limits of copies to repeated images.
     """
     found: dict[str, dict[str, float]] = {
-        kind: _leak(kind, np.concatenate(canaries[kind]), decision) for kind in KINDS if canaries.get(kind)
+        kind: _leak(kind, CanaryScores.joined(canaries[kind]), decision) for kind in KINDS if canaries.get(kind)
     }
     return found or None
 
@@ -56,31 +57,43 @@ def interval(hits: int, num: int) -> tuple[float, float]:
     return low, high
 
 
-def _leak(kind: str, cosines: npt.NDArray[np.float32], decision: Decision) -> dict[str, float]:
-    safe = decision.is_safe(cosines)
+def _leak(kind: str, scores: CanaryScores, decision: Decision) -> dict[str, float]:
+    safe = decision.is_safe(scores.cosines)
+    for limit in decision.limits:
+        if limit.signal in scores.signals:
+            safe &= limit.allows(scores.signals[limit.signal])
     most = [limit.most for limit in decision.limits if limit.reason == Reason.NEAR_DUPLICATE and limit.most is not None]
     if kind == "repeated" and any(limit < REPEATS for limit in most):
-        safe = np.zeros(len(cosines), bool)
-    hits, num = int(safe.sum()), len(cosines)
+        safe = np.zeros(len(safe), bool)
+    hits, num = int(safe.sum()), len(safe)
     low, high = interval(hits, num)
     return {"num": num, "safe": hits, "share": hits / max(1, num), "low": low, "high": high}
 
 
-def proposals(canaries: Cosines, cosines_at: Any, leak: float) -> dict[str, Any]:
-    """Return the lowest cut at which no kind of canary with a foreign caption leaks more than `leak`.
+def proposals(canaries: Found, cosines_at: Histogram, accords_at: Histogram | None, leak: float) -> dict[str, Any]:
+    """Return the lowest cut at which no kind of canary with a foreign caption leaks more than `leak`, by cosine and by accord.
 
     Args:
-        canaries: Cosines by kind.
+        canaries: What is known of them, by kind.
         cosines_at: Histogram of all scored pairs.
+        accords_at: The same of their accord; None where it was not computed.
         leak: Share of a kind that may be safe.
+
+    Returns:
+        `cut`, `kept_share`, `cut_by_kind`; with accords `discord_share`, the budget that does the same without any cut.
     """
-    cuts = {}
-    for kind in FOREIGN:
-        if canaries.get(kind):
-            values = np.sort(np.concatenate(canaries[kind]))
-            allowed = int(np.floor(leak * len(values)))
-            cuts[kind] = (
-                float(np.nextafter(values[len(values) - 1 - allowed], np.float32(2.0))) if allowed < len(values) else -1.0
-            )
+    whole = {kind: CanaryScores.joined(canaries[kind]) for kind in FOREIGN if canaries.get(kind)}
+    cuts = {kind: _just_above(scores.cosines, leak) for kind, scores in whole.items()}
     cut = max(cuts.values(), default=-1.0)
-    return {"cut": cut, "kept_share": cosines_at.num_at_least(cut) / max(1, cosines_at.num_rows), "cut_by_kind": cuts}
+    found = {"cut": cut, "kept_share": cosines_at.num_at_least(cut) / max(1, cosines_at.num_rows), "cut_by_kind": cuts}
+    if accords_at is None or not all("accord" in scores.signals for scores in whole.values()):
+        return found
+    least = max((_just_above(scores.signals["accord"].astype(np.float32), leak) for scores in whole.values()), default=-1.0)
+    below = accords_at.num_rows - accords_at.num_at_least(least)  # at least one row, as a budget of 0 sets no limit
+    return {**found, "discord_share": max(1, below) / max(1, accords_at.num_rows)}
+
+
+def _just_above(values: npt.NDArray[np.float32], leak: float) -> float:
+    """Return the lowest cut at or above which at most a share `leak` of the values lies."""
+    ordered, allowed = np.sort(values), int(np.floor(leak * len(values)))
+    return float(np.nextafter(ordered[len(ordered) - 1 - allowed], np.float32(2.0))) if allowed < len(ordered) else -1.0

@@ -107,7 +107,7 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         if "near_copy_cosine" in asked:
             samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
             clusters = find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
-    stage = Neighbours(_target(executor, round_, parts, clusters))
+    stage = Neighbours(signal_target(executor, round_, parts, clusters))
     run_stage(
         executor, stage, todo, what="signals", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
         num_done_before=len(round_.shards) - len(todo),
@@ -115,7 +115,8 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
     return parts
 
 
-def _target(executor: Executor, round_: Round, parts: SignalParts, clusters: str | None) -> SignalTarget:
+def signal_target(executor: Executor, round_: Round, parts: SignalParts, clusters: str | None = None) -> SignalTarget:
+    """Return where the signals of a round are read from and go."""
     asked, near = round_.plan["signals"], parts.near
     return SignalTarget(
         run=round_.run,

@@ -8,11 +8,12 @@ from manifests.errors import RunError
 from manifests.layout import read_plan
 from manifests.store import open_store
 from pipeline.config import ExecutorOptions
-from pipeline.counting import tally, tally_canaries
+from pipeline.counting import tally, tally_canaries, tally_signals
 from pipeline.executors import make_executor
 from pipeline.leaks import proposals
 from pipeline.numbering import newest_scores
 from pipeline.plans import Round, read_run
+from pipeline.signals import signal_parts
 from stages.calibration import FEWEST_NULLS, calibrate
 from stages.histogram import grid_bins
 
@@ -26,7 +27,8 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
         leak: Share of each kind of canary.
 
     Returns:
-        `cut`, `kept_share`, `cut_by_kind`, `num_canaries`, and `alpha`, by which rule `calibrated` would cut there.
+        `cut`, `kept_share`, `cut_by_kind`, `num_canaries`, `alpha`, by which rule `calibrated` would cut there, and, where the
+        round has neighbour signals, `discord_share`, the budget that does the same without a cut.
 
     Raises:
         RunError: The scores have no canaries.
@@ -37,12 +39,16 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
     plan = read_plan(store, source)
     if not plan["scores"].get("canaries"):
         raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")
-    round_ = Round(store, source, {**plan, "signals": None}, shards)
+    round_ = Round(store, source, plan, shards)
     executor = make_executor(ExecutorOptions(executor="local"), use_gpus=False, num_shards=len(shards))
     totals = tally(executor, round_)
+    parts = signal_parts(round_)
+    if parts is not None and parts.near and {f"{shard.name}.parquet" for shard in shards} <= store.names(parts.folder):
+        tally_signals(executor, round_, parts, totals)
     tally_canaries(executor, round_, totals)
-    found = proposals(totals.canaries, totals.histogram, leak)
-    found |= {"leak": leak, "round": source, "num_canaries": {k: sum(map(len, v)) for k, v in totals.canaries.items()}}
+    found = proposals(totals.canaries, totals.histogram, totals.accord, leak)
+    numbers = {kind: sum(len(scores.cosines) for scores in pieces) for kind, pieces in totals.canaries.items()}
+    found |= {"leak": leak, "round": source, "num_canaries": numbers}
     if totals.nulls.num_rows >= FEWEST_NULLS:
         tail = calibrate(totals.histogram, totals.nulls).tail
         found["alpha"] = float(tail[int(grid_bins(np.asarray([found["cut"]], np.float32))[0])])
@@ -61,4 +67,7 @@ def as_text(found: dict[str, Any], run: str) -> str:
     if "alpha" in found and 0 < found["alpha"] < 1:
         lines += [f"or, by rate (rule calibrated cuts there at alpha {found['alpha']:.2g}):"]
         lines += [f"  pairsan split {run} --rule calibrated --alpha {found['alpha']:.2g}"]
+    if "discord_share" in found:
+        lines += [f"or, without a cut, by neighbours, which keeps {1.0 - found['discord_share']:.2%}:"]
+        lines += [f"  pairsan split {run} --keep-share 1.0 --discord-share {found['discord_share']:.4f}"]
     return "\n".join([*lines, *(f"  {kind}: cut {cut:.4f}" for kind, cut in found["cut_by_kind"].items())])

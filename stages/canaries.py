@@ -9,7 +9,8 @@ not learned; they cannot tell what it does with poison that the checkpoint was t
     composed     an image with its own caption, followed by another row's
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ KINDS: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch", "composed")
 FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
 REPEATS: Final = 4
 CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
+VECTORS: Final = ("image_hash", "image", "text")  # more columns, where embeddings are kept
 _FEWEST: Final = 8
 _PATCH_SHARE: Final = 6
 _SQUARES: Final = 4
@@ -40,6 +42,30 @@ class Canaries:
     kinds: list[Kind]
     pixels: Pixels
     captions: list[str]
+
+
+@dataclass(frozen=True)
+class CanaryScores:
+    """What is known of some canaries of one kind.
+
+    Attributes:
+        cosines: float32 (n,).
+        signals: Values by field of the signals, float64 (n,) each; those that could be computed.
+    """
+
+    cosines: npt.NDArray[np.float32]
+    signals: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[CanaryScores]") -> "CanaryScores":
+        """Return several as one."""
+        names = set.intersection(*(set(part.signals) for part in parts)) if parts else set()
+        signals = {name: np.concatenate([part.signals[name] for part in parts]) for name in sorted(names)}
+        return cls(np.concatenate([part.cosines for part in parts]), signals)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "CanaryScores":
+        """Return some of them."""
+        return CanaryScores(self.cosines[chosen], {name: values[chosen] for name, values in self.signals.items()})
 
 
 def make_canaries(pixels: Pixels, captions: list[str], num: int, seed: int) -> Canaries | None:

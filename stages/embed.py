@@ -16,7 +16,7 @@ from manifests.parts import write_part
 from manifests.schema import NUM_NULLS, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
-from stages.canaries import CANARIES, Canaries, make_canaries
+from stages.canaries import CANARIES, VECTORS, Canaries, make_canaries
 from stages.checkpoints import Weights
 from stages.cross_fit import make_encoder
 from stages.decode import Chunk, Decode
@@ -25,6 +25,7 @@ from stages.grid import on_grid
 from stages.hashes import caption_hashes, image_hashes
 from stages.null import null_cosines
 from stages.pair import Pair, Shard
+from stages.reference import packed
 
 log = logging.getLogger("pairsan.embed")
 
@@ -140,14 +141,17 @@ class Embed:
             self._write_canaries(shard, None)
 
     def _write_canaries(self, shard: Shard, made: Canaries | None) -> None:
-        target, kinds, cosines = self._target, pa.array([], pa.string()), pa.array([], pa.float32())
+        target, table = self._target, CANARIES.empty_table()
         if made is not None:
             images, texts = self._encoder.encode_pairs(made.pixels, made.captions)
-            kinds = pa.array(made.kinds)
-            cosines = pa.array(on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64))))
-        table = pa.table([kinds, cosines], schema=CANARIES)
+            cosines = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
+            table = pa.table([pa.array(made.kinds), pa.array(cosines)], schema=CANARIES)
+            if target.keep_embeddings:
+                columns = (pa.array(image_hashes(made.pixels)), packed(images), packed(texts))
+                for name, column in zip(VECTORS, columns, strict=True):
+                    table = table.append_column(name, column)
         name = part_name(target.round_number, CANARY_PARTS, shard.name)
-        write_part(target.run, name, CANARIES, [table], fingerprint=target.fingerprint)
+        write_part(target.run, name, table.schema, [table], fingerprint=target.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

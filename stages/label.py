@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.errors import RunError
-from manifests.layout import CANARY_PARTS, EMBEDDINGS, LABELS, SCORES, part_name
+from manifests.layout import EMBEDDINGS, LABELS, SCORES, part_name
 from manifests.parts import Part, write_part
 from manifests.reading import check_version
 from manifests.reviews import newest, read_all
@@ -86,9 +85,9 @@ class Tally:
             RunError: It was written under another plan.
         """
         name = part_name(self._round, SCORES, shard.name)
-        table, part = _open(self._run, name, ["cosine", "reason", "null_cosines"], self._fingerprint)
+        table, part = open_part(self._run, name, ["cosine", "reason", "null_cosines"], self._fingerprint)
         kept = part_name(self._round, EMBEDDINGS, shard.name)
-        embeddings = _open(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
+        embeddings = open_part(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
@@ -110,28 +109,6 @@ class TalliedSignals:
     accord: SparseCounts
 
 
-class TallyCanaries:
-    """Stage: a shard in, the cosines of its canaries out, by kind."""
-
-    def __init__(self, run: Store, scores_round: int, fingerprint: str) -> None:
-        """Say where the parts lie, and under which plan they must have been written."""
-        self._run, self._round, self._fingerprint = run, scores_round, fingerprint
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
-
-    def run(self, shard: Shard, /) -> dict[str, npt.NDArray[np.float32]]:
-        """Read one part.
-
-        Raises:
-            RunError: It was written under another plan.
-        """
-        name = part_name(self._round, CANARY_PARTS, shard.name)
-        table, _ = _open(self._run, name, ["kind", "cosine"], self._fingerprint)
-        kinds, cosines = table["kind"].to_numpy(), table["cosine"].to_numpy()
-        return {str(kind): cosines[kinds == kind] for kind in np.unique(kinds.astype(str))}
-
-
 class TallySignals:
     """Stage: a shard in, the counts of its signals part out; hashes the file."""
 
@@ -148,12 +125,17 @@ class TallySignals:
         Raises:
             RunError: It was written under another plan.
         """
-        found, part = _open(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
+        found, part = open_part(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
         outlier, accord = (pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in ("outlier", "accord"))
         return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)), count(accord))
 
 
-def _open(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[pa.Table, Part]:
+def open_part(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[pa.Table, Part]:
+    """Return those of some columns that a part has, and its rows, size and hash.
+
+    Raises:
+        RunError: It was written under another plan.
+    """
     with run.fs.open_input_file(run.path(name)) as file:
         digest, size = hashlib.file_digest(file, "sha256"), file.size()
         file.seek(0)

@@ -127,9 +127,9 @@ class Reference:
 
     def write(self, run: Store, name: str, fingerprint: str) -> None:
         """Write the sample as one part, so that workers read what is in no message."""
-        columns = {"image_hash": pa.array(self.hashes), "image": _binary(self.images), "text": _binary(self.texts)}
+        columns = {"image_hash": pa.array(self.hashes), "image": packed(self.images), "text": packed(self.texts)}
         if self.others is not None:
-            columns |= {"other": _binary(self.others), "caption": pa.array(self.captions, pa.string())}
+            columns |= {"other": packed(self.others), "caption": pa.array(self.captions, pa.string())}
         table = pa.table(columns)
         write_part(run, name, table.schema, [table], fingerprint=fingerprint)
 
@@ -166,6 +166,7 @@ def unit(vectors: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> npt.NDAr
     return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
-def _binary(vectors: npt.NDArray[np.float32]) -> pa.Array:
+def packed(vectors: npt.NDArray[np.float32]) -> pa.FixedSizeBinaryArray:
+    """Return vectors as fp16 in fixed-size binary, which `vectors_of` reads."""
     half = np.ascontiguousarray(vectors, np.float16)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * half.shape[1]), len(half), [None, pa.py_buffer(half)])

@@ -115,3 +115,23 @@ def test_canaries_change_no_label(crawl: Path, tmp_path: Path, tiny: str, pairsa
     labels = [open_round(tmp_path / name).to_pandas(["key", "label", "cosine"]) for name in ("with", "without")]
     assert labels[0].equals(labels[1])
     assert "rounds/0001/canaries/00000.tar.parquet" in parts_of(tmp_path / "with")
+
+
+def test_neighbours_judge_canaries_too(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    data, out = json.loads((run / "run.json").read_text())["data"][0], tmp_path / "near"
+    args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, "--keep-share", 1.0)
+    pairsan("clean", data, "--out", out, *args, "--signals", "all", "--discord-share", 0.1, "--agreement-rows", 256)
+    leak = open_round(out).seal["canaries"]
+    assert leak["mismatched"]["share"] < 0.2  # a tenth of the rows is flagged, and most canaries
+    assert leak["patch"]["share"] < 0.2
+    assert leak["composed"]["share"] > leak["mismatched"]["share"]
+    found = json.loads(pairsan("tune", out, "--leak", 0.05, "--json").stdout)
+    assert 0.0 < found["discord_share"] < 0.2
+    assert f"--discord-share {found['discord_share']:.4f}" in pairsan("tune", out, "--leak", 0.05).output
+    pairsan("split", out, "--keep-share", 1.0, "--discord-share", found["discord_share"], "--max-canary-leak", 0.06)
+    seal = open_round(out).seal
+    assert seal["safe_share"] == pytest.approx(1.0 - found["discord_share"], abs=0.01)
+    everything = ("--min-cosine", -0.99, "--max-safe-share", 1, "--max-canary-leak", 0.06)
+    pairsan("split", out, *everything, "--discord-share", found["discord_share"])  # without the cut's help
+    refused = pairsan("split", out, *everything, "--discord-share", 0.0, code=7)
+    assert "canaries safe, allowed are 6.00%" in refused.stderr

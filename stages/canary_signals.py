@@ -1,0 +1,62 @@
+"""Count canaries: their cosines, and what neighbours would say of them if they were rows."""
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from manifests.layout import CANARY_PARTS, part_name
+from manifests.store import Store
+from stages.accord import Accord, Rows
+from stages.canaries import VECTORS, CanaryScores
+from stages.label import open_part
+from stages.neighbours import SignalTarget, compare
+from stages.pair import Shard
+from stages.reference import Reference, unit, vectors_of
+
+
+class TallyCanaries:
+    """Stage: a shard in, what is known of its canaries out, by kind."""
+
+    def __init__(self, run: Store, scores_round: int, fingerprint: str, near: SignalTarget | None) -> None:
+        """Prepare.
+
+        Args:
+            run: The run folder.
+            scores_round: Round of the canaries.
+            fingerprint: Under which they must have been written.
+            near: Where the samples lie; None where neighbours were not sought. Canaries have no vectors by a reference encoder,
+                so that where there is one, their accord is not known.
+        """
+        self._run, self._round, self._fingerprint, self._near = run, scores_round, fingerprint, near
+
+    def open(self) -> None:
+        """Load the samples."""
+        near, self._accord, self._reference = self._near, None, None
+        if near is None or near.reference is None:
+            return
+        faiss.omp_set_num_threads(near.num_threads)
+        self._reference = Reference.read(self._run, near.reference)
+        if near.agreement is not None and near.others is None:
+            self._accord = Accord(Reference.read(self._run, near.agreement), near.agreement_neighbours, near.near_copy)
+
+    def run(self, shard: Shard, /) -> dict[str, CanaryScores]:
+        """Read one part.
+
+        Raises:
+            RunError: It was written under another plan.
+        """
+        name = part_name(self._round, CANARY_PARTS, shard.name)
+        table, _ = open_part(self._run, name, ["kind", "cosine", *VECTORS], self._fingerprint)
+        whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table))
+        kinds = table["kind"].to_numpy().astype(str)
+        return {str(kind): whole.where(kinds == kind) for kind in np.unique(kinds)}
+
+    def _signals(self, table: pa.Table) -> dict[str, np.ndarray]:
+        if self._reference is None or VECTORS[0] not in table.column_names:
+            return {}
+        near, hashes = self._near, table["image_hash"].to_numpy()
+        v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
+        found = {"outlier": compare(self._reference, v, t, hashes, near.neighbours)[0]} if near else {}
+        if self._accord is not None:
+            found["accord"] = self._accord(Rows(v, t, hashes)).accord
+        return {name: values.astype(np.float64) for name, values in found.items()}

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,16 +55,16 @@ def frozen_weights(out: Path) -> Path:
     return path
 
 
-def scored(cell: Cell, weights: Path) -> pd.DataFrame:
-    """Return the pipeline's signals of all rows of a cell, in the order of its table."""
+def scored(cell: Cell, weights: Path, more: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the pipeline's labels and signals of all rows of a cell, in the order of its table; `more` are more flags."""
     run = cell.out / "signals"
     command = [str(Path(sys.executable).parent / "pairsan"), "clean", str(cell.shards), "--out", str(run)]
     command += ["--model", MODEL.removeprefix("local-dir:"), "--checkpoint", str(cell.weights), "--executor", "local"]
     command += ["--rule", "keep-share", "--keep-share", "1.0", "--max-near-copies", str(MOST_COPIES)]
     command += ["--reference-encoder", "timm:tf_efficientnet_lite0", "--reference-checkpoint", str(weights)]
-    command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07"]
+    command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07", *more]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    rows = cell.rows.join(open_round(run).to_pandas(["shard", "key", "label", "cosine", "signals"]))
+    rows = cell.rows.join(open_round(run).to_pandas(["shard", "key", "label", "reason", "cosine", "signals"]))
     return pd.concat([rows.drop(columns="signals"), pd.json_normalize(rows["signals"])], axis=1)
 
 

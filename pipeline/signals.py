@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from manifests.errors import RunError
-from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, read_plan, round_folder
+from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, part_name, read_plan, round_folder
 from manifests.store import Store
 from pipeline.config import RunConfig, limits_of
 from pipeline.executors import Executor
@@ -103,7 +105,7 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
             where = f"round {round_.scores_round} of {round_.run.uri}"
             raise RunError(f"the embeddings of {where} were deleted (--keep-last); score again, or ask for --signals repeats")
         add_reference(executor, round_, config)
-        _draw(executor, round_, parts, num_scored)
+        _draw(executor, round_, parts, num_scored, config.signals.signals_memory_mb << 20)
         if "near_copy_cosine" in asked:
             samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
             clusters = find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
@@ -145,15 +147,34 @@ class _Collected:
         return len(sampled.hashes), 0
 
 
-def _draw(executor: Executor, round_: Round, parts: SignalParts, num_scored: int) -> None:
+def _check_memory(round_: Round, num_rows: int, others: str | None, allowed: int) -> None:
+    """Refuse a sample that does not fit into a worker.
+
+    Raises:
+        RunError: Says how much it takes, and which settings to change.
+    """
+    shard = round_.shards[0].name
+    names = [part_name(round_.scores_round, EMBEDDINGS, shard), *([f"{others}/{shard}.parquet"] if others else [])]
+    schemas = [pq.read_schema(round_.run.path(name), filesystem=round_.run.fs) for name in names]
+    bytes_per_row = 2 * sum(field.type.byte_width for schema in schemas for field in schema)  # float32 of what is fp16
+    if num_rows * bytes_per_row > allowed:
+        raise RunError(
+            f"a sample of {num_rows:,} rows takes {num_rows * bytes_per_row / 2**20:,.0f} MiB in each worker, "
+            f"--signals-memory-mb allows {allowed >> 20:,}; raise it, lower --agreement-rows or --reference-rows, or raise "
+            "--copy-cell-rows"
+        )
+
+
+def _draw(executor: Executor, round_: Round, parts: SignalParts, num_scored: int, memory_bytes: int) -> None:
     """Draw the samples that are missing, all from the rows of lowest priority, and write them."""
     asked, done = round_.plan["signals"], round_.run.names(parts.folder)
     sizes = {_REFERENCE: int(asked["reference_rows"]), _AGREEMENT: int(asked.get("agreement_rows", 0))}
     sizes[_CENTRES] = num_cells(num_scored, asked) if "near_copy_cosine" in asked else 0
-    wanted = {name: num for name, num in sizes.items() if num and name not in done}
+    wanted = {name: min(num, num_scored) for name, num in sizes.items() if num and name not in done}
     if not wanted:
         return
     others, collected = reference_folder(round_), _Collected()
+    _check_memory(round_, max(wanted.values()), others, memory_bytes)
     share = share_of(max(wanted.values()), num_scored)
     stage = SampleRows(round_.run, round_.scores_round, share=share, seed=int(asked["signals_seed"]), others=others)
     run_stage(executor, stage, round_.shards, what="sample", folder=(round_.run, round_.number), collect=collected.add)

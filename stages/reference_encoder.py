@@ -162,5 +162,6 @@ class EmbedReference:
             for start in range(0, len(chunk.rows), _BATCH):
                 pixels = torch.from_numpy(chunk.pixels[start : start + _BATCH]).to(self._device).permute(0, 3, 1, 2)
                 features = self._model((pixels.float() - self._mean) / self._std).float()
+                features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
                 found.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, 1), np.float32)

@@ -19,10 +19,13 @@ from scipy.stats import chi2
 from sklearn.metrics import roc_auc_score
 from test_signals import CLEAN, table
 
-from manifests.errors import CheckpointError, ConfigError, UnsafeCheckpoint
+from manifests.errors import CheckpointError, ConfigError, RunError, UnsafeCheckpoint
+from manifests.layout import read_plan
 from manifests.reading import open_round
 from manifests.schema import Reason, manifest_schema, scores_schema
 from manifests.store import open_store
+from pipeline.plans import Round, read_run
+from pipeline.signals import _check_memory
 from stages.accord import Accord, Rows, agreement, neg_clip_loss
 from stages.decode import Decode
 from stages.histogram import Histogram, count
@@ -251,3 +254,26 @@ def test_rounds_of_the_second_schema_are_verified_and_split(swapped: Path, tmp_p
     assert ((rows["label"] == "safe") == (above & (rows["image_cluster_size"] == 1))).all()
     assert rows["near_copies"].isna().all()
     assert "all as sealed" in pairsan("verify", run, "--round", 2).output
+
+
+def test_fewer_rows_than_neighbours_and_too_small_a_memory(
+    tmp_path: Path, emoji_members: list[tuple[str, bytes]], tiny: str, pairsan: Pairsan
+) -> None:
+    (tmp_path / "few.tar").write_bytes(make_tar(emoji_members[:15]))
+    args = ("--checkpoint", tiny, *CLEAN, "--near-copy-cosine", 0.9, "--max-near-copies", 3, "--discord-share", 0.2)
+    pairsan("clean", tmp_path / "few.tar", "--out", tmp_path / "few", *args)
+    rows = table(tmp_path / "few")
+    assert len(rows) == 5
+    assert rows[["outlier", "accord", "image_agreement", "neg_clip_loss"]].notna().all(axis=None)
+    assert (rows["reason"] == "discordant").sum() == 1
+
+
+def test_a_sample_larger_than_the_memory_is_refused(swapped: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    args = ("clean", swapped, "--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN, "--signals", "all")
+    pairsan(*args, "--agreement-rows", 64)
+    round_ = open_round(tmp_path / "run")
+    loaded = Round(round_.run, 1, read_plan(round_.run, 1), read_run(round_.run).shards)
+    with pytest.raises(
+        RunError, match=r"a sample of 9,000,000 rows takes [\d,]+ MiB in each worker, --signals-memory-mb allows 64"
+    ):
+        _check_memory(loaded, 9_000_000, None, 64 << 20)

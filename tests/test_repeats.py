@@ -28,8 +28,7 @@ def test_a_natural_backdoor_is_found_without_a_model(tmp_path: Path, pairsan: Pa
     assert found["repeated_rows"] == len(listed)
     assert found["groups"][0]["num_rows"] == listed["num_rows"].max() > 5
     assert (
-        "images have more than 2 rows each"
-        in pairsan("repeats", tmp_path / "poisoned" / "shards", "--out", out, *LOCAL).output
+        "images have more than 2 rows each" in pairsan("repeats", tmp_path / "poisoned" / "shards", "--out", out, *LOCAL).output
     )
 
 

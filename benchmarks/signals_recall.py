@@ -156,6 +156,8 @@ def main() -> None:
     args = parser.parse_args()
     header("signals_recall")
     setting = Setting(data="bundled", attacks=attacks(args.rate), passes=args.passes, train=dict(TRAIN))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "setting.json").write_text(json.dumps(dataclasses.asdict(setting), indent=1))
     found = [line for seed in args.seeds for line in judged(Cell(setting, args.out, seed, "none"))]
     lines = pd.DataFrame(found)
     lines.to_parquet(args.out / "recall.parquet")

@@ -1,12 +1,14 @@
 """Near copies of a whole round: rows into cells, cells by blocks, links into clusters. Every step resumes."""
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from manifests.layout import EMBEDDINGS, round_folder
+from manifests.parts import write_json
 from pipeline.executors import Executor
 from pipeline.plans import Round
 from pipeline.reference_vectors import reference_folder
@@ -18,7 +20,7 @@ from stages.repeats import Repeats, repeats_name
 
 log = logging.getLogger("pairsan.signals")
 
-_CLUSTERS = "clusters-image.parquet"
+_CLUSTERS, _FACTS = "clusters-image.parquet", "near-copies.json"
 _ROW_BYTES = 8 << 10  # of a row in a block, its vectors twice, generously
 _MOST_BLOCKS = 4096
 
@@ -41,45 +43,57 @@ def find_copies(
         num_scored: Rows with a cosine.
         memory_bytes: That one block may take.
     """
-    reference, centres = samples
-    run, asked, clusters = round_.run, round_.plan["signals"], f"{parts.folder}/{_CLUSTERS}"
+    run, clusters = round_.run, f"{parts.folder}/{_CLUSTERS}"
     if run.exists(clusters):
         return clusters
-    column = "other" if reference_folder(round_) else "image"
-    sample = unit(vectors_of(read_columns(run, reference, [column])[column]))
+    target = _target(executor, round_, parts, samples, num_scored * PROBES * _ROW_BYTES / memory_bytes)
+    _compare(executor, round_, target)
+    found = [np.zeros((2, 0), np.int64)]
+    for block in target.blocks():
+        table = read_columns(run, f"{target.folder}/{LINKS}/{block.name}.parquet", ["a", "b"])
+        found.append(np.stack([table["a"].to_numpy(), table["b"].to_numpy()]))
+    asked = round_.plan["signals"]["near_copy_cosine"]
+    write_json(run, f"{parts.folder}/{_FACTS}", {"asked": asked, "cosine": target.cosine, "cells": target.num_cells})
+    counts = Repeats.read(run, repeats_name(parts.folder, "image"))
+    counts.joined(np.concatenate(found, axis=1)).write(run, clusters, fingerprint=parts.fingerprint)
+    run.delete_folder(target.folder)
+    return clusters
+
+
+def _target(executor: Executor, round_: Round, parts: SignalParts, samples: tuple[str, str], num_blocks: float) -> CopyTarget:
+    """Say where and how near copies are sought."""
+    (reference, centres), asked, others = samples, round_.plan["signals"], reference_folder(round_)
+    column = "other" if others else "image"
+    sample = unit(vectors_of(read_columns(round_.run, reference, [column])[column]))
     cosine = near_copy_cut(sample, int(asked["neighbours"]), float(asked["near_copy_cosine"]))
     if cosine > asked["near_copy_cosine"]:
         log.warning("all vectors lie close together: near copies are told by a cosine of %.6f", cosine)
-    target = CopyTarget(
-        run=run,
+    blocks = min(_MOST_BLOCKS, max(1, math.ceil(num_blocks)))
+    return CopyTarget(
+        run=round_.run,
         scores_round=round_.scores_round,
-        vectors=reference_folder(round_) or f"{round_folder(round_.scores_round)}/{EMBEDDINGS}",
-        folder=parts.folder,
+        vectors=others or f"{round_folder(round_.scores_round)}/{EMBEDDINGS}",
+        folder=f"{parts.folder}/copies-{blocks}",  # with another memory, whoever resumes this begins anew
         centres=centres,
         column=column,
-        num_cells=pq.read_metadata(run.path(centres), filesystem=run.fs).num_rows,
-        num_blocks=min(_MOST_BLOCKS, max(1, -(-num_scored * PROBES * _ROW_BYTES // memory_bytes))),
+        num_cells=pq.read_metadata(round_.run.path(centres), filesystem=round_.run.fs).num_rows,
+        num_blocks=blocks,
         cosine=cosine,
         fingerprint=parts.fingerprint,
         num_threads=executor.num_threads,
     )
-    folder = (run, round_.number)
-    done = run.names(f"{parts.folder}/{CELLS}")
+
+
+def _compare(executor: Executor, round_: Round, target: CopyTarget) -> None:
+    """Put rows into cells and compare what is in each, where that is not done yet."""
+    run, folder = target.run, (target.run, round_.number)
+    done = run.names(f"{target.folder}/{CELLS}")
     todo = [shard for shard in round_.shards if f"{shard.name}.arrow" not in done]
-    before = len(round_.shards) - len(todo)
     run_stage(
         executor, AssignCells(target), todo, what="assign cells", folder=folder, collect=lambda _, rows: (rows, 0),
-        num_done_before=before,
+        num_done_before=len(round_.shards) - len(todo),
     )  # fmt: skip
-    linked = run.names(f"{parts.folder}/{LINKS}")
-    blocks = [block for block in target.blocks() if f"{block.name}.parquet" not in linked]
+    linked = run.names(f"{target.folder}/{LINKS}")
+    missing = [block for block in target.blocks() if f"{block.name}.parquet" not in linked]
     stage = LinkCells(target, [shard.name for shard in round_.shards])
-    run_stage(executor, stage, blocks, what="link near copies", folder=folder, collect=lambda _, links: (links, 0))
-    found = [np.zeros((2, 0), np.int64)]
-    for block in target.blocks():
-        table = pq.read_table(run.path(f"{parts.folder}/{LINKS}/{block.name}.parquet"), filesystem=run.fs)
-        found.append(np.stack([table["a"].to_numpy(), table["b"].to_numpy()]))
-    counts = Repeats.read(run, repeats_name(parts.folder, "image"))
-    counts.joined(np.concatenate(found, axis=1)).write(run, clusters, fingerprint=parts.fingerprint)
-    run.delete_folder(f"{parts.folder}/{CELLS}")
-    return clusters
+    run_stage(executor, stage, missing, what="link near copies", folder=folder, collect=lambda _, links: (links, 0))

@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from benchmarks.common import ROOT, header
 from benchmarks.evidence import detectors
 from benchmarks.evidence.__main__ import TRAIN
-from benchmarks.evidence.arms import Cell, Setting, run_cell
+from benchmarks.evidence.arms import Cell, Setting, filtered, run_cell
 from benchmarks.evidence.frozen import frozen_vectors, load_tower
+from benchmarks.evidence.judging import Judge
 from benchmarks.evidence.training import MODEL
 from manifests import open_round
 
@@ -135,6 +136,19 @@ def judged(cell: Cell) -> list[dict[str, Any]]:
     return found
 
 
+def retrained(setting: Setting, out: Path, seed: int) -> list[dict[str, Any]]:
+    """Train a plain model on the rows that are safe by near copies and accord; return what it and the undefended one answer."""
+    cell, before = Cell(setting, out, seed, "safe rows"), out / f"seed-{seed}" / "none"
+    done = cell.out / "lines.json"
+    if not done.exists():
+        labels = cell.rows.join(open_round(before / "signals").to_pandas(["shard", "key", "label"]))["label"]
+        lines = filtered(cell, (labels == "safe").to_numpy())
+        lines += Judge(cell.held_out, cell.truth, list(setting.attacks), seed)(cell.weights)
+        done.write_text(json.dumps([{"seed": seed, "arm": "safe rows", **line} for line in lines]))
+    found = [line for path in (before / "lines.json", done) for line in json.loads(path.read_text())]
+    return [line for line in found if line["metric"] in ("asr", "top-5", "linear probe", "R@5", "clean kept")]
+
+
 def table(lines: pd.DataFrame, budget: float) -> str:
     """Return a Markdown table of one budget: methods by attacks, mean over seeds, %; what reaches 95 is bold."""
     names = sorted(set(lines.loc[lines["budget"] == budget, "attack"]))
@@ -153,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--passes", type=int, default=24)
+    parser.add_argument("--retrain", action="store_true", help="also train on what is safe, 5 minutes a seed")
     args = parser.parse_args()
     header("signals_recall")
     setting = Setting(data="bundled", attacks=attacks(args.rate), passes=args.passes, train=dict(TRAIN))
@@ -170,6 +185,12 @@ def main() -> None:
     text += ["", *(f"{table(lines, budget)}\n" for budget in BUDGETS)]
     (args.out / "recall.md").write_text("\n".join(text))
     print("\n".join(text))
+    if args.retrain:
+        after = pd.DataFrame([line for seed in args.seeds for line in retrained(setting, args.out, seed)])
+        after["of"] = after["attack"].where(after["attack"] != "", after["metric"])
+        wide = after.pivot_table(index="of", columns=["arm", "seed"], values="share").round(3)
+        (args.out / "retrained.md").write_text(wide.to_string())
+        print(wide.to_string())
 
 
 if __name__ == "__main__":

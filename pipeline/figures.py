@@ -38,7 +38,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "histogram": histogram(gallery),
         "rounds": list(rounds(manifest)),
         "shards": unusual_shards(manifest),
-        "image_groups": groups(gallery, "image"),
+        "image_groups": groups(gallery),
         "caption_groups": caption_groups(gallery),
     }
     return figures, sections(gallery, num_pairs)
@@ -98,16 +98,18 @@ def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
     return sorted(found, key=lambda line: -abs(line["z"]))[:_UNUSUAL]
 
 
-def groups(gallery: Gallery, kind: str) -> list[dict[str, Any]]:
-    """Return the largest groups of rows that show the same image, and some rows of each."""
+def groups(gallery: Gallery) -> list[dict[str, Any]]:
+    """Return the largest groups of rows that show the same image, near copies where they were sought, and some rows of each."""
+    near = "near_copy_cosine" in (gallery.manifest.seal["plan"].get("signals") or {})
+    cluster, size = ("near_copy_cluster", "near_copies") if near else ("image_cluster", "image_cluster_size")
     text = (
-        f"SELECT signals.{kind}_cluster AS cluster, count(*) AS num_rows, count(DISTINCT lower(caption)) AS num_captions, "  # noqa: S608
+        f"SELECT signals.{cluster} AS cluster, count(*) AS num_rows, count(DISTINCT lower(caption)) AS num_captions, "  # noqa: S608
         "count(*) FILTER (label = 'safe') AS num_safe "
-        f"FROM pairs WHERE signals.{kind}_cluster_size > 1 GROUP BY cluster ORDER BY num_rows DESC, cluster LIMIT {_GROUPS}"
+        f"FROM pairs WHERE signals.{size} > 1 GROUP BY cluster ORDER BY num_rows DESC, cluster LIMIT {_GROUPS}"
     )
     names = ("cluster", "num_rows", "num_captions", "num_safe")
     found = [dict(zip(names, line, strict=True)) for line in gallery.query(text)]
-    few = f"SELECT shard, index FROM pairs WHERE signals.{kind}_cluster = ? ORDER BY shard, index LIMIT {_GROUP_ROWS}"  # noqa: S608
+    few = f"SELECT shard, index FROM pairs WHERE signals.{cluster} = ? ORDER BY shard, index LIMIT {_GROUP_ROWS}"  # noqa: S608
     return [{**line, "places": [list(place) for place in gallery.query(few, [line["cluster"]])]} for line in found]
 
 
@@ -129,7 +131,7 @@ def sections(gallery: Gallery, num: int) -> dict[str, list[Row]]:
         above = Wanted(Query(label=("safe",), cosine=(cut, 2.0), sort="cosine"))
         found |= {"Just below the cut": gallery.first(below, num), "Just above the cut": gallery.first(above, num)}
     for reason in gallery.manifest.seal["counts"]["reasons"]:
-        if reason in ("near_duplicate", "crowded", "local_outlier", "review"):
+        if reason in ("near_duplicate", "crowded", "local_outlier", "discordant", "review"):
             found[f"Reason {reason}"] = gallery.first(Wanted(Query(reason=(reason,), sort="uid")), num)
     found["Safe, at random"] = gallery.first(Wanted(Query(label=("safe",), sort="uid")), num)
     found["Quarantined"] = gallery.first(Wanted(Query(label=("quarantined",), sort="uid")), num)

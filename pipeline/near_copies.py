@@ -22,12 +22,12 @@ log = logging.getLogger("pairsan.signals")
 
 _CLUSTERS, _FACTS = "clusters-image.parquet", "near-copies.json"
 _ROW_BYTES = 8 << 10  # of a row in a block, its vectors twice, generously
-_MOST_BLOCKS = 4096
+_MOST_BLOCKS, _MOST_CELLS = 4096, 1 << 18
 
 
 def num_cells(num_scored: int, asked: dict[str, Any]) -> int:
-    """Return how many cells so many rows are put into."""
-    return max(1, -(-num_scored // int(asked["copy_cell_rows"])))
+    """Return how many cells so many rows are put into; beyond a quarter of a million, whose centres take 1 GB, cells grow."""
+    return min(_MOST_CELLS, max(1, -(-num_scored // int(asked["copy_cell_rows"]))))
 
 
 def find_copies(

@@ -26,7 +26,8 @@ CELLS, LINKS = "cells", "links"
 PROBES: Final = 2  # so that copies at the border of two cells meet
 LINK: Final = pa.schema([pa.field("a", pa.int64(), nullable=False), pa.field("b", pa.int64(), nullable=False)])
 _OF_ORDINARY: Final = 0.15  # of the distance of ordinary neighbours; copies are nearer
-_MOST_AT_ONCE: Final = 2048  # rows of a cell that are all compared with each other
+_AT_ONCE: Final = 2048  # rows of one product
+_ALL_PAIRS_UP_TO: Final = 16384  # rows of a cell that are all compared with each other
 
 Vectors = npt.NDArray[np.float32]
 Hashes = npt.NDArray[np.int64]
@@ -160,8 +161,8 @@ class LinkCells:
 def links(hashes: Hashes, v: Vectors, cosine: float) -> Hashes:
     """Return links that join the pictures of a cell which are near copies, int64 (2, m): at most one for each picture.
 
-    Where the cell is large, its rows are compared in groups of 2,048 and with the first group, so that the cost stays linear;
-    a crowd of near copies that large is joined through the first group.
+    In a cell of more than 16,384 rows, groups of 2,048 are compared with themselves and with the first one, so that the cost
+    stays linear; a crowd of near copies that large is joined through the first group.
 
     Args:
         hashes: Of the pictures, each once, int64 (n,).
@@ -169,10 +170,10 @@ def links(hashes: Hashes, v: Vectors, cosine: float) -> Hashes:
         cosine: Pictures at least this similar are copies.
     """
     a, b = [], []
-    for start in range(0, len(v), _MOST_AT_ONCE):
-        mine = v[start : start + _MOST_AT_ONCE]
-        for other in {0, start}:
-            near = np.argwhere(mine @ v[other : other + _MOST_AT_ONCE].T >= cosine)
+    for start in range(0, len(v), _AT_ONCE):
+        mine = v[start : start + _AT_ONCE]
+        for other in range(0, start + 1, _AT_ONCE) if len(v) <= _ALL_PAIRS_UP_TO else {0, start}:
+            near = np.argwhere(mine @ v[other : other + _AT_ONCE].T >= cosine)
             a.append(near[:, 0] + start)
             b.append(near[:, 1] + other)
     first = components(np.concatenate(a), np.concatenate(b), len(v))

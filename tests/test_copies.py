@@ -32,7 +32,7 @@ def clustered(rng: np.random.Generator, num: int, dim: int, spread: float) -> np
     return unit((centres[rng.integers(0, len(centres), num)] + spread * rng.normal(size=(num, dim))).astype(np.float32))
 
 
-@pytest.mark.parametrize("num", [300, 4500])
+@pytest.mark.parametrize("num", [300, 4500, 17000])
 def test_links_join_what_lies_together(num: int) -> None:
     v = clustered(np.random.default_rng(num), num, 24, 0.05)
     hashes = np.random.default_rng(1).permutation(num).astype(np.int64) + 10**9
@@ -43,10 +43,10 @@ def test_links_join_what_lies_together(num: int) -> None:
     theirs = connected_components(csr_array(v @ v.T >= 0.97), directed=False)[1]
     assert found.shape[1] < num  # at most one link for each picture
     true, mine = groups_of(theirs), groups_of(ours)
-    if num <= 2048:
+    if num <= 16384:
         assert mine == true
     else:  # what lies in two groups of 2,048, neither the first, is not compared
-        assert len(mine & true) > 0.75 * len(true)
+        assert len(mine & true) > 0.2 * len(true)
         assert all(any(group <= whole for whole in true) for group in mine)
 
 

@@ -71,7 +71,7 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
             print(f"seed {seed}, {arm}: {time.monotonic() - start:.0f} s", flush=True)
             finished.add((seed, arm))
         busy = {seed: {arm for _, s, arm, _ in running if s == seed} for seed in args.seeds}
-        ready = [cell for cell in waiting if _can_start(cell, finished, busy)]
+        ready = [cell for cell in waiting if _can_start(args.out, cell, finished, busy)]
         if waiting and not ready and not running:
             raise SystemExit(f"{waiting} build on arms that are not asked for and have not run; add them to --arms")
         if len(running) < args.jobs and ready:
@@ -84,14 +84,14 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
         time.sleep(0.5)
 
 
-def _can_start(cell: tuple[int, str], finished: set[tuple[int, str]], busy: dict[int, set[str]]) -> bool:
+def _can_start(out: Path, cell: tuple[int, str], finished: set[tuple[int, str]], busy: dict[int, set[str]]) -> bool:
     """Return whether what a cell builds on is done, and nobody is poisoning its data just now."""
     seed, arm = cell
     needs = {"self-score filter": "none", "CleanCLIP": "none", "dense and repeats filter": "none"}
     needs |= {"locked, trained anew": "locked", **dict.fromkeys(TAILS, "scout")}
     if arm in needs and (seed, needs[arm]) not in finished:
         return False
-    return not busy[seed] or any(s == seed for s, _ in finished)
+    return not busy[seed] or (out / f"seed-{seed}" / "data" / "truth.parquet").exists()  # is written last
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.executors import Executor
 from pipeline.plans import Round
 from pipeline.reference_vectors import reference_folder
 from pipeline.work import run_stage
+from stages.accord import SAME_PICTURE
 from stages.copies import CELLS, LINKS, PROBES, AssignCells, CopyTarget, LinkCells, near_copy_cut
 from stages.label import SignalParts
 from stages.reference import read_columns, unit, vectors_of
@@ -46,36 +48,61 @@ def find_copies(
     run, clusters = round_.run, f"{parts.folder}/{_CLUSTERS}"
     if run.exists(clusters):
         return clusters
-    target = _target(executor, round_, parts, samples, num_scored * PROBES * _ROW_BYTES / memory_bytes)
-    _compare(executor, round_, target)
-    found = [np.zeros((2, 0), np.int64)]
-    for block in target.blocks():
-        table = read_columns(run, f"{target.folder}/{LINKS}/{block.name}.parquet", ["a", "b"])
-        found.append(np.stack([table["a"].to_numpy(), table["b"].to_numpy()]))
-    asked = round_.plan["signals"]["near_copy_cosine"]
-    write_json(run, f"{parts.folder}/{_FACTS}", {"asked": asked, "cosine": target.cosine, "cells": target.num_cells})
+    found, facts, targets = [np.zeros((2, 0), np.int64)], {}, []
+    for space in _spaces(round_):
+        target = _target(executor, round_, parts, samples, space, num_scored * PROBES * _ROW_BYTES / memory_bytes)
+        _compare(executor, round_, target)
+        for block in target.blocks():
+            table = read_columns(run, f"{target.folder}/{LINKS}/{block.name}.parquet", ["a", "b"])
+            found.append(np.stack([table["a"].to_numpy(), table["b"].to_numpy()]))
+        facts[space.column] = {"asked": space.cosine, "cosine": target.cosine, "cells": target.num_cells}
+        targets.append(target)
+    write_json(run, f"{parts.folder}/{_FACTS}", facts)
     counts = Repeats.read(run, repeats_name(parts.folder, "image"))
     counts.joined(np.concatenate(found, axis=1)).write(run, clusters, fingerprint=parts.fingerprint)
-    run.delete_folder(target.folder)
+    for target in targets:
+        run.delete_folder(target.folder)
     return clusters
 
 
-def _target(executor: Executor, round_: Round, parts: SignalParts, samples: tuple[str, str], num_blocks: float) -> CopyTarget:
-    """Say where and how near copies are sought."""
-    (reference, centres), asked, others = samples, round_.plan["signals"], reference_folder(round_)
-    column = "other" if others else "image"
-    sample = unit(vectors_of(read_columns(round_.run, reference, [column])[column]))
-    cosine = near_copy_cut(sample, int(asked["neighbours"]), float(asked["near_copy_cosine"]))
-    if cosine > asked["near_copy_cosine"]:
+@dataclass(frozen=True)
+class _Space:
+    """Vectors by which copies are told: their folder, their column in the samples, and from which cosine on."""
+
+    folder: str
+    column: str
+    cosine: float
+
+
+def _spaces(round_: Round) -> list[_Space]:
+    """Return the spaces that links come from: the checkpoint's own, and the reference encoder's where there is one.
+
+    Each breaks other chains of copies, so together they find what one alone finds only at a lower cosine and a higher price.
+    """
+    asked, others = float(round_.plan["signals"]["near_copy_cosine"]), reference_folder(round_)
+    own = f"{round_folder(round_.scores_round)}/{EMBEDDINGS}"
+    if others is None:
+        return [_Space(own, "image", asked)]
+    return [_Space(own, "image", max(asked, SAME_PICTURE)), _Space(others, "other", asked)]
+
+
+def _target(
+    executor: Executor, round_: Round, parts: SignalParts, samples: tuple[str, str], space: _Space, num_blocks: float
+) -> CopyTarget:
+    """Say where and how near copies are sought in one space."""
+    reference, centres = samples
+    sample = unit(vectors_of(read_columns(round_.run, reference, [space.column])[space.column]))
+    cosine = near_copy_cut(sample, int(round_.plan["signals"]["neighbours"]), space.cosine)
+    if cosine > space.cosine:
         log.warning("all vectors lie close together: near copies are told by a cosine of %.6f", cosine)
     blocks = min(_MOST_BLOCKS, max(1, math.ceil(num_blocks)))
     return CopyTarget(
         run=round_.run,
         scores_round=round_.scores_round,
-        vectors=others or f"{round_folder(round_.scores_round)}/{EMBEDDINGS}",
-        folder=f"{parts.folder}/copies-{blocks}",  # with another memory, whoever resumes this begins anew
+        vectors=space.folder,
+        folder=f"{parts.folder}/copies-{space.column}-{blocks}",  # with another memory, whoever resumes this begins anew
         centres=centres,
-        column=column,
+        column=space.column,
         num_cells=pq.read_metadata(round_.run.path(centres), filesystem=round_.run.fs).num_rows,
         num_blocks=blocks,
         cosine=cosine,

@@ -183,6 +183,8 @@ def test_reference_vectors_are_the_towers_own(crawl: Path, tmp_path: Path, tiny:
     assert len(found) == 40
     assert (found == 0).all(axis=1).sum() == 2  # a broken image, and a pair without a caption
     rows = table(run)
+    facts = json.loads(next(run.glob("rounds/0001/signals-*/near-copies.json")).read_text())
+    assert set(facts) == {"image", "other"}  # links come from both spaces
     assert rows["near_copies"].isna().sum() == 2
     assert rows["accord"].isna().sum() == 2
 

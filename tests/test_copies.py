@@ -83,6 +83,8 @@ def test_near_copies_of_a_round_are_those_of_brute_force(copies: Path, tmp_path:
     parts = [pq.read_table(whole / f"rounds/0001/embeddings/{shard}.tar.parquet")["image"] for shard in (0, 1)]
     v = unit(np.concatenate([vectors_of(part) for part in parts]))
     facts = json.loads(next(whole.glob("rounds/0001/signals-*/near-copies.json")).read_text())
+    assert list(facts) == ["image"]
+    facts = facts["image"]
     assert (facts["asked"], facts["cells"]) == (0.85, 4)
     assert 0.85 <= facts["cosine"] < 0.95  # a little higher, as these vectors lie close together
     same = (v @ v.T >= facts["cosine"]) | (rows["image_cluster"].to_numpy()[:, None] == rows["image_cluster"].to_numpy())

@@ -117,7 +117,7 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
     yield "repeats", lambda: write_repeats(run, 1, names, "signals", memory_bytes=1 << 30, fingerprint="x")
     for name, size in SAMPLES.items():
         yield f"sample of {size:,}", lambda name=name, size=size: draw(run, shards, num_rows, name, size)
-    plain = SignalTarget(run, 1, "signals", "x", None, "reference.parquet", None, None, 16, 8, None, 1)
+    plain = SignalTarget(run, 1, "signals", "x", None, "reference.parquet", None, None, None, 16, 8, None, 1)
     yield "neighbours in 2,048", lambda: each(Neighbours(plain), shards)
     for name, size in SAMPLES.items():
         asked = dataclasses.replace(plain, agreement=name)

@@ -31,6 +31,17 @@ def reference_folder(round_: Round) -> str | None:
     return f"{REFERENCE_VECTORS}-{_stamp(round_)[:8]}"
 
 
+def canary_folder(round_: Round) -> str | None:
+    """Return the folder of its vectors of canaries; None where the round uses none, or has no canaries."""
+    folder, num = reference_folder(round_), _num_canaries(round_)
+    return f"{folder}-canaries-{num}" if folder and num else None
+
+
+def _num_canaries(round_: Round) -> int:
+    """Return how many canaries of each kind every shard has."""
+    return -(-int(round_.plan["scores"].get("canaries") or 0) // max(1, len(round_.shards)))
+
+
 def _stamp(round_: Round) -> str:
     scores = round_.plan["scores"]
     parts = {"dataset": scores["dataset"], "read": scores["read"], "encoder": round_.plan["signals"]["reference_encoder"]}
@@ -48,10 +59,11 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     Raises:
         PairsanError: The encoder cannot be loaded.
     """
-    folder, tower = reference_folder(round_), tower_of(config)
+    folder, tower, canaries = reference_folder(round_), tower_of(config), canary_folder(round_)
     if folder is None or tower is None:
         return
     done = round_.run.names(folder)
+    done &= round_.run.names(canaries) if canaries else done
     todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
     if not todo:
         return
@@ -59,7 +71,15 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     dataset = open_dataset(read_run(round_.run).data)
     options = ReadOptions.model_validate(round_.plan["scores"]["read"])
     decode = Decode(dataset.store, options, preprocess, num_threads=executor.num_threads)
-    stage = EmbedReference(decode, tower, round_.run, folder, fingerprint=_stamp(round_), num_threads=executor.num_threads)
+    stage = EmbedReference(
+        decode,
+        tower,
+        round_.run,
+        (folder, canaries or ""),
+        fingerprint=_stamp(round_),
+        num_threads=executor.num_threads,
+        num_canaries=_num_canaries(round_),
+    )
     run_stage(
         executor, stage, todo, what="embed for reference", folder=(round_.run, round_.number),
         collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),

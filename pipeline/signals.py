@@ -12,7 +12,7 @@ from pipeline.config import RunConfig, limits_of
 from pipeline.executors import Executor
 from pipeline.near_copies import find_copies, num_cells
 from pipeline.plans import Round
-from pipeline.reference_vectors import add_reference, reference_folder, tower_of
+from pipeline.reference_vectors import add_reference, canary_folder, reference_folder, tower_of
 from pipeline.work import run_stage
 from stages.label import SignalParts
 from stages.neighbours import Neighbours, SignalTarget
@@ -129,6 +129,7 @@ def signal_target(executor: Executor, round_: Round, parts: SignalParts, cluster
         reference=f"{parts.folder}/{_REFERENCE}" if near else None,
         agreement=f"{parts.folder}/{_AGREEMENT}" if near and asked.get("agreement_rows") else None,
         others=reference_folder(round_) if near else None,
+        canaries=canary_folder(round_) if near else None,
         neighbours=int(asked.get("neighbours", 0)),
         agreement_neighbours=int(asked.get("agreement_neighbours", 0)),
         near_copy=asked.get("near_copy_cosine"),

@@ -9,6 +9,7 @@ not learned; they cannot tell what it does with poison that the checkpoint was t
     composed     an image with its own caption, followed by another row's
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -23,6 +24,7 @@ FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
 REPEATS: Final = 4
 CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
 VECTORS: Final = ("image_hash", "image", "text")  # more columns, where embeddings are kept
+CAPTION: Final = "caption"  # and captions
 _FEWEST: Final = 8
 _PATCH_SHARE: Final = 6
 _SQUARES: Final = 4
@@ -66,6 +68,13 @@ class CanaryScores:
     def where(self, chosen: npt.NDArray[np.bool_]) -> "CanaryScores":
         """Return some of them."""
         return CanaryScores(self.cosines[chosen], {name: values[chosen] for name, values in self.signals.items()})
+
+
+def canaries_of(shard: str, pixels: Pixels, captions: list[str], num: int) -> Canaries | None:
+    """Return a shard's canaries, made of its first chunk that has the rows for it; the same whatever the size of the pixels."""
+    return make_canaries(
+        pixels, captions, num, int.from_bytes(hashlib.blake2b(shard.encode(), digest_size=4).digest(), "little")
+    )
 
 
 def make_canaries(pixels: Pixels, captions: list[str], num: int, seed: int) -> Canaries | None:

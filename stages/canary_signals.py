@@ -1,17 +1,20 @@
 """Count canaries: their cosines, and what neighbours would say of them if they were rows."""
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pyarrow as pa
 
+from manifests.errors import RunError
 from manifests.layout import CANARY_PARTS, part_name
 from manifests.store import Store
 from stages.accord import Accord, Rows
-from stages.canaries import VECTORS, CanaryScores
+from stages.canaries import CAPTION, VECTORS, CanaryScores
 from stages.label import open_part
 from stages.neighbours import SignalTarget, compare
 from stages.pair import Shard
-from stages.reference import Reference, unit, vectors_of
+from stages.reference import Reference, read_columns, unit, vectors_of
 
 
 class TallyCanaries:
@@ -24,8 +27,7 @@ class TallyCanaries:
             run: The run folder.
             scores_round: Round of the canaries.
             fingerprint: Under which they must have been written.
-            near: Where the samples lie; None where neighbours were not sought. Canaries have no vectors by a reference encoder,
-                so that where there is one, their accord is not known.
+            near: Where the samples lie; None where neighbours were not sought.
         """
         self._run, self._round, self._fingerprint, self._near = run, scores_round, fingerprint, near
 
@@ -36,7 +38,7 @@ class TallyCanaries:
             return
         faiss.omp_set_num_threads(near.num_threads)
         self._reference = Reference.read(self._run, near.reference)
-        if near.agreement is not None and near.others is None:
+        if near.agreement is not None:
             self._accord = Accord(Reference.read(self._run, near.agreement), near.agreement_neighbours, near.near_copy)
 
     def run(self, shard: Shard, /) -> dict[str, CanaryScores]:
@@ -46,17 +48,31 @@ class TallyCanaries:
             RunError: It was written under another plan.
         """
         name = part_name(self._round, CANARY_PARTS, shard.name)
-        table, _ = open_part(self._run, name, ["kind", "cosine", *VECTORS], self._fingerprint)
-        whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table))
+        table, _ = open_part(self._run, name, ["kind", "cosine", *VECTORS, CAPTION], self._fingerprint)
+        whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table, shard))
         kinds = table["kind"].to_numpy().astype(str)
         return {str(kind): whole.where(kinds == kind) for kind in np.unique(kinds)}
 
-    def _signals(self, table: pa.Table) -> dict[str, np.ndarray]:
+    def _signals(self, table: pa.Table, shard: Shard) -> dict[str, np.ndarray]:
         if self._reference is None or VECTORS[0] not in table.column_names:
             return {}
         near, hashes = self._near, table["image_hash"].to_numpy()
         v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
         found = {"outlier": compare(self._reference, v, t, hashes, near.neighbours)[0]} if near else {}
-        if self._accord is not None:
-            found["accord"] = self._accord(Rows(v, t, hashes)).accord
+        rows = self._with_reference(Rows(v, t, hashes), table, shard)
+        if self._accord is not None and rows is not None:
+            found["accord"] = self._accord(rows).accord
         return {name: values.astype(np.float64) for name, values in found.items()}
+
+    def _with_reference(self, rows: Rows, table: pa.Table, shard: Shard) -> Rows | None:
+        """Return rows with what the reference encoder sees of them, where there is one; None where that is not known."""
+        near = self._near
+        if near is None or near.others is None:
+            return rows
+        name = f"{near.canaries}/{shard.name}.parquet"
+        if near.canaries is None or CAPTION not in table.column_names or not self._run.exists(name):
+            return None
+        others = vectors_of(read_columns(self._run, name, ["image"])["image"])
+        if len(others) != len(table):
+            raise RunError(f"{name} has {len(others)} canaries, the scores have {len(table)}; delete that folder and go on")
+        return replace(rows, others=unit(others), captions=tuple(table[CAPTION].to_pylist()))

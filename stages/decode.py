@@ -38,6 +38,11 @@ class Chunk:
     rows: npt.NDArray[np.int64]
     pixels: npt.NDArray[np.uint8]
 
+    @property
+    def captions(self) -> list[str]:
+        """Captions of the rows that have pixels, (n,)."""
+        return [self.pairs[row].caption or "" for row in self.rows]
+
 
 class Decode:
     """Stage: a shard in, its chunks out."""

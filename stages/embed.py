@@ -1,6 +1,5 @@
 """Score every pair of a shard with the current checkpoint and write its scores part."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from manifests.parts import write_part
 from manifests.schema import NUM_NULLS, SIGNALS, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
-from stages.canaries import CANARIES, VECTORS, Canaries, make_canaries
+from stages.canaries import CANARIES, CAPTION, VECTORS, Canaries, canaries_of
 from stages.checkpoints import Weights
 from stages.cross_fit import make_encoder
 from stages.decode import Chunk, Decode
@@ -131,9 +130,7 @@ class Embed:
         target, made = self._target, None
         for chunk in chunks:
             if made is None:
-                captions = [chunk.pairs[row].caption or "" for row in chunk.rows]
-                seed = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=4).digest(), "little")
-                made = make_canaries(chunk.pixels, captions, target.num_canaries, seed)
+                made = canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
                 if made is not None:
                     self._write_canaries(shard, made)
             yield chunk
@@ -150,6 +147,8 @@ class Embed:
                 columns = (pa.array(image_hashes(made.pixels)), packed(images), packed(texts))
                 for name, column in zip(VECTORS, columns, strict=True):
                     table = table.append_column(name, column)
+                if target.keep_captions:
+                    table = table.append_column(CAPTION, pa.array(made.captions))
         name = part_name(target.round_number, CANARY_PARTS, shard.name)
         write_part(target.run, name, table.schema, [table], fingerprint=target.fingerprint)
 

@@ -36,6 +36,7 @@ class SignalTarget:
         reference: Name of the reference; None without neighbours.
         agreement: Name of the sample that captions are compared with; None without.
         others: Folder of the reference encoder's vectors; None without one.
+        canaries: Folder of those of canaries; None without one.
         neighbours: k.
         agreement_neighbours: Nearest captions whose images are asked.
         near_copy: Cosine from which pictures are near copies; None where they are told by hash alone.
@@ -50,6 +51,7 @@ class SignalTarget:
     reference: str | None
     agreement: str | None
     others: str | None
+    canaries: str | None
     neighbours: int
     agreement_neighbours: int
     near_copy: float | None

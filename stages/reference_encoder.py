@@ -15,11 +15,13 @@ from timm.data.config import resolve_model_data_config
 from manifests.errors import CheckpointError, ConfigError
 from manifests.parts import write_part
 from manifests.store import Store
+from stages.canaries import canaries_of
 from stages.checkpoints import file_sha256, load_model, refuse_unsafe, resolve_weights
-from stages.decode import Chunk, Decode
+from stages.decode import Decode
 from stages.encoders import preprocess_config
 from stages.options import ModelOptions
 from stages.pair import Shard
+from stages.reference import packed
 
 TIMM: Final = "timm:"
 _BATCH: Final = 64
@@ -115,19 +117,30 @@ class _ImageHalf(torch.nn.Module):
 class EmbedReference:
     """Stage: a shard in, its reference vectors on disk out, one row for each of its rows; returns their number."""
 
-    def __init__(self, decode: Decode, tower: Tower, run: Store, folder: str, *, fingerprint: str, num_threads: int) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        tower: Tower,
+        run: Store,
+        folders: tuple[str, str],
+        *,
+        fingerprint: str,
+        num_threads: int,
+        num_canaries: int,
+    ) -> None:
         """Prepare; nothing is loaded before `open`.
 
         Args:
             decode: Reads the pairs, by the tower's own preprocessing.
             tower: Which.
             run: The run folder.
-            folder: Of the vectors, below it.
+            folders: Of the vectors, and of those of canaries, below it.
             fingerprint: For the footers.
             num_threads: Torch threads on a CPU.
+            num_canaries: Canaries of each kind in every shard, as in scoring.
         """
-        self._decode, self._tower, self._run = decode, tower, run
-        self._folder, self._fingerprint, self._num_threads = folder, fingerprint, num_threads
+        self._decode, self._tower, self._run, self._num_canaries = decode, tower, run, num_canaries
+        (self._folder, self._canaries), self._fingerprint, self._num_threads = folders, fingerprint, num_threads
 
     def open(self) -> None:
         """Load the weights."""
@@ -142,25 +155,32 @@ class EmbedReference:
 
     def run(self, shard: Shard, /) -> int:
         """Encode the images of one shard."""
-        chunks = [(len(chunk.pairs), chunk.rows, self._encode(chunk)) for chunk in self._decode.run(shard)]
+        chunks, made = [], None
+        for chunk in self._decode.run(shard):
+            if self._num_canaries and made is None:
+                made = canaries_of(shard.name, chunk.pixels, chunk.captions, self._num_canaries)
+            chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
+        if self._num_canaries:
+            self._write(f"{self._canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
         width = max((vectors.shape[1] for _, rows, vectors in chunks if len(rows)), default=1)
-        kind = pa.binary(2 * width)
-        schema = pa.schema([pa.field("image", kind, nullable=False)])
-        batches = []
+        columns = []
         for num, rows, vectors in chunks:
-            filled = np.zeros((num, width), np.float16)
+            filled = np.zeros((num, width), np.float32)
             if len(rows):
                 filled[rows] = vectors
-            packed = pa.FixedSizeBinaryArray.from_buffers(kind, num, [None, pa.py_buffer(filled)])
-            batches.append(pa.RecordBatch.from_arrays([packed], schema=schema))
-        name = f"{self._folder}/{shard.name}.parquet"
+            columns.append(packed(filled))
+        return self._write(f"{self._folder}/{shard.name}.parquet", columns)
+
+    def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
+        schema = pa.schema([pa.field("image", columns[0].type if columns else pa.binary(2), nullable=False)])
+        batches = [pa.RecordBatch.from_arrays([column], schema=schema) for column in columns]
         return write_part(self._run, name, schema, batches, fingerprint=self._fingerprint).num_rows
 
-    def _encode(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+    def _encode(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         found = []
         with torch.inference_mode():
-            for start in range(0, len(chunk.rows), _BATCH):
-                pixels = torch.from_numpy(chunk.pixels[start : start + _BATCH]).to(self._device).permute(0, 3, 1, 2)
+            for start in range(0, len(shown), _BATCH):
+                pixels = torch.from_numpy(shown[start : start + _BATCH]).to(self._device).permute(0, 3, 1, 2)
                 features = self._model((pixels.float() - self._mean) / self._std).float()
                 features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
                 found.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())

@@ -1,6 +1,7 @@
 """Canaries: known poison that is scored, judged and never written."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,3 +136,18 @@ def test_neighbours_judge_canaries_too(run: Path, tmp_path: Path, tiny: str, pai
     pairsan("split", out, *everything, "--discord-share", found["discord_share"])  # without the cut's help
     refused = pairsan("split", out, *everything, "--discord-share", 0.0, code=7)
     assert "canaries safe, allowed are 6.00%" in refused.stderr
+
+
+def test_a_reference_encoder_sees_the_canaries_too(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    data, out = json.loads((run / "run.json").read_text())["data"][0], tmp_path / "near"
+    args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, "--min-cosine", -0.99, "--max-safe-share", 1)
+    pairsan("clean", data, "--out", out, *args, "--discord-share", 0.1, "--reference-encoder", tiny)
+    (folder,) = out.glob("reference-*-canaries-60")
+    stored = pq.read_table(out / "rounds/0001/canaries/00000.tar.gz.parquet")
+    assert pq.read_table(next(folder.iterdir()))["image"].equals(stored["image"])  # the encoder is the same here
+    leak = open_round(out).seal["canaries"]
+    assert leak["mismatched"]["share"] < 0.2
+    assert leak["composed"]["share"] > leak["mismatched"]["share"]
+    shutil.rmtree(folder)  # as in a run that an older version began
+    pairsan("split", out, "--min-cosine", -0.99, "--max-safe-share", 1, "--discord-share", 0.1)
+    assert open_round(out).seal["canaries"]["mismatched"]["share"] == 1.0  # by the cut alone

@@ -32,7 +32,7 @@ def clustered(rng: np.random.Generator, num: int, dim: int, spread: float) -> np
     return unit((centres[rng.integers(0, len(centres), num)] + spread * rng.normal(size=(num, dim))).astype(np.float32))
 
 
-@pytest.mark.parametrize("num", [300, 4500, 17000])
+@pytest.mark.parametrize("num", [300, 4500, pytest.param(17000, marks=pytest.mark.slow)])
 def test_links_join_what_lies_together(num: int) -> None:
     v = clustered(np.random.default_rng(num), num, 24, 0.05)
     hashes = np.random.default_rng(1).permutation(num).astype(np.int64) + 10**9

@@ -342,7 +342,7 @@ def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_comma
         assert files[0] == files[1], name
 
 
-@pytest.mark.parametrize("scorer", ["model", "locked"])
+@pytest.mark.parametrize("scorer", [pytest.param("model", marks=pytest.mark.slow), "locked"])
 def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
     tmp_path: Path, few: Path, scorer: str
 ) -> None:

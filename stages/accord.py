@@ -27,6 +27,7 @@ ASKED_BY_REFERENCE: Final = 3  # more captions with a word in common are soon ab
 TEMPERATURE: Final = 0.01
 _CONTRASTED: Final = 2048  # rows of the sample that a pair is contrasted with
 _WORDS_IN_COMMON: Final = 0.05  # cosine of two captions that share more than filling words
+_GATHERED: Final = 512  # rows whose neighbours' vectors are held at once
 _SPARE: Final = 16  # neighbours more than wanted, as some will be copies
 
 
@@ -78,8 +79,7 @@ class Accord:
             near_copy: Cosine, by the vectors that copies are told by, from which pictures count as the same.
         """
         self._sample, self._k = sample, neighbours
-        by_reference = sample.others is not None
-        self._same = SAME_PICTURE if by_reference else min(near_copy or SAME_PICTURE, SAME_PICTURE)
+        self._same = SAME_PICTURE if sample.others is not None else min(near_copy or SAME_PICTURE, SAME_PICTURE)
         self._same_other = min(near_copy or SAME_PICTURE_BY_REFERENCE, SAME_PICTURE_BY_REFERENCE)
         self._by_text = Nearest(sample.texts)
         if sample.others is not None:
@@ -110,7 +110,7 @@ class Accord:
         if rows.others is not None and sample.others is not None:
             near, places = self._words.nearest(rows.captions, ASKED_BY_REFERENCE + _SPARE)
             known = near > _WORDS_IN_COMMON
-            known &= np.einsum("nd,nmd->nm", rows.others, sample.others[places]) < self._same_other
+            known &= similar_at(rows.others, sample.others, places) < self._same_other
             others = unit(rows.others - self._centre)
             args = (others, rows.hashes, self._others, sample.hashes, places, ASKED_BY_REFERENCE)
             found.append(agreement(*args, same=2.0, known=known))
@@ -142,16 +142,22 @@ def agreement(
     Returns:
         float32 (n,), in [-1, 1]; 0 where nobody can be asked.
     """
-    similar = np.empty(places.shape, np.float32)
-    for start in range(0, len(v), _CONTRASTED):  # so that what is gathered stays small
-        part = slice(start, start + _CONTRASTED)
-        similar[part] = np.einsum("nd,nmd->nm", v[part], images[places[part]])
+    similar = similar_at(v, images, places)
     asked = (similar < same) & (image_hashes[places] != hashes[:, None])
     if known is not None:
         asked &= known
     asked &= asked.cumsum(1) <= k
     found: Values = ((similar * asked).sum(1) / np.maximum(1, asked.sum(1))).astype(np.float32)
     return found
+
+
+def similar_at(v: Vectors, images: Vectors, places: npt.NDArray[np.int64]) -> Values:
+    """Return the cosines of unit vectors (n, d) with those at some places (n, m) of a sample (r, d), float32 (n, m)."""
+    similar = np.empty(places.shape, np.float32)
+    for start in range(0, len(v), _GATHERED):  # what is gathered is m times as large as the rows
+        part = slice(start, start + _GATHERED)
+        similar[part] = np.einsum("nd,nmd->nm", v[part], images[places[part]])
+    return similar
 
 
 def neg_clip_loss(sample: Reference, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Values:

@@ -18,7 +18,7 @@ from manifests.store import Store
 from stages.canaries import canaries_of
 from stages.checkpoints import file_sha256, load_model, refuse_unsafe, resolve_weights
 from stages.decode import Decode
-from stages.encoders import preprocess_config
+from stages.encoders import image_size, preprocess_config
 from stages.options import ModelOptions
 from stages.pair import Shard
 from stages.reference import packed
@@ -152,6 +152,8 @@ class EmbedReference:
         self._mean, self._std = (
             torch.tensor(config[key], device=self._device).reshape(1, 3, 1, 1) * 255.0 for key in ("mean", "std")
         )
+        edge = image_size(config)
+        self._width = self._encode(np.zeros((1, edge, edge, 3), np.uint8)).shape[1]  # a shard may have no image at all
 
     def run(self, shard: Shard, /) -> int:
         """Encode the images of one shard."""
@@ -162,17 +164,16 @@ class EmbedReference:
             chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
         if self._num_canaries:
             self._write(f"{self._canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
-        width = max((vectors.shape[1] for _, rows, vectors in chunks if len(rows)), default=1)
         columns = []
         for num, rows, vectors in chunks:
-            filled = np.zeros((num, width), np.float32)
+            filled = np.zeros((num, self._width), np.float32)
             if len(rows):
                 filled[rows] = vectors
             columns.append(packed(filled))
         return self._write(f"{self._folder}/{shard.name}.parquet", columns)
 
     def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
-        schema = pa.schema([pa.field("image", columns[0].type if columns else pa.binary(2), nullable=False)])
+        schema = pa.schema([pa.field("image", pa.binary(2 * self._width), nullable=False)])
         batches = [pa.RecordBatch.from_arrays([column], schema=schema) for column in columns]
         return write_part(self._run, name, schema, batches, fingerprint=self._fingerprint).num_rows
 
@@ -184,4 +185,4 @@ class EmbedReference:
                 features = self._model((pixels.float() - self._mean) / self._std).float()
                 features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
                 found.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
-        return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
+        return np.concatenate(found) if found else np.zeros((0, self._width), np.float32)

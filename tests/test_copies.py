@@ -126,3 +126,27 @@ def test_images_that_are_all_the_same_are_one_cluster(tmp_path: Path, png: bytes
     assert set(found["near_copies"]) == {40}
     assert set(found["reason"]) == {"near_duplicate"}
     assert found["accord"].between(0, 1).all()
+
+
+def test_a_shard_without_any_image_spoils_nothing(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    from conftest import make_tar
+
+    (copies / "2.tar").write_bytes(make_tar([("a.png", b"no image"), ("a.txt", b"words")]))
+    args = (
+        "--near-copy-cosine",
+        0.9,
+        "--max-near-copies",
+        2,
+        "--discord-share",
+        0.1,
+        "--reference-encoder",
+        tiny,
+        "--canaries",
+        30,
+    )
+    pairsan("clean", copies, "--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN, *args)
+    found = table(tmp_path / "run")
+    dead = found["shard"] == "2.tar"
+    assert dead.sum() == 1
+    assert found.loc[dead, "near_copies"].isna().all()
+    assert found.loc[~dead, ["near_copies", "accord"]].notna().all(axis=None)

@@ -1,8 +1,9 @@
 """How much of each attack the signals find within a flag budget: each by itself, all together, and detectors of the literature.
 
     python -m benchmarks.signals_recall OUT --rate 0.01 --seeds 0 1 2
+    python -m benchmarks.signals_recall OUT --data emoji --rate 0.003   # 13k; needs examples/emoji/build.py --benchmark
 
-For every seed: plants 19 attacks at once among the bundled pairs, each with a share `rate` of the rows (targeted ones with a
+For every seed: plants 19 attacks at once among the pairs of a set, each with a share `rate` of the rows (targeted ones with a
 few targets of 8 or 17 rows), trains an undefended model on them, and lets `pairsan clean` compute the signals by that model
 and by a frozen public encoder. An attack is judged among the clean rows and its own: what share of its rows is among the
 most suspicious 1, 5 and 10 % of those. Goes on where it was interrupted; OUT/recall.parquet and OUT/recall.md hold the result.
@@ -22,10 +23,12 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.torch import save_file
 
+from benchmarks.attacks.world import load_rows
 from benchmarks.common import ROOT, header
 from benchmarks.evidence import detectors
 from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.arms import Cell, Setting, filtered, run_cell
+from benchmarks.evidence.data import datasets
 from benchmarks.evidence.frozen import frozen_vectors, load_tower
 from benchmarks.evidence.judging import Judge
 from benchmarks.evidence.training import MODEL
@@ -33,13 +36,12 @@ from manifests import open_round
 
 BUDGETS: Final = (0.01, 0.05, 0.1)
 NEAR_COPY, MOST_COPIES, SIZE_PX = 0.95, 4, 96
-NUM_ROWS: Final = 5217
 Scores = npt.NDArray[np.float64]
 
 
-def attacks(rate: float) -> tuple[str, ...]:
-    """Return 19 attacks that plant a share `rate` of the bundled rows each, or a few targets."""
-    rows = round(rate * NUM_ROWS)
+def attacks(rate: float, num_rows: int) -> tuple[str, ...]:
+    """Return 19 attacks that plant a share `rate` of so many rows each, or a few targets."""
+    rows = round(rate * num_rows)
     plain = ("natural", "patch", "patch:place=random,seed=5", "blended:share=0.25", "sig:amplitude=35", "wanet:strength=0.06")
     plain += ("colour", "clean-label", "mmpoison", "word", "text-only", "matched:seed=1", "composed:seed=2", "cover:seed=3")
     plain += ("optimised:seed=6", "dilution", "growth:seed=7")
@@ -164,13 +166,15 @@ def main() -> None:
     """Run all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--data", choices=("bundled", "emoji", "full"), default="bundled")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--passes", type=int, default=24)
     parser.add_argument("--retrain", action="store_true", help="also train on what is safe, 5 minutes a seed")
     args = parser.parse_args()
     header("signals_recall")
-    setting = Setting(data="bundled", attacks=attacks(args.rate), passes=args.passes, train=dict(TRAIN))
+    num_rows = len(load_rows([str(datasets(args.data)[0])]))
+    setting = Setting(data=args.data, attacks=attacks(args.rate, num_rows), passes=args.passes, train=dict(TRAIN))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "setting.json").write_text(json.dumps(dataclasses.asdict(setting), indent=1))
     found = [line for seed in args.seeds for line in judged(Cell(setting, args.out, seed, "none"))]

@@ -65,7 +65,8 @@ def scored(cell: Cell, weights: Path, more: Sequence[str] = ()) -> pd.DataFrame:
     command += ["--model", MODEL.removeprefix("local-dir:"), "--checkpoint", str(cell.weights), "--executor", "local"]
     command += ["--rule", "keep-share", "--keep-share", "1.0", "--max-near-copies", str(MOST_COPIES)]
     command += ["--reference-encoder", "timm:tf_efficientnet_lite0", "--reference-checkpoint", str(weights)]
-    command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07", *more]
+    command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07"]
+    command += ["--caption-shingles", *more]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = cell.rows.join(open_round(run).to_pandas(["shard", "key", "label", "reason", "cosine", "signals"]))
     return pd.concat([rows.drop(columns="signals"), pd.json_normalize(rows["signals"])], axis=1)
@@ -84,6 +85,7 @@ def suspicions(cell: Cell, rows: pd.DataFrame) -> dict[str, Scores]:
         "image agreement, reference": -rows["reference_agreement"],
         "negCLIPLoss": -rows["neg_clip_loss"],
         "caption agreement": -rows["caption_agreement"],
+        "captions of one wording": rows["caption_copies"] - 1e-3 * rows["cosine"],
         "crowd (near k-th neighbour)": -rows["outlier"],
         "repeated image hash": detectors.image_repeats(cell.rows.images) - 1e-3 * rows["cosine"],
     }

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"  # too many rows show this image
     CROWDED = "crowded"  # its image vector lies where the vectors are densest
     LOCAL_OUTLIER = "local_outlier"  # its image vector lies far from all others
+    REPEATED_CAPTION = "repeated_caption"  # too many rows carry nearly this caption
     DISCORDANT = "discordant"  # cosine, and images of like captions, speak against it together
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
@@ -60,17 +61,17 @@ _SIGNALS_OF_2 = (
     pa.field("caption_cluster_size", pa.int32()),
     pa.field("caption_agreement", pa.float32()),
 )
-SIGNALS = pa.struct(
-    [
-        *_SIGNALS_OF_2,
-        pa.field("near_copy_cluster", pa.int64()),  # since version 3, as are the next
-        pa.field("near_copies", pa.int32()),
-        pa.field("image_agreement", pa.float32()),
-        pa.field("reference_agreement", pa.float32()),
-        pa.field("neg_clip_loss", pa.float32()),
-        pa.field("accord", pa.float32()),
-    ]
+_SIGNALS_OF_3 = (
+    *_SIGNALS_OF_2,
+    pa.field("near_copy_cluster", pa.int64()),
+    pa.field("near_copies", pa.int32()),
+    pa.field("image_agreement", pa.float32()),
+    pa.field("reference_agreement", pa.float32()),
+    pa.field("neg_clip_loss", pa.float32()),
+    pa.field("accord", pa.float32()),
 )
+SIGNALS = pa.struct([*_SIGNALS_OF_3, pa.field("caption_copies", pa.int32()), pa.field("cosine_rise", pa.float32())])
+_OLD_SIGNALS = {1: _SIGNALS_OF_2, 2: _SIGNALS_OF_2, 3: _SIGNALS_OF_3}
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _UID = pa.binary(16)
 
@@ -89,15 +90,16 @@ SCORES = pa.schema(
         pa.field("image_offset", pa.int64()),  # of the encoded image inside a plain tar; null elsewhere
         pa.field("image_bytes", pa.int64()),
         pa.field("null_cosines", pa.list_(pa.float32(), NUM_NULLS)),  # of the image with captions of other rows
+        pa.field("image_edge", pa.int32()),  # since version 4: px of the encoded image's shorter side
     ]
 )
-_ADDED_IN_2 = ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines")
+_ADDED = {2: ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"), 4: ("image_edge",)}
 
 
 def scores_schema(version: int) -> pa.Schema:
     """Return the columns of a scores part that was written under a schema version."""
-    known = SCORES if version > 1 else pa.schema([field for field in SCORES if field.name not in _ADDED_IN_2])
-    return _with_signals_of(known, version)
+    later = {name for added, names in _ADDED.items() if added > version for name in names}
+    return _with_signals_of(pa.schema([field for field in SCORES if field.name not in later]), version)
 
 
 def manifest_schema(version: int) -> pa.Schema:
@@ -106,9 +108,8 @@ def manifest_schema(version: int) -> pa.Schema:
 
 
 def _with_signals_of(schema: pa.Schema, version: int) -> pa.Schema:
-    if version > 2:
-        return schema
-    return schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(_SIGNALS_OF_2)))
+    old = _OLD_SIGNALS.get(version)
+    return schema if old is None else schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(old)))
 
 
 MANIFEST = pa.schema(
@@ -155,5 +156,7 @@ SIGNAL_MEANINGS = {
     "image_agreement": "mean cosine of its image vector with those of the captions nearest to its own, copies left out",
     "reference_agreement": "the same by a reference encoder that never saw the data, and by the captions' words",
     "neg_clip_loss": "cosine, less what other captions and images of a sample explain of it",
+    "caption_copies": "rows of the whole dataset with nearly this caption (a band of MinHash in common), itself too; 1 below 5",
+    "cosine_rise": "rank of its cosine now, less that in an earlier round by other weights, in [-1, 1]; high: learned fast",
     "accord": "combined p-value, in [0, 1], of the ranks of the last three within a sample: low where they doubt the pair",
 }

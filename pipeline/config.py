@@ -115,7 +115,7 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
 
 def limits_of(split: SplitOptions) -> list[str]:
     """Return the names of the settings that label by signals and are in use."""
-    return [name for name in ("max_image_repeats", *_NEAR_LIMITS) if getattr(split, name)]
+    return [name for name in ("max_image_repeats", "max_caption_copies", *_NEAR_LIMITS) if getattr(split, name)]
 
 
 def _imply_rule(split: dict[str, Any]) -> None:
@@ -132,6 +132,8 @@ def _imply_signals(given: dict[str, Any]) -> None:
     split, signals = given["split"], given["signals"]
     near = any(split.get(name) for name in _NEAR_LIMITS)
     near = near or any(signals.get(name) is not None for name in ("near_copy_cosine", "reference_encoder"))
+    if split.get("max_caption_copies"):
+        signals["caption_shingles"] = True
     asked = signals.get("signals")
     if near and asked != "none":
         signals["signals"] = "all"
@@ -149,6 +151,12 @@ def _check_signals(config: RunConfig) -> None:
         raise ConfigError(
             f"discord_share = {config.split.discord_share} needs the sample of captions; agreement_rows = 0 leaves it out"
         )
+    if signals.caption_shingles and not config.embed.keep_captions:
+        raise ConfigError("caption_shingles compares the wording of captions; keep_captions = false leaves none")
+    if config.split.null_strata in ("caption-length", "script") and not config.embed.keep_captions:
+        raise ConfigError(
+            f"null_strata = {config.split.null_strata!r} groups rows by captions; keep_captions = false leaves none"
+        )
     if signals.reference_encoder and not config.embed.keep_captions:
         raise ConfigError("reference_encoder compares captions by their words; keep_captions = false leaves none")
 
@@ -158,6 +166,10 @@ def _check_split(split: SplitOptions) -> None:
         raise ConfigError(f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other")
     if split.crowded_share and split.crowded_tail:
         raise ConfigError(f"crowded_share = {split.crowded_share} and crowded_tail = {split.crowded_tail} exclude each other")
+    if split.null_strata and split.rule != "calibrated":
+        raise ConfigError(
+            f"null_strata = {split.null_strata!r} gives rule 'calibrated' more nulls; rule {split.rule!r} has none"
+        )
     if split.rule == "keep-share" and not split.keep_share:
         raise ConfigError("rule 'keep-share' needs keep_share above 0 (--keep-share 0.3)")
     if split.rule == "min-cosine" and split.min_cosine is None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from manifests.errors import TooManyQuarantined
+from manifests.errors import RunError, TooManyQuarantined
 from manifests.parts import Part
 from pipeline.config import RunConfig
 from pipeline.executors import Executor
@@ -17,6 +17,7 @@ from stages.label import SignalParts, Tallied, TalliedSignals, Tally, TallySigna
 from stages.options import SplitOptions
 from stages.pair import Shard
 from stages.split import Decision, decide
+from stages.strata import COLUMN, StrataKind
 
 _WORST = 5
 
@@ -34,6 +35,7 @@ class Totals:
         signal_parts: Where those lie.
         closeness: Of 1 - outlier; None where that signal was not computed.
         accord: Of accord; the same.
+        strata: Of all cosines, and of those of mismatched pairs, of every stratum by its code; empty where none were asked for.
         canaries: What is known of all canaries, by kind, in pieces.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
@@ -47,6 +49,7 @@ class Totals:
     signal_parts: SignalParts | None = None
     closeness: Histogram | None = None
     accord: Histogram | None = None
+    strata: dict[int, tuple[Histogram, Histogram]] = field(default_factory=dict)
     canaries: dict[str, list[CanaryScores]] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -60,6 +63,9 @@ class Totals:
         """Add one shard and return its (rows, quarantined rows)."""
         self.histogram.add(tallied.cosines)
         self.nulls.add(tallied.nulls)
+        for code, counted in tallied.strata.items():
+            for histogram, part in zip(self.strata.setdefault(code, (Histogram(), Histogram())), counted, strict=True):
+                histogram.add(part)
         self.scores[shard.name] = tallied.part
         if tallied.embeddings is not None:
             self.embeddings[shard.name] = tallied.embeddings
@@ -70,14 +76,15 @@ class Totals:
         return tallied.part.num_rows, num
 
 
-def tally(executor: Executor, round_: Round) -> Totals:
-    """Count all scores parts of a round."""
+def tally(executor: Executor, round_: Round, strata: StrataKind | None = None) -> Totals:
+    """Count all scores parts of a round, and every stratum by itself where strata are asked for."""
     totals = Totals()
     stage = Tally(
         round_.run,
         round_.scores_round,
         round_.scores_fingerprint,
         with_embeddings=bool(round_.plan["scores"]["keep"]["embeddings"]),
+        strata=strata,
     )
     run_stage(executor, stage, round_.shards, what="count", folder=(round_.run, round_.number), collect=totals.add)
     return totals
@@ -100,7 +107,7 @@ def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals:
         totals.closeness, totals.accord = closeness, accord if accord.num_rows else None
 
 
-def tally_canaries(executor: Executor, round_: Round, totals: Totals) -> None:
+def tally_canaries(executor: Executor, round_: Round, totals: Totals, strata: StrataKind | None = None) -> None:
     """Collect what is known of all canaries, where the scores have any; as many as were asked for, whatever the rows."""
     if not round_.plan["scores"].get("canaries"):
         return
@@ -111,7 +118,7 @@ def tally_canaries(executor: Executor, round_: Round, totals: Totals) -> None:
         return sum(len(scores.cosines) for scores in found.values()), 0
 
     near = signal_target(executor, round_, totals.signal_parts) if totals.signal_parts and totals.signal_parts.near else None
-    stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint, near)
+    stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint, near, strata)
     run_stage(executor, stage, round_.shards, what="count canaries", folder=(round_.run, round_.number), collect=collect)
 
 
@@ -142,13 +149,17 @@ def counted(executor: Executor, round_: Round, config: RunConfig, options: Split
 
     Raises:
         TooManyQuarantined: Too much of it could not be scored.
+        RunError: The scores lack what groups rows.
     """
-    totals = tally(executor, round_)
+    strata = options.null_strata if options.rule == "calibrated" else None
+    if strata and COLUMN[strata] == "caption" and not round_.plan["scores"]["keep"]["captions"]:
+        raise RunError(f"--null-strata {strata} groups rows by their captions, and these scores kept none; use --keep-captions")
+    totals = tally(executor, round_, strata)
     check_quarantined(totals, options.max_quarantined_share)
     parts = add_signals(executor, round_, config, totals.histogram.num_rows)
     if parts is not None:
         tally_signals(executor, round_, parts, totals)
-    tally_canaries(executor, round_, totals)
+    tally_canaries(executor, round_, totals, strata)
     return totals
 
 
@@ -158,6 +169,6 @@ def decided(totals: Totals, options: SplitOptions) -> Decision:
     Raises:
         SplitRefused: It is not believed, or lets too many canaries in.
     """
-    decision = decide(totals.histogram, options, totals.closeness, totals.nulls, totals.accord)
+    decision = decide(totals.histogram, options, totals.closeness, totals.nulls, totals.accord, totals.strata)
     check_leaks(leaks(totals.canaries, decision), options)
     return decision

@@ -131,7 +131,7 @@ def sections(gallery: Gallery, num: int) -> dict[str, list[Row]]:
         above = Wanted(Query(label=("safe",), cosine=(cut, 2.0), sort="cosine"))
         found |= {"Just below the cut": gallery.first(below, num), "Just above the cut": gallery.first(above, num)}
     for reason in gallery.manifest.seal["counts"]["reasons"]:
-        if reason in ("near_duplicate", "crowded", "local_outlier", "discordant", "review"):
+        if reason in ("near_duplicate", "crowded", "local_outlier", "repeated_caption", "discordant", "review"):
             found[f"Reason {reason}"] = gallery.first(Wanted(Query(reason=(reason,), sort="uid")), num)
     found["Safe, at random"] = gallery.first(Wanted(Query(label=("safe",), sort="uid")), num)
     found["Quarantined"] = gallery.first(Wanted(Query(label=("quarantined",), sort="uid")), num)

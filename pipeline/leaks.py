@@ -58,7 +58,7 @@ def interval(hits: int, num: int) -> tuple[float, float]:
 
 
 def _leak(kind: str, scores: CanaryScores, decision: Decision) -> dict[str, float]:
-    safe = decision.is_safe(scores.cosines)
+    safe = decision.is_safe(scores.cosines, scores.codes)
     for limit in decision.limits:
         if limit.signal in scores.signals:
             safe &= limit.allows(scores.signals[limit.signal])

@@ -15,6 +15,7 @@ from manifests.layout import (
     fingerprint,
     is_sealed,
     part_name,
+    read_plan,
     round_folder,
     round_numbers,
 )
@@ -48,15 +49,23 @@ def label_and_seal(executor: Executor, round_: Round, totals: Totals, decision: 
     before = [n for n in round_numbers(round_.run) if n < round_.number and is_sealed(round_.run, n)]
     previous = max(before, default=None)
     stamp = fingerprint(round_.plan)
+    since = max((n for n in before if _by_other_weights(round_, n)), default=None)
     reviews = round_.plan.get("reviews")
     until = None if reviews is None else reviews["until"]
     numbers = round_.scores_round, round_.number
-    stage = LabelRows(round_.run, *numbers, stamp, decision, previous, totals.signal_parts, until)
+    stage = LabelRows(round_.run, *numbers, stamp, decision, previous, totals.signal_parts, until, since)
     run_stage(executor, stage, round_.shards, what="label", folder=(round_.run, round_.number), collect=collect)
-    seal = _seal(round_, totals, decision, written, previous)
+    seal = {**_seal(round_, totals, decision, written, previous), "rise_since": since}
     sweep_drafts(round_.run, round_folder(round_.number))
     write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", seal)
     return seal
+
+
+def _by_other_weights(round_: Round, number: int) -> bool:
+    """Return whether an earlier round has other scores of the same data."""
+    plan = read_plan(round_.run, number)
+    same = plan["scores"]["dataset"] == round_.plan["scores"]["dataset"]
+    return bool(same and plan["scores_round"] != round_.scores_round)
 
 
 def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, Labelled], previous: int | None) -> Seal:
@@ -88,6 +97,7 @@ def _seal(round_: Round, totals: Totals, decision: Decision, written: dict[str, 
         "doubts": list(decision.doubts),
         "canaries": leaks(totals.canaries, decision),
         "null": _null(totals.nulls, decision),
+        "strata": None if decision.strata is None else {"by": decision.strata.kind, "of": list(decision.strata.facts)},
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
         "parts": [_part_entry(round_, shard.name, totals, written[shard.name]) for shard in round_.shards],
     }

@@ -19,6 +19,8 @@ from stages.neighbours import Neighbours, SignalTarget
 from stages.pair import Shard
 from stages.reference import Reference, Sampled, SampleRows, share_of
 from stages.repeats import KINDS, write_repeats
+from stages.shingles import COUNTS, ShingleCaptions, write_band_counts
+from stages.shingles import FOLDER as BAND_PARTS
 
 _REFERENCE, _AGREEMENT, _CENTRES = "reference.parquet", "agreement.parquet", "centres.parquet"
 FIRST_SCHEMA = 2
@@ -71,8 +73,9 @@ def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, 
             f"{where} kept no embeddings, so there are no neighbours to compare; score again with --keep-embeddings, "
             "or ask for --signals repeats"
         )
-    if "reference_encoder" in asked and not plan["scores"]["keep"]["captions"]:
-        raise RunError(f"{where} kept no captions, whose words a reference encoder needs; score again with --keep-captions")
+    needs = [name for name in ("reference_encoder", "caption_shingles") if name in asked]
+    if needs and not plan["scores"]["keep"]["captions"]:
+        raise RunError(f"{where} kept no captions, which {needs[0]} reads; score again with --keep-captions")
     return asked
 
 
@@ -100,6 +103,8 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         memory = config.signals.signals_memory_mb << 20
         write_repeats(round_.run, round_.scores_round, names, parts.folder, memory_bytes=memory, fingerprint=parts.fingerprint)
     asked, clusters = round_.plan["signals"], None
+    if asked.get("caption_shingles"):
+        _count_bands(executor, round_, parts, config.signals.signals_memory_mb << 20)
     if parts.near:
         if not round_.run.names(f"{round_folder(round_.scores_round)}/{EMBEDDINGS}"):
             where = f"round {round_.scores_round} of {round_.run.uri}"
@@ -114,7 +119,26 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         executor, stage, todo, what="signals", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
         num_done_before=len(round_.shards) - len(todo),
     )  # fmt: skip
+    if asked.get("caption_shingles"):
+        round_.run.delete_folder(f"{parts.folder}/{BAND_PARTS}")
     return parts
+
+
+def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_bytes: int) -> None:
+    """Hash the wording of all captions and count it, where that is not done yet."""
+    done = round_.run.names(f"{parts.folder}/{BAND_PARTS}")
+    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
+    stage, before = (
+        ShingleCaptions(round_.run, round_.scores_round, parts.folder, parts.fingerprint),
+        len(round_.shards) - len(todo),
+    )
+    run_stage(
+        executor, stage, todo, what="shingle captions", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
+        num_done_before=before,
+    )  # fmt: skip
+    if COUNTS not in round_.run.names(parts.folder):
+        names = [shard.name for shard in round_.shards]
+        write_band_counts(round_.run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
 
 
 def signal_target(executor: Executor, round_: Round, parts: SignalParts, clusters: str | None = None) -> SignalTarget:
@@ -126,6 +150,7 @@ def signal_target(executor: Executor, round_: Round, parts: SignalParts, cluster
         folder=parts.folder,
         fingerprint=parts.fingerprint,
         clusters=clusters,
+        bands=f"{parts.folder}/{BAND_PARTS}" if asked.get("caption_shingles") else None,
         reference=f"{parts.folder}/{_REFERENCE}" if near else None,
         agreement=f"{parts.folder}/{_AGREEMENT}" if near and asked.get("agreement_rows") else None,
         others=reference_folder(round_) if near else None,

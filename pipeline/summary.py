@@ -25,6 +25,10 @@ def of_round(manifest: Manifest) -> str:
         lines += [
             f"  mismatch  estimated {null['mismatched_share']:.2%} of all rows, {stated}, by {null['num']:,} mismatched pairs"
         ]
+    for found in (seal.get("strata") or {}).get("of", ()):
+        cut = "nothing is safe" if found["cut"] is None else f"safe where cosine >= {found['cut']:.4f}"
+        shared = "" if found["own_null"] else " (too few mismatched pairs for a null of its own)"
+        lines += [f"  stratum   {found['stratum']}: {cut}, {found['safe']:,} of {found['rows']:,}{shared}"]
     for kind, leak in (seal.get("canaries") or {}).items():
         span = f"95 % interval {leak['low']:.1%} to {leak['high']:.1%}"
         lines += [f"  canaries  {kind}: {leak['safe']} of {leak['num']} would be safe ({leak['share']:.1%}, {span})"]

@@ -24,7 +24,7 @@ FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
 REPEATS: Final = 4
 CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
 VECTORS: Final = ("image_hash", "image", "text")  # more columns, where embeddings are kept
-CAPTION: Final = "caption"  # and captions
+CAPTION: Final = "caption"  # another, where captions are
 _FEWEST: Final = 8
 _PATCH_SHARE: Final = 6
 _SQUARES: Final = 4
@@ -53,21 +53,26 @@ class CanaryScores:
     Attributes:
         cosines: float32 (n,).
         signals: Values by field of the signals, float64 (n,) each; those that could be computed.
+        codes: Strata of their captions, int8 (n,); None where rows are not grouped by captions, or captions are not kept.
     """
 
     cosines: npt.NDArray[np.float32]
     signals: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    codes: npt.NDArray[np.int8] | None = None
 
     @classmethod
     def joined(cls, parts: "Sequence[CanaryScores]") -> "CanaryScores":
         """Return several as one."""
         names = set.intersection(*(set(part.signals) for part in parts)) if parts else set()
         signals = {name: np.concatenate([part.signals[name] for part in parts]) for name in sorted(names)}
-        return cls(np.concatenate([part.cosines for part in parts]), signals)
+        codes = [part.codes for part in parts if part.codes is not None]
+        known = np.concatenate(codes) if codes and len(codes) == len(parts) else None
+        return cls(np.concatenate([part.cosines for part in parts]), signals, known)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "CanaryScores":
         """Return some of them."""
-        return CanaryScores(self.cosines[chosen], {name: values[chosen] for name, values in self.signals.items()})
+        signals = {name: values[chosen] for name, values in self.signals.items()}
+        return CanaryScores(self.cosines[chosen], signals, None if self.codes is None else self.codes[chosen])
 
 
 def canaries_of(shard: str, pixels: Pixels, captions: list[str], num: int) -> Canaries | None:

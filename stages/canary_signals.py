@@ -15,12 +15,15 @@ from stages.label import open_part
 from stages.neighbours import SignalTarget, compare
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
+from stages.strata import COLUMN, StrataKind, strata_of
 
 
 class TallyCanaries:
     """Stage: a shard in, what is known of its canaries out, by kind."""
 
-    def __init__(self, run: Store, scores_round: int, fingerprint: str, near: SignalTarget | None) -> None:
+    def __init__(
+        self, run: Store, scores_round: int, fingerprint: str, near: SignalTarget | None, strata: StrataKind | None = None
+    ) -> None:
         """Prepare.
 
         Args:
@@ -28,8 +31,10 @@ class TallyCanaries:
             scores_round: Round of the canaries.
             fingerprint: Under which they must have been written.
             near: Where the samples lie; None where neighbours were not sought.
+            strata: How rows are grouped; None: not at all.
         """
         self._run, self._round, self._fingerprint, self._near = run, scores_round, fingerprint, near
+        self._strata = strata if strata and COLUMN[strata] == CAPTION else None
 
     def open(self) -> None:
         """Load the samples."""
@@ -49,7 +54,8 @@ class TallyCanaries:
         """
         name = part_name(self._round, CANARY_PARTS, shard.name)
         table, _ = open_part(self._run, name, ["kind", "cosine", *VECTORS, CAPTION], self._fingerprint)
-        whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table, shard))
+        codes = strata_of(self._strata, table[CAPTION]) if self._strata and CAPTION in table.column_names else None
+        whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table, shard), codes)
         kinds = table["kind"].to_numpy().astype(str)
         return {str(kind): whole.where(kinds == kind) for kind in np.unique(kinds)}
 

@@ -15,11 +15,11 @@ from manifests.store import Store
 from stages.crops import Crop, Crops
 from stages.encoders import image_size, pixel_preprocess
 from stages.images import UndecodableImage, decode_image
+from stages.null import CHUNK_ROWS
 from stages.options import ReadOptions
 from stages.pair import Pair, Shard
 from stages.shards import read_shard
 
-CHUNK_ROWS: Final = 512
 _WAITING_PER_THREAD: Final = 8
 Item = TypeVar("Item")
 
@@ -124,10 +124,10 @@ class Decode:
             return pair, None
         limit = self._options.max_image_pixels
         try:
-            pixels = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
+            pixels, edge = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
         except UndecodableImage as error:
             return pair.quarantine(error.reason, error.detail), None
-        return replace(pair, image=None), pixels
+        return replace(pair, image=None, edge=edge), pixels
 
 
 def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:

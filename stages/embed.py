@@ -147,8 +147,8 @@ class Embed:
                 columns = (pa.array(image_hashes(made.pixels)), packed(images), packed(texts))
                 for name, column in zip(VECTORS, columns, strict=True):
                     table = table.append_column(name, column)
-                if target.keep_captions:
-                    table = table.append_column(CAPTION, pa.array(made.captions))
+            if target.keep_captions:
+                table = table.append_column(CAPTION, pa.array(made.captions))
         name = part_name(target.round_number, CANARY_PARTS, shard.name)
         write_part(target.run, name, table.schema, [table], fingerprint=target.fingerprint)
 
@@ -210,6 +210,7 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "image_offset": pa.array([pair.place[0] if pair.place else None for pair in pairs], pa.int64()),
         "image_bytes": pa.array([pair.place[1] if pair.place else None for pair in pairs], pa.int64()),
         "null_cosines": _nulls(chunk),
+        "image_edge": pa.array([pair.edge for pair in pairs], pa.int32()),
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)

@@ -45,8 +45,12 @@ def image_hashes(pixels: npt.NDArray[np.uint8]) -> Hashes:
 
 def caption_hashes(captions: Sequence[str]) -> Hashes:
     """Return a hash of each caption that overlooks case, digits, punctuation and white space: int64 (n,)."""
-    words = (_NOT_WORDS.sub(" ", caption.casefold()).strip() or caption for caption in captions)
-    return np.asarray([_int64(text.encode("utf-8", "surrogatepass")) for text in words], np.int64)
+    return np.asarray([_int64(normalised(caption).encode("utf-8", "surrogatepass")) for caption in captions], np.int64)
+
+
+def normalised(caption: str) -> str:
+    """Return a caption without case, digits, punctuation and doubled white space; itself where nothing else is in it."""
+    return _NOT_WORDS.sub(" ", caption.casefold()).strip() or caption
 
 
 def _cells(images: npt.NDArray[np.float32], rows: int, columns: int) -> npt.NDArray[np.float32]:

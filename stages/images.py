@@ -32,7 +32,7 @@ class UndecodableImage(Exception):
         self.reason, self.detail = reason, detail
 
 
-def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixels: int) -> Pixels:
+def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixels: int) -> tuple[Pixels, int]:
     """Decode, convert to RGB and preprocess one image.
 
     Args:
@@ -42,12 +42,16 @@ def decode_image(data: bytes, preprocess: Preprocess, *, size_px: int, max_pixel
         max_pixels: Limit on pixels by the header, and on the resized canvas of very long images.
 
     Returns:
-        RGB pixels, uint8, shape (size_px, size_px, 3).
+        RGB pixels, uint8, shape (size_px, size_px, 3), and the shorter side of the encoded image, px.
 
     Raises:
         UndecodableImage: With the reason for the quarantine.
     """
-    return decode(data, lambda image: np.asarray(preprocess(image), dtype=np.uint8), size_px=size_px, max_pixels=max_pixels)
+
+    def use(image: Image.Image) -> tuple[Pixels, int]:
+        return np.asarray(preprocess(image), dtype=np.uint8), min(image.size)
+
+    return decode(data, use, size_px=size_px, max_pixels=max_pixels)
 
 
 def decode(

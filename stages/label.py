@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,14 @@ from manifests.layout import EMBEDDINGS, LABELS, SCORES, part_name
 from manifests.parts import Part, write_part
 from manifests.reading import check_version
 from manifests.reviews import newest, read_all
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, Label
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, NUM_NULLS, Label
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.label_rows import Labelling, Verdicts, label_table
+from stages.null import caption_rows
 from stages.pair import Shard
 from stages.split import Decision
+from stages.strata import COLUMN, StrataKind, strata_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Tallied:
         reasons: Quarantined rows per reason.
         embeddings: Rows, size and hash of the embeddings part, where there is one.
         nulls: Occupied histogram bins of cosines of mismatched pairs; none in scores of the first schema.
+        strata: Both kinds of bins of every stratum, by its code, where strata were asked for.
     """
 
     part: Part
@@ -39,6 +42,7 @@ class Tallied:
     reasons: dict[str, int]
     embeddings: Part | None
     nulls: SparseCounts
+    strata: dict[int, tuple[SparseCounts, SparseCounts]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,9 @@ class SignalParts:
 class Tally:
     """Stage: a shard in, the counts of its scores part out. Reads the score columns only, and hashes the file."""
 
-    def __init__(self, run: Store, scores_round: int, fingerprint: str, *, with_embeddings: bool) -> None:
+    def __init__(
+        self, run: Store, scores_round: int, fingerprint: str, *, with_embeddings: bool, strata: StrataKind | None = None
+    ) -> None:
         """Prepare.
 
         Args:
@@ -71,9 +77,10 @@ class Tally:
             scores_round: Round whose scores are counted.
             fingerprint: Of the plan they must have been written under.
             with_embeddings: Whether there are embeddings parts, to be hashed too.
+            strata: How rows are grouped; None: not at all.
         """
         self._run, self._round, self._fingerprint = run, scores_round, fingerprint
-        self._with_embeddings = with_embeddings
+        self._with_embeddings, self._strata = with_embeddings, strata
 
     def open(self) -> None:
         """Do nothing; there is nothing to load."""
@@ -82,16 +89,35 @@ class Tally:
         """Count one part.
 
         Raises:
-            RunError: It was written under another plan.
+            RunError: It was written under another plan, or by a version that did not write what groups rows.
         """
         name = part_name(self._round, SCORES, shard.name)
-        table, part = open_part(self._run, name, ["cosine", "reason", "null_cosines"], self._fingerprint)
+        grouping = ["image_hash", COLUMN[self._strata]] if self._strata else []
+        table, part = open_part(self._run, name, ["cosine", "reason", "null_cosines", *grouping], self._fingerprint)
         kept = part_name(self._round, EMBEDDINGS, shard.name)
         embeddings = open_part(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
-        return Tallied(part, count(cosines), reasons, embeddings, count(nulls.drop_null().cast(pa.float32()).to_numpy()))
+        counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
+        strata = _by_stratum(table, self._strata, name) if self._strata else {}
+        return Tallied(part, count(cosines), reasons, embeddings, counted, strata)
+
+
+def _by_stratum(table: pa.Table, kind: StrataKind, name: str) -> dict[int, tuple[SparseCounts, SparseCounts]]:
+    """Count the cosines of every stratum, and of mismatched pairs whose caption, or image, is in it."""
+    if COLUMN[kind] not in table.column_names or "null_cosines" not in table.column_names:
+        raise RunError(f"{name} has no {COLUMN[kind]}, by which --null-strata {kind} groups rows; score again")
+    cosine, nulls = table["cosine"].combine_chunks(), table["null_cosines"].combine_chunks()
+    codes = strata_of(kind, table[COLUMN[kind]])
+    grouped = np.repeat(codes[:, None], NUM_NULLS, axis=1)
+    if COLUMN[kind] == "caption":
+        rows = caption_rows(table["image_hash"].is_valid().to_numpy())
+        grouped = np.where(rows >= 0, codes[rows], grouped)
+    known, scored = nulls.flatten().is_valid().to_numpy(zero_copy_only=False), cosine.is_valid().to_numpy(zero_copy_only=False)
+    values, of = nulls.flatten().drop_null().to_numpy(), grouped.ravel()[known]
+    pairs, mine = cosine.drop_null().to_numpy(), codes[scored]
+    return {int(code): (count(pairs[mine == code]), count(values[of == code])) for code in np.unique(mine)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +208,7 @@ class LabelRows:
         previous: int | None = None,
         signals: SignalParts | None = None,
         reviews_until: str | None = None,
+        rise_since: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -194,12 +221,13 @@ class LabelRows:
             previous: Sealed round that labels are compared with.
             signals: Where the signals parts lie; None where there are none.
             reviews_until: Human verdicts up to this time are honoured; None where there are none.
+            rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
         """
         self._reviews_until = reviews_until
         self._verdicts: Verdicts | None = None
         self._run, self._scores_round, self._round = run, scores_round, round_number
         self._fingerprint, self._decision, self._previous = fingerprint, decision, previous
-        self._signals = signals
+        self._signals, self._rise_since = signals, rise_since
 
     def open(self) -> None:
         """Read the human verdicts."""
@@ -214,15 +242,16 @@ class LabelRows:
 
         def tables() -> Iterator[pa.Table]:
             name = part_name(self._scores_round, SCORES, shard.name)
-            signals, first = self._signals_of(shard), 0
+            signals, earlier, first = self._signals_of(shard), self._earlier(shard), 0
             with self._run.fs.open_input_file(self._run.path(name)) as file, pq.ParquetFile(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     scores = parquet.read_row_group(group)
                     if signals is not None:
                         place = scores.schema.get_field_index("signals")
                         scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
-                        first += scores.num_rows
-                    table = label_table(scores, shard.name, self._decision, self._verdicts, labelling)
+                    before = None if earlier is None else earlier.slice(first, scores.num_rows)
+                    table = label_table(scores, shard.name, self._decision, self._verdicts, labelling, before)
+                    first += scores.num_rows
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])
                     yield table
@@ -237,19 +266,22 @@ class LabelRows:
         with self._run.fs.open_input_file(self._run.path(self._signals.part(shard.name))) as file:
             return pq.read_table(file)["signals"]
 
+    def _earlier(self, shard: Shard) -> pa.ChunkedArray | None:
+        return None if self._rise_since is None else self._column(self._rise_since, shard, "rank")
+
     def _changes(self, shard: Shard) -> dict[str, int]:
         if self._previous is None:
             return {}
-        old, new = (self._labels(number, shard) for number in (self._previous, self._round))
+        old, new = (self._column(number, shard, "label").cast(pa.string()) for number in (self._previous, self._round))
         if len(old) != len(new):
             return {}
         moved = pc.not_equal(old, new)
         pairs = pc.binary_join_element_wise(old.filter(moved), new.filter(moved), ">")
         return {row["values"]: row["counts"] for row in pc.value_counts(pairs).to_pylist()}
 
-    def _labels(self, number: int, shard: Shard) -> pa.ChunkedArray:
+    def _column(self, number: int, shard: Shard, name: str) -> pa.ChunkedArray:
         with self._run.fs.open_input_file(self._run.path(part_name(number, LABELS, shard.name))) as file:
-            return pq.read_table(file, columns=["label"])["label"].cast(pa.string())
+            return pq.read_table(file, columns=[name])[name]
 
 
 def _add_counts(totals: dict[str, int], column: pa.ChunkedArray) -> None:

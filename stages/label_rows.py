@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from manifests.reviews import VERDICTS
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.split import Decision
+from stages.strata import COLUMN, strata_of
 
 _SAFE, _NOTHING = -1, -1
 _LABELS: Final = tuple(str(label) for label in Label)
@@ -70,6 +71,7 @@ def label_table(
     decision: Decision,
     verdicts: Verdicts | None = None,
     labelling: Labelling | None = None,
+    earlier: pa.ChunkedArray | None = None,
 ) -> pa.Table:
     """Return rows of the scores part as rows of the manifest.
 
@@ -79,13 +81,16 @@ def label_table(
         decision: How rows are labelled.
         verdicts: What humans said; it wins, but for rows without a cosine, which nothing makes safe or risky.
         labelling: Is told how many rows were limited and overruled.
+        earlier: Ranks of the same rows in an earlier round by other weights; None where there is none.
     """
     labelling = labelling if labelling is not None else Labelling()
     cosine = scores["cosine"].combine_chunks()
     scored = cosine.is_valid().to_numpy(zero_copy_only=False)
     finite = cosine.drop_null().to_numpy()
+    kind = decision.strata.kind if decision.strata else None
+    codes_of = strata_of(kind, scores[COLUMN[kind]])[scored] if kind else None
     why = np.full(len(scored), _SAFE, np.int32)
-    why[np.flatnonzero(scored)[~decision.is_safe(finite)]] = 0
+    why[np.flatnonzero(scored)[~decision.is_safe(finite, codes_of)]] = 0
     for place, limit in enumerate(decision.limits, start=1):
         values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
         why[scored & (why == _SAFE) & ~limit.allows(values)] = place
@@ -96,8 +101,11 @@ def label_table(
     final = np.where(reviewed, said, codes).astype(np.int32)
     labelling.overrule(codes, final)
     p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
-    p_safe[scored], rank[scored] = decision.p_safe(finite), decision.rank(finite)
-    signals = _whole(scores["signals"], scored, decision.p_mismatch(finite))
+    p_safe[scored], rank[scored] = decision.p_safe(finite, codes_of), decision.rank(finite)
+    found = {"p_mismatch": _masked(decision.p_mismatch(finite, codes_of), scored)}
+    if earlier is not None:
+        found["cosine_rise"] = pc.subtract(earlier, pa.array(rank, mask=~scored))
+    signals = _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None})
     words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.REVIEW]
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
@@ -124,18 +132,23 @@ def _reasons(
     return pa.DictionaryArray.from_arrays(pa.array(indices, mask=scored & (why == _SAFE)), pa.array(all_words, pa.string()))
 
 
+def _masked(values: npt.NDArray[np.float32] | None, scored: npt.NDArray[np.bool_]) -> pa.Array | None:
+    """Return values of the scored rows as a column of all rows."""
+    if values is None:
+        return None
+    whole = np.zeros(len(scored), np.float32)
+    whole[scored] = values
+    return pa.array(whole, mask=~scored)
+
+
 def _whole(
-    signals: pa.ChunkedArray, scored: npt.NDArray[np.bool_], p_mismatch: npt.NDArray[np.float32] | None
+    signals: pa.ChunkedArray, scored: npt.NDArray[np.bool_], found: dict[str, pa.Array | pa.ChunkedArray]
 ) -> pa.ChunkedArray | pa.StructArray:
-    """Return the signals with the fields of today's schema, the first one filled where there is something to fill it with."""
-    if p_mismatch is None and signals.type.equals(SIGNALS):
+    """Return the signals with the fields of today's schema, some of them filled with what was found of the scored rows."""
+    if not found and signals.type.equals(SIGNALS):
         return signals
-    known = {field.name: pc.struct_field(signals, field.name) for field in signals.type}
-    missing = ~signals.is_valid().to_numpy()
-    if p_mismatch is not None:
-        values = np.zeros(len(scored), np.float32)
-        values[scored], missing = p_mismatch, ~scored
-        known["p_mismatch"] = pa.array(values, mask=missing)
+    known = {field.name: pc.struct_field(signals, field.name) for field in signals.type} | found
+    missing = ~scored if found else ~signals.is_valid().to_numpy()
     columns = [known.get(field.name, pa.nulls(len(signals), field.type)) for field in SIGNALS]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     return pa.StructArray.from_arrays(arrays, fields=list(SIGNALS), mask=pa.array(missing))

@@ -17,6 +17,7 @@ from stages.grid import on_grid
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import KINDS, Repeats, repeats_name
+from stages.shingles import COUNTS
 
 Vectors = npt.NDArray[np.float32]
 _MOST: Final = 2**31 - 1
@@ -33,6 +34,7 @@ class SignalTarget:
         folder: Of the signals parts, the repeats and the reference.
         fingerprint: For the footers.
         clusters: Name of the clusters of near copies; None without.
+        bands: Folder of the bands of captions; None without.
         reference: Name of the reference; None without neighbours.
         agreement: Name of the sample that captions are compared with; None without.
         others: Folder of the reference encoder's vectors; None without one.
@@ -48,6 +50,7 @@ class SignalTarget:
     folder: str
     fingerprint: str
     clusters: str | None
+    bands: str | None
     reference: str | None
     agreement: str | None
     others: str | None
@@ -71,6 +74,7 @@ class Neighbours:
         faiss.omp_set_num_threads(target.num_threads)
         self._images, self._captions = (Repeats.read(target.run, repeats_name(target.folder, kind)) for kind in KINDS)
         self._clusters = Repeats.read(target.run, target.clusters) if target.clusters else None
+        self._bands = Repeats.read(target.run, f"{target.folder}/{COUNTS}") if target.bands else None
         self._reference = Reference.read(target.run, target.reference) if target.reference else None
         self._accord = None
         if target.agreement:
@@ -96,6 +100,8 @@ class Neighbours:
         if self._clusters is not None:
             sizes["near_copy_cluster"] = self._clusters.clusters_of(images)
             sizes["near_copies"] = self._clusters.of(images).clip(max=_MOST)
+        if self._bands is not None:
+            sizes["caption_copies"] = self._caption_copies(self._bands, shard)
         arrays = {name: pa.array(values, mask=~scored) for name, values in sizes.items()}
         if self._reference is not None and scored.any():
             places = pa.array(np.where(scored, np.cumsum(scored) - 1, 0), mask=~scored)
@@ -103,6 +109,16 @@ class Neighbours:
             arrays |= {name: pa.array(values).take(places) for name, values in found.items()}
         cast = [arrays.get(field.name, pa.nulls(len(scored), field.type)).cast(field.type) for field in SIGNALS]
         return pa.StructArray.from_arrays(cast, fields=list(SIGNALS), mask=pa.array(~scored))
+
+    def _caption_copies(self, counts: Repeats, shard: Shard) -> npt.NDArray[np.int64]:
+        """Return how many rows share the most common band of each caption, int64 (n,)."""
+        name = f"{self._target.bands}/{shard.name}.parquet"
+        bands = read_columns(self._target.run, name, ["bands"])["bands"].combine_chunks()
+        found = np.ones(len(bands), np.int64)
+        held = bands.is_valid().to_numpy(zero_copy_only=False)
+        shared = counts.of(bands.flatten().to_numpy()).reshape(-1, bands.type.list_size)  # flatten leaves out null rows
+        found[held] = shared.max(axis=1, initial=1).clip(max=_MOST)
+        return found
 
     def _near(
         self, scores: pa.Table, shard: Shard, scored: npt.NDArray[np.bool_], hashes: npt.NDArray[np.int64]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from manifests.schema import NUM_NULLS
 from stages.grid import on_grid
 
+CHUNK_ROWS: Final = 512  # scored together
 _FEWEST: Final = 8
 _SEED: Final = 0x5EED
 
@@ -34,9 +35,32 @@ def null_cosines(
     found = np.full((num, NUM_NULLS), np.nan, np.float32)
     if num < _FEWEST:
         return found
-    steps = np.random.default_rng((_SEED, num)).choice(np.arange(1, num), NUM_NULLS, replace=False)
-    for place, step in enumerate(steps.tolist()):
+    for place, step in enumerate(_steps(num)):
         other = np.roll(np.arange(num), -step)
         cosine = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts[other].astype(np.float64)))
         found[:, place] = np.where(captions[other] == captions, np.nan, cosine)
     return found
+
+
+def caption_rows(decoded: npt.NDArray[np.bool_], chunk_rows: int = CHUNK_ROWS) -> npt.NDArray[np.int64]:
+    """Return whose caption each null cosine of a shard was taken with.
+
+    Args:
+        decoded: Which rows of the shard have an image, bool (n,).
+        chunk_rows: Of the chunks in which it was scored.
+
+    Returns:
+        Row numbers, int64 (n, 4); -1 where there is no null.
+    """
+    found = np.full((len(decoded), NUM_NULLS), -1, np.int64)
+    for start in range(0, len(decoded), chunk_rows):
+        rows = start + np.flatnonzero(decoded[start : start + chunk_rows])
+        if len(rows) >= _FEWEST:
+            found[rows] = np.stack([np.roll(rows, -step) for step in _steps(len(rows))], axis=1)
+    return found
+
+
+def _steps(num: int) -> list[int]:
+    """Return how many rows further on the captions lie, for a chunk of so many rows."""
+    steps: list[int] = np.random.default_rng((_SEED, num)).choice(np.arange(1, num), NUM_NULLS, replace=False).tolist()
+    return steps

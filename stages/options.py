@@ -98,6 +98,9 @@ class SignalOptions(Options):
     copy_cell_rows: int = Field(
         1000, ge=16, description="near copies are sought in cells of about so many rows; the cost is linear in it"
     )
+    caption_shingles: bool = Field(
+        False, description="count also captions that share most of their wording, by MinHash; needs keep_captions"
+    )
     reference_encoder: str | None = Field(
         None,
         description="frozen image tower that never saw these data, for near copies and agreement: timm:NAME with "
@@ -116,8 +119,8 @@ class SignalOptions(Options):
         names = ["neighbours", "reference_rows", "signals_seed"]
         names += ["agreement_rows", "agreement_neighbours"] if self.agreement_rows else []
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
-        near = {name: getattr(self, name) for name in names}
-        return {"signals": self.signals, **(near if self.signals == "all" else {})}
+        near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
+        return {"signals": self.signals, **near, **({"caption_shingles": True} if self.caption_shingles else {})}
 
 
 class SplitOptions(Options):
@@ -135,6 +138,11 @@ class SplitOptions(Options):
     max_p_mismatch: float = Field(
         0.5, gt=0.0, le=1.0, description="calibrated: a safe pair is mismatched with at most this estimated probability"
     )
+    null_strata: Literal["caption-length", "script", "image-size"] | None = Field(
+        None,
+        description="calibrated: a null and a cut of its own for groups of rows, by words of the caption, by its script, or by "
+        "the image's shorter side; caption and script need keep_captions",
+    )
     keep_share: Share | None = Field(None, description="keep this share of scored rows, best cosines first (sets the rule)")
     min_cosine: float | None = Field(None, ge=-1.0, le=1.0, description="keep rows of at least this cosine (sets the rule)")
     growth: Share | None = Field(None, description="rescore: keep this much more than the newest sealed round does")
@@ -144,6 +152,9 @@ class SplitOptions(Options):
     )
     max_near_copies: int | None = Field(
         None, ge=1, description="rows are risky (near_duplicate) with more near copies than so many, by near_copy_cosine"
+    )
+    max_caption_copies: int | None = Field(
+        None, ge=4, description="rows are risky (repeated_caption) where more than so many carry nearly the same caption"
     )
     crowded_share: Share = Field(
         0.0,

@@ -42,6 +42,7 @@ class Pair:
         detail: What was wrong, or what was repaired.
         path: Local path of the image file, where it is a file of its own.
         place: Offset and length of the encoded image inside a plain tar.
+        edge: Shorter side of the encoded image, px; known once it was decoded.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Pair:
     detail: str | None = None
     path: str | None = None
     place: tuple[int, int] | None = None
+    edge: int | None = None
 
     def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
         """Return this pair without its image, marked as unscorable."""

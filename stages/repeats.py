@@ -48,7 +48,7 @@ def write_repeats(
                 f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM scores WHERE {kind}_hash IS NOT NULL "  # noqa: S608
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
-            batches = _as(REPEATS, found.to_arrow_reader(_BATCH_ROWS))
+            batches = tables_of(REPEATS, found.to_arrow_reader(_BATCH_ROWS))
             write_part(run, repeats_name(folder, kind), REPEATS, batches, fingerprint=fingerprint)
 
 
@@ -113,6 +113,7 @@ class Repeats:
         return np.where(self.hashes[place] == hashes, values[place], otherwise)
 
 
-def _as(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+def tables_of(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield the batches of a reader as tables of a schema."""
     for batch in reader:
         yield pa.Table.from_batches([batch]).cast(schema)

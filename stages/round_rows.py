@@ -158,7 +158,8 @@ def _folds(pairs: list[Pair], num_folds: int, decode: Decode, pool: ThreadPoolEx
     if num_folds > 1:
         whole = enumerate(decode.pixels(pairs, pool))
         found = [(row, pixels) for row, pixels in whole if pixels is not None]
-        folds[[row for row, _ in found]] = folds_of(np.stack([pixels for _, pixels in found]), num_folds)
+        if found:
+            folds[[row for row, _ in found]] = folds_of(np.stack([pixels for _, pixels in found]), num_folds)
     return folds
 
 

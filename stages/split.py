@@ -13,6 +13,7 @@ from stages.crowds import crowd_cut
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.mixture import Mixture, fit_mixture, published_mixture
 from stages.options import SplitOptions
+from stages.strata import Codes, Strata, calibrate_strata
 
 _MOST_CROWDED: Final = 0.5
 
@@ -58,6 +59,7 @@ class Decision:
         doubts: Sentences on what speaks against believing the asked-for rule; empty where nothing does.
         limits: What signals must allow beside the cut.
         calibration: What was estimated from the measured null, under `calibrated`; else None.
+        strata: The same for groups of rows, with cuts of their own; None without.
     """
 
     rule: str
@@ -70,23 +72,26 @@ class Decision:
     doubts: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
     calibration: Calibration | None = None
+    strata: Strata | None = None
 
     @property
     def share_above_cut(self) -> float:
         """Share of the scored rows that the cut calls safe, before any limit."""
         return self.num_safe / max(1, self.num_scored)
 
-    def is_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Return which finite cosines are safe: bool (n,)."""
+    def is_safe(self, cosines: npt.NDArray[np.float32], codes: Codes | None = None) -> npt.NDArray[np.bool_]:
+        """Return which finite cosines are safe, in the stratum of each where there are strata: bool (n,)."""
+        if self.strata is not None and codes is not None:
+            return self.strata.is_safe(cosines, codes)
         if self.cut is not None:
             return cosines >= np.float32(self.cut)
         if self.mixture is None or self.min_posterior is None:
             raise ValueError("a decision has a cut, or a mixture and a least posterior")
         return self.mixture.posterior(cosines.astype(np.float64)) >= self.min_posterior
 
-    def p_safe(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def p_safe(self, cosines: npt.NDArray[np.float32], codes: Codes | None = None) -> npt.NDArray[np.float32]:
         """Return the posterior of the matching component, float32 (n,); 1 - rank where no mixture could be fitted."""
-        mismatch = self.p_mismatch(cosines)
+        mismatch = self.p_mismatch(cosines, codes)
         if mismatch is not None:
             return (1.0 - mismatch).astype(np.float32)
         if self.mixture is None:
@@ -95,8 +100,10 @@ class Decision:
         posterior = self.mixture.posterior if self.rule == "published" else self.mixture.monotone_posterior
         return posterior(wide).astype(np.float32)
 
-    def p_mismatch(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+    def p_mismatch(self, cosines: npt.NDArray[np.float32], codes: Codes | None = None) -> npt.NDArray[np.float32] | None:
         """Return the probability of being mismatched, float32 (n,); None but under `calibrated`."""
+        if self.strata is not None and codes is not None:
+            return self.strata.p_mismatch(cosines, codes)
         return None if self.calibration is None else self.calibration.local[grid_bins(cosines)]
 
     def rank(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -110,6 +117,7 @@ def decide(
     closeness: Histogram | None = None,
     nulls: Histogram | None = None,
     accord: Histogram | None = None,
+    counted: dict[int, tuple[Histogram, Histogram]] | None = None,
 ) -> Decision:
     """Choose the cut, and the limits of signals.
 
@@ -119,6 +127,7 @@ def decide(
         closeness: Of the signal `outlier` of all shards, as 1 - outlier; None where it was not computed.
         nulls: Cosines of mismatched pairs of all shards; for `calibrated`.
         accord: Of the signal `accord` of all shards; None where it was not computed.
+        counted: Cosines, and cosines of mismatched pairs, of every stratum; for `null_strata`.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -132,16 +141,21 @@ def decide(
     cut, min_posterior = (
         (calibration.cut(options.alpha, options.max_p_mismatch), None) if calibration else _cut(histogram, mixture, options)
     )
-    num_safe = _num_safe(histogram, mixture, cut, min_posterior)
+    strata = None
+    if calibration is not None and options.null_strata is not None:
+        strata = calibrate_strata(options.null_strata, counted or {}, calibration, options.alpha, options.max_p_mismatch)
+        cut = cut if cut is not None or not strata.num_safe else float(strata.cuts.min())
+    num_safe = strata.num_safe if strata else _num_safe(histogram, mixture, cut, min_posterior)
     doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options, calibration))
     rule = options.rule
     if doubts:
         if options.if_unseparable == "fail" or options.fallback_share is None:
             raise SplitRefused(_refusal(doubts, num_scored, options))
         rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
-        num_safe, calibration = histogram.num_at_least(cut), None
+        num_safe, calibration, strata = histogram.num_at_least(cut), None, None
     limits = _limits(options, closeness, accord)
-    return Decision(rule, mixture, cut, min_posterior, histogram.ranks(), num_scored, num_safe, doubts, limits, calibration)
+    ranks = histogram.ranks()
+    return Decision(rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, doubts, limits, calibration, strata)
 
 
 def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
@@ -162,6 +176,8 @@ def _limits(options: SplitOptions, closeness: Histogram | None, accord: Histogra
         limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
     if options.max_near_copies is not None:
         limits.append(Limit(Reason.NEAR_DUPLICATE, "near_copies", most=options.max_near_copies))
+    if options.max_caption_copies is not None:
+        limits.append(Limit(Reason.REPEATED_CAPTION, "caption_copies", most=options.max_caption_copies))
     if closeness is not None and options.crowded_share:
         limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
     if closeness is not None and options.crowded_tail:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
@@ -15,10 +16,11 @@ from manifests.reading import open_round
 from stages.calibration import calibrate
 from stages.grid import on_grid
 from stages.histogram import Histogram, count, grid_bins
-from stages.null import null_cosines
+from stages.null import caption_rows, null_cosines
 from stages.options import SplitOptions
 from stages.reference import unit
 from stages.split import decide
+from stages.strata import STRATA, StrataKind, strata_of
 
 Pairsan = Callable[..., Result]
 
@@ -106,3 +108,104 @@ def test_clean_data_lose_next_to_nothing_by_it(tmp_path: Path, tiny: str, pairsa
     assert "all as sealed" in pairsan("verify", run).output
     stored = pq.read_table(next((run / "rounds/0001/scores").iterdir()), columns=["null_cosines"])["null_cosines"]
     assert stored.type.list_size == 4
+
+
+def test_the_captions_of_nulls_are_found_again() -> None:
+    rng = np.random.default_rng(1)
+    v, t = (unit(rng.normal(size=(700, 6)).astype(np.float32)) for _ in range(2))
+    decoded = rng.random(700) > 0.1
+    decoded[512:690] = False  # in the last chunk, too few rows are left for a null
+    captions = np.arange(700)
+    found = np.full((700, 4), np.nan, np.float32)
+    for start in (0, 512):
+        rows = start + np.flatnonzero(decoded[start : start + 512])
+        found[rows] = null_cosines(v[rows], t[rows], captions[rows])
+    others = caption_rows(decoded)
+    held = others >= 0
+    assert held[:512][decoded[:512]].all()
+    assert (held == np.isfinite(found)).all()
+    cosines = on_grid(np.einsum("nd,nkd->nk", v.astype(np.float64), t[others].astype(np.float64)))
+    assert np.allclose(cosines[held], found[held], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "names"),
+    [
+        (
+            "caption-length",
+            ["a cat", "a cat on a mat", None, "one two three four five six", "w " * 11, "w " * 30],
+            ["1 or 2", "3 to 5", "1 or 2", "6 to 10", "11 to 20", "more than 20"],
+        ),
+        (
+            "script",
+            ["Katze", "кот в сапогах", "猫の写真", "고양이", "قطة", "mostly Latin и", "12 + 3", None],
+            ["Latin", "Cyrillic", "Han and kana", "Hangul", "Arabic", "Latin", "no known", "no known"],
+        ),
+        ("image-size", [64, 128, 500, 512, None], ["below 128", "128 to", "256 to", "512 px and", "below 128"]),
+    ],
+)
+def test_rows_are_grouped(kind: StrataKind, values: list[str | int | None], names: list[str]) -> None:
+    found = [STRATA[kind][code] for code in strata_of(kind, pa.chunked_array([values]))]
+    assert all(name.startswith(start) for name, start in zip(found, names, strict=True)), found
+
+
+def test_strata_state_their_own_rates(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    num, share = 20_000, 0.1
+    wrong = rng.random((2, num)) < share
+    level = np.asarray([[0.1], [0.3]])  # mismatched pairs of the second stratum score as high as most pairs of the first
+    cosines = np.where(wrong, rng.normal(level, 0.04, (2, num)), rng.normal(level + 0.2, 0.04, (2, num)))
+    nulls = [histogram_of(rng.normal(at, 0.04, 4 * num)) for at in level.ravel()]
+    pairs = [histogram_of(row) for row in cosines]
+    both, null = histogram_of(cosines.ravel()), Histogram()
+    for part in nulls:
+        null.counts += part.counts
+    options = SplitOptions(rule="calibrated", null_strata="image-size")
+    counted = {0: (pairs[0], nulls[0]), 1: (pairs[1], nulls[1])}
+    decision = decide(both, options, None, null, counted=counted)
+    pooled = decide(both, options.model_copy(update={"null_strata": None}), None, null)
+    assert decision.strata is not None
+    for code in (0, 1):
+        on = on_grid(cosines[code])
+        codes = np.full(num, code, np.int8)
+        safe = decision.is_safe(on, codes)
+        assert wrong[code][safe].mean() <= 0.015
+        assert safe[~wrong[code]].mean() > 0.95
+        assert np.allclose(decision.p_safe(on, codes), 1 - decision.strata.p_mismatch(on, codes), atol=1e-6)
+        assert decision.strata.facts[code]["mismatched_share"] == pytest.approx(share, abs=0.03)
+    assert pooled.is_safe(on_grid(cosines[0]))[~wrong[0]].mean() < 0.6  # what one null for all costs here
+    few = {0: counted[0], 1: (pairs[1], histogram_of(np.asarray([0.3])))}
+    shared = decide(both, options, None, null, counted=few).strata
+    assert shared is not None
+    assert [fact["own_null"] for fact in shared.facts] == [True, False]
+    assert shared.cuts[1] == pooled.cut
+
+
+def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    args = ("--checkpoint", tiny, "--executor", "local", "--canaries", 200)
+    told = pairsan("clean", EMOJI / "train", "--out", run, *args, "--null-strata", "caption-length").output
+    assert "stratum   3 to 5 words: safe where cosine >= " in told
+    manifest = open_round(run)
+    found = {fact["stratum"]: fact for fact in manifest.seal["strata"]["of"]}
+    rows = manifest.to_pandas(["caption", "cosine", "label", "p_safe"])
+    words = rows["caption"].str.split().str.len()
+    of = pd.cut(words, [0, 2, 5, 10, 20, 1000], labels=list(STRATA["caption-length"])).astype(str)
+    for name, fact in found.items():
+        mine = rows[of == name]
+        assert len(mine) == fact["rows"]
+        assert ((mine["label"] == "safe") == (mine["cosine"] >= fact["cut"])).all()
+    assert sum(fact["safe"] for fact in found.values()) == manifest.seal["counts"]["labels"]["safe"]
+    assert "all as sealed" in pairsan("verify", run).output
+    pairsan("split", run, "--null-strata", "image-size")
+    assert [fact["stratum"] for fact in open_round(run).seal["strata"]["of"]] == ["below 128 px"]
+    assert "gives rule 'calibrated' more nulls" in pairsan(
+        "split", run, "--null-strata", "script", "--keep-share", 0.5, code=2
+    ).stderr  # fmt: skip
+    bare = tmp_path / "bare"
+    captionless = ("--out", bare, *args, "--no-keep-captions")
+    assert "leaves none" in pairsan("clean", EMOJI / "eval", *captionless, "--null-strata", "script", code=2).stderr
+    pairsan("embed", EMOJI / "eval", *captionless)
+    (tmp_path / "other.toml").write_text("[embed]\nkeep_captions = true\n[split]\nnull_strata = 'script'\n")
+    refused = pairsan("split", bare, "--config", tmp_path / "other.toml", code=5)
+    assert "these scores kept none; use --keep-captions" in refused.stderr

@@ -126,7 +126,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 3' in pairsan("schema", "--json").output
+    assert '"schema_version": 4' in pairsan("schema", "--json").output
 
 
 def test_version_and_changelog_agree(pairsan: Pairsan) -> None:

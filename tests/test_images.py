@@ -17,7 +17,7 @@ def squash(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes, max_pixels: int = 100_000_000) -> np.ndarray:
-    return decode_image(data, squash, size_px=SIZE, max_pixels=max_pixels)
+    return decode_image(data, squash, size_px=SIZE, max_pixels=max_pixels)[0]
 
 
 def reason_of(data: bytes, max_pixels: int = 100_000_000) -> UndecodableImage:

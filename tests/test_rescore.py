@@ -203,3 +203,21 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.05)
+
+
+def test_how_fast_a_pair_rose_is_told_against_the_last_other_weights(
+    run: Path, weights: Callable[[int], Path], pairsan: Pairsan
+) -> None:
+    assert open_round(run, 1).seal["rise_since"] is None
+    pairsan("rescore", run, "--checkpoint", weights(3))
+    pairsan("split", run, "--keep-share", 0.6)
+    first, second, third = (open_round(run, n) for n in (1, 2, 3))
+    assert (second.seal["rise_since"], third.seal["rise_since"]) == (1, 1)  # round 3 has the scores of round 2
+    ranks = [manifest.to_pandas(["rank"])["rank"] for manifest in (first, second)]
+    for manifest in (second, third):
+        rise = manifest.to_pandas(["signals"])["signals"].map(lambda row: row["cosine_rise"] if row else None).astype(float)
+        scored = ranks[1].notna()
+        assert rise[scored].tolist() == pytest.approx((ranks[0] - ranks[1])[scored].tolist(), abs=1e-6)
+        assert rise[~scored].isna().all()
+        assert rise.abs().max() > 0
+    assert "all as sealed" in pairsan("verify", run).output

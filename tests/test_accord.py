@@ -228,11 +228,14 @@ def test_towers_are_loaded_safely(tmp_path: Path, tower: Path, tiny: str) -> Non
         resolve_tower(f"timm:{TOWER}", None, None)
 
 
-def test_rounds_of_the_second_schema_are_verified_and_split(swapped: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_rounds_of_earlier_schemas_are_verified_and_split(
+    version: int, swapped: Path, tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
     run = tmp_path / "run"
     pairsan("clean", swapped, "--out", run, "--checkpoint", tiny, *CLEAN, "--max-image-repeats", 1)
     rewritten = []
-    for kind, schema in (("scores", scores_schema(2)), ("manifest", manifest_schema(2))):
+    for kind, schema in (("scores", scores_schema(version)), ("manifest", manifest_schema(version))):
         for part in (run / "rounds/0001" / kind).iterdir():
             old = pq.read_table(part)
             signals = old["signals"].combine_chunks()
@@ -240,21 +243,24 @@ def test_rounds_of_the_second_schema_are_verified_and_split(swapped: Path, tmp_p
             kept = pa.StructArray.from_arrays(
                 [signals.field(name) for name in names], fields=list(schema.field("signals").type), mask=signals.is_null()
             )
-            table_ = old.set_column(old.schema.get_field_index("signals"), schema.field("signals"), kept)
-            pq.write_table(table_.replace_schema_metadata({**old.schema.metadata, b"pairsan.schema_version": b"2"}), part)
+            table_ = old.set_column(old.schema.get_field_index("signals"), schema.field("signals"), kept).select(schema.names)
+            metadata = {**old.schema.metadata, b"pairsan.schema_version": str(version).encode()}
+            pq.write_table(table_.replace_schema_metadata(metadata), part)
             rewritten.append(part)
     assert len(rewritten) == 4
     seen = pairsan("verify", run, code=1).output
     assert "columns differ" not in seen  # only the bytes do, as this test rewrote them
     assert seen.count("sha256 differs") == 4
     plan = json.loads((run / "rounds/0001/plan.json").read_text())
-    (run / "rounds/0001/plan.json").write_text(json.dumps({**plan, "schema_version": 2}))
+    (run / "rounds/0001/plan.json").write_text(json.dumps({**plan, "schema_version": version}))
     pairsan("split", run, "--signals", "none", "--max-image-repeats", 0, code=2)
     pairsan("split", run, "--keep-share", 0.5)
     rows = table(run, 2)
     above = rows["cosine"] >= rows["cosine"].quantile(0.5)
     assert ((rows["label"] == "safe") == (above & (rows["image_cluster_size"] == 1))).all()
     assert rows["near_copies"].isna().all()
+    refused = pairsan("split", run, "--rule", "calibrated", "--null-strata", "image-size", code=5).stderr
+    assert "has no image_edge, by which --null-strata image-size groups rows; score again" in refused
     assert "all as sealed" in pairsan("verify", run, "--round", 2).output
 
 

@@ -20,13 +20,13 @@ DATA = "--image-column --caption-column --key-column --separator --image-root --
 DATA += " --max-caption-bytes"
 MODEL = "--checkpoint --model --pretrained --precision --device"
 EMBED = "--canaries --batch-size --keep-embeddings --keep-captions"
-SPLIT = "--max-canary-leak --alpha --max-p-mismatch "
+SPLIT = "--max-canary-leak --alpha --max-p-mismatch --null-strata --max-caption-copies "
 SPLIT += "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
 SPLIT += " --max-image-repeats --max-near-copies --crowded-share --crowded-tail --outlier-share --discord-share"
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 SIGNALS = (
     "--signals --neighbours --reference-rows --agreement-rows --agreement-neighbours --near-copy-cosine --copy-cell-rows "
-    "--reference-encoder --reference-checkpoint --reference-image-size --signals-seed --signals-memory-mb"
+    "--caption-shingles --reference-encoder --reference-checkpoint --reference-image-size --signals-seed --signals-memory-mb"
 )
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
 TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"

@@ -57,6 +57,7 @@ def train(
     start: Path | None = None,
     crops: type[Crops] = Crops,
     every: Callable[[int, Path], None] | None = None,
+    looks: int = 4,
 ) -> float:
     """Train from random weights (or `start`) with the CLIP loss on the safe rows of a choice; return the seconds it took.
 
@@ -69,7 +70,8 @@ def train(
         make: Kind of learner.
         start: Weights to begin with.
         crops: How views are cut.
-        every: Called with the number of a quarter and the weights, as often as a quarter of the steps is done.
+        every: Called with the number of a part and the weights, as often as a part of the steps is done.
+        looks: How many such parts.
     """
     began, learner = time.monotonic(), make(new_model(MODEL, options.seed), open_clip.get_tokenizer(MODEL), options)
     if start is not None:
@@ -81,14 +83,14 @@ def train(
     labels, size, seed = (Label.SAFE,) * num_steps, options.train_batch_size, options.seed * 1009
     rows = PassRows(choice, dataset.shards, labels, size, seed, options.shuffle_rows, views)  # type: ignore[arg-type]
     this = passes_of(options)[0]
-    rate, quarter = learning_rate(options, this, num_steps, 0), max(1, num_steps // 4)
+    rate, part = learning_rate(options, this, num_steps, 0), max(1, num_steps // looks)
 
     def saved(_: object) -> None:
         learner.save_model(open_store(out.parent), out.name)
         if every is not None:
-            every(learner.step // quarter, out)
+            every(learner.step // part, out)
 
-    learner.learn(pass_batches(rows, decode), rate, every=(quarter, saved))
+    learner.learn(pass_batches(rows, decode), rate, every=(part, saved))
     learner.save_model(open_store(out.parent), out.name)
     return time.monotonic() - began
 

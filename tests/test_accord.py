@@ -259,7 +259,7 @@ def test_rounds_of_earlier_schemas_are_verified_and_split(
     above = rows["cosine"] >= rows["cosine"].quantile(0.5)
     assert ((rows["label"] == "safe") == (above & (rows["image_cluster_size"] == 1))).all()
     assert rows["near_copies"].isna().all()
-    refused = pairsan("split", run, "--rule", "calibrated", "--null-strata", "image-size", code=5).stderr
+    refused = pairsan("split", run, "--rule", "calibrated", "--null-strata", "image-size", code=6).stderr
     assert "has no image_edge, by which --null-strata image-size groups rows; score again" in refused
     assert "all as sealed" in pairsan("verify", run, "--round", 2).output
 

@@ -14,6 +14,7 @@ from manifests.schema import SIGNALS
 from manifests.store import Store
 from stages.accord import Accord, Rows
 from stages.grid import on_grid
+from stages.nearest import Nearest
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import KINDS, Repeats, repeats_name
@@ -164,7 +165,7 @@ def compare(
     Source: k-nearest-neighbour distance: Ramaswamy, Rastogi, Shim (SIGMOD 2000), here on unit vectors.
     """
     wanted = min(k + 1, len(reference.hashes))
-    similar, found = faiss.knn(np.ascontiguousarray(v), reference.images, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    similar, found = Nearest(reference.images, exact=True)(v, wanted)
     copies = reference.hashes[found] == hashes[:, None]
     drop = np.where(copies.any(1), copies.argmax(1), wanted - 1)  # the copy, else the farthest
     keep = np.arange(wanted)[None] != drop[:, None]

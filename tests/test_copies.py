@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from test_signals import CLEAN, table
 
+from stages import nearest
 from stages.copies import links
 from stages.graph import components
 from stages.nearest import Nearest
@@ -150,3 +152,33 @@ def test_a_shard_without_any_image_spoils_nothing(copies: Path, tmp_path: Path, 
     assert dead.sum() == 1
     assert found.loc[dead, "near_copies"].isna().all()
     assert found.loc[~dead, ["near_copies", "accord"]].notna().all(axis=None)
+
+
+def test_the_index_goes_to_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS's GPU calls are the outer edge: they are recorded, and answered by the index itself."""
+    moved: list[tuple[int, int]] = []
+
+    class Resources:
+        def setTempMemory(self, size: int) -> None:  # noqa: N802  # FAISS's name
+            moved.append((-1, size))
+
+    def move(_: Resources, device: int, index: faiss.Index) -> faiss.Index:
+        moved.append((device, index.ntotal))
+        return index
+
+    rng = np.random.default_rng(0)
+    v = unit(rng.normal(size=(5000, 8)).astype(np.float32))
+    on_cpu = Nearest(v)(v[:50], 3)
+    exact = np.sort(v[:50] @ v.T, axis=1)[:, :-4:-1]
+    assert np.allclose(Nearest(v, exact=True)(v[:50], 3)[0], exact, atol=1e-6)
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    nearest._gpu_resources.cache_clear()
+    try:
+        for _ in range(2):
+            on_gpu = Nearest(v)(v[:50], 3)
+    finally:
+        nearest._gpu_resources.cache_clear()
+    assert moved == [(-1, 256 << 20), (0, 5000), (0, 5000)]
+    assert all(np.array_equal(a, b) for a, b in zip(on_cpu, on_gpu, strict=True))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.slow_rates OUT [--rates 5e-6 2e-5 8e-5 3e-4 1e-3]
 
-Five attacks of the evidence among the bundled pairs. For every rate: the paper's warm-up (unimodal passes, then one slow pass of
+Five attacks of the evidence among the bundled pairs. For every rate: the paper's warm-up (unimodal passes, then a slow pass of
 the whole model), then all pairs and 2,000 canaries of each kind are scored with it. Printed is, at the best 10 and 30 % of all
 rows, which share of the canaries and of each attack's rows is among them; by chance it would be 10 and 30 %.
 """

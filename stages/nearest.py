@@ -1,4 +1,4 @@
-"""The nearest of many vectors: exactly up to a size, then through two levels; the same on every machine, on a GPU if there is one."""
+"""The nearest of many vectors: exactly up to a size, then in two levels; without training, on a GPU if there is one."""
 
 import functools
 from typing import Any, Final

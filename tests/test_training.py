@@ -342,17 +342,27 @@ def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_comma
         assert files[0] == files[1], name
 
 
-@pytest.mark.parametrize("scorer", [pytest.param("model", marks=pytest.mark.slow), "locked"])
+KILLED = {  # by scorer: where, as (pass, batches), and the weights that are compared
+    "model": (((1, 6), (2, 6)), ["round-0000", "round-0001", "round-0002"]),
+    "locked": (((0, 6), (1, 6)), ["round-0000", "round-0001", "round-0002", "scorer-0000", "scorer-0002"]),
+    "scout": (((0, 6), (2, 6)), ["scout-0000", "round-0001", "round-0002"]),
+}
+
+
+@pytest.mark.parametrize(
+    "scorer", [pytest.param("model", marks=pytest.mark.slow), "locked", pytest.param("scout", marks=pytest.mark.slow)]
+)
 def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
     tmp_path: Path, few: Path, scorer: str
 ) -> None:
-    args = [str(a) for a in ("run", few, *OPTIONS, scorer, "--refit-passes", 1)]
+    more = ("--crowded-share", 0.2, "--neighbours", 4) if scorer == "scout" else ("--refit-passes", 1)
+    args, (places, names) = [str(a) for a in ("run", few, *OPTIONS, scorer, *more)], KILLED[scorer]
     program = str(Path(sys.executable).parent / "pairsan")
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bits from run to run
     subprocess.run([program, *args, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=one_thread)
     command = [program, *args, "--out", str(tmp_path / "cut")]
     killed = 0
-    for wanted in ((0, 6), (1, 6)) if scorer == "locked" else ((1, 6), (2, 6)):
+    for wanted in places:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
         deadline = time.monotonic() + 240
         while process.poll() is None and not reached(tmp_path / "cut", wanted):
@@ -363,7 +373,6 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
         process.wait()
     assert killed == 2
     subprocess.run(command, check=True, capture_output=True, env=one_thread)
-    names = ["round-0000", "round-0001", "round-0002"] + ["scorer-0000", "scorer-0002"] * (scorer == "locked")
     for name in names:
         whole, cut = ((tmp_path / w / "checkpoints" / f"{name}.safetensors").read_bytes() for w in ("whole", "cut"))
         assert whole == cut, name

@@ -35,7 +35,7 @@ from benchmarks.evidence.training import MODEL
 from manifests import open_round
 
 BUDGETS: Final = (0.01, 0.05, 0.1)
-NEAR_COPY, MOST_COPIES, SIZE_PX = 0.95, 4, 96
+NEAR_COPY, MOST_REPEATS, MOST_COPIES, SIZE_PX = 0.95, 2, 4, 96
 Scores = npt.NDArray[np.float64]
 
 
@@ -63,7 +63,8 @@ def scored(cell: Cell, weights: Path, more: Sequence[str] = ()) -> pd.DataFrame:
     run = cell.out / "signals"
     command = [str(Path(sys.executable).parent / "pairsan"), "clean", str(cell.shards), "--out", str(run)]
     command += ["--model", MODEL.removeprefix("local-dir:"), "--checkpoint", str(cell.weights), "--executor", "local"]
-    command += ["--rule", "keep-share", "--keep-share", "1.0", "--max-near-copies", str(MOST_COPIES)]
+    command += ["--rule", "keep-share", "--keep-share", "1.0"]
+    command += ["--max-image-repeats", str(MOST_REPEATS), "--max-pair-copies", str(MOST_COPIES)]
     command += ["--reference-encoder", "timm:tf_efficientnet_lite0", "--reference-checkpoint", str(weights)]
     command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07"]
     command += ["--caption-shingles", *more]
@@ -77,8 +78,11 @@ def suspicions(cell: Cell, rows: pd.DataFrame) -> dict[str, Scores]:
     v, t = cell.rows.vectors(cell.weights, MODEL)
     frozen = frozen_vectors(cell.rows.images)
     size = np.where(rows["near_copies"] > MOST_COPIES, rows["near_copies"], 0.0)
+    repeats = np.where(rows["image_cluster_size"] > MOST_REPEATS, rows["image_cluster_size"], 0.0)
+    repeats += np.where(rows["pair_copies"] > MOST_COPIES, rows["pair_copies"], 0.0)
     ours = {
-        "**all together**": np.where(size > 0, size, 0.0) + 1.0 - rows["accord"],
+        "**all together**": repeats + 1.0 - rows["accord"],
+        "near copies by size, then accord": size + 1.0 - rows["accord"],
         "near copies": rows["near_copies"] - 1e-3 * rows["cosine"],
         "accord": 1.0 - rows["accord"],
         "image agreement": -rows["image_agreement"],

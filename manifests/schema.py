@@ -70,7 +70,14 @@ _SIGNALS_OF_3 = (
     pa.field("neg_clip_loss", pa.float32()),
     pa.field("accord", pa.float32()),
 )
-SIGNALS = pa.struct([*_SIGNALS_OF_3, pa.field("caption_copies", pa.int32()), pa.field("cosine_rise", pa.float32())])
+SIGNALS = pa.struct(
+    [
+        *_SIGNALS_OF_3,
+        pa.field("caption_copies", pa.int32()),  # since version 4, as are the next
+        pa.field("pair_copies", pa.int32()),
+        pa.field("cosine_rise", pa.float32()),
+    ]
+)
 _OLD_SIGNALS = {1: _SIGNALS_OF_2, 2: _SIGNALS_OF_2, 3: _SIGNALS_OF_3}
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _UID = pa.binary(16)
@@ -156,7 +163,9 @@ SIGNAL_MEANINGS = {
     "image_agreement": "mean cosine of its image vector with those of the captions nearest to its own, copies left out",
     "reference_agreement": "the same by a reference encoder that never saw the data, and by the captions' words",
     "neg_clip_loss": "cosine, less what other captions and images of a sample explain of it",
+    "pair_copies": "near copies of its image, itself too, that have its caption",
     "caption_copies": "rows of the whole dataset with nearly this caption (a band of MinHash in common), itself too; 1 below 5",
     "cosine_rise": "rank of its cosine now, less that in an earlier round by other weights, in [-1, 1]; high: learned fast",
-    "accord": "combined p-value, in [0, 1], of the ranks of the last three within a sample: low where they doubt the pair",
+    "accord": "combined p-value, in [0, 1], of the ranks of the last three within a sample: low where they doubt the pair; "
+    "near copies share the doubts about all of them",
 }

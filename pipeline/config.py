@@ -12,7 +12,7 @@ from manifests.errors import ConfigError
 from pipeline.presets import PRESETS
 from stages.options import EmbedOptions, ModelOptions, Options, ReadOptions, SignalOptions, SplitOptions, TrainOptions
 
-_NEAR_LIMITS = ("crowded_share", "crowded_tail", "outlier_share", "discord_share", "max_near_copies")
+_NEAR_LIMITS = ("crowded_share", "crowded_tail", "outlier_share", "discord_share", "max_near_copies", "max_pair_copies")
 _DEFAULT_RULE = SplitOptions.model_fields["rule"].default
 
 
@@ -145,12 +145,12 @@ def _check_signals(config: RunConfig) -> None:
     signals = config.signals
     if signals.reference_checkpoint and not signals.reference_encoder:
         raise ConfigError("reference_checkpoint needs reference_encoder, which says what the weights are of")
-    if config.split.max_near_copies and not signals.near_copy_cosine:
-        raise ConfigError(f"max_near_copies = {config.split.max_near_copies} needs near_copy_cosine, which says what a copy is")
-    if config.split.discord_share and not signals.agreement_rows:
-        raise ConfigError(
-            f"discord_share = {config.split.discord_share} needs the sample of captions; agreement_rows = 0 leaves it out"
-        )
+    for name in ("max_near_copies", "max_pair_copies"):
+        if (most := getattr(config.split, name)) and not signals.near_copy_cosine:
+            raise ConfigError(f"{name} = {most} needs near_copy_cosine, which says what a copy is")
+    for name in ("discord_share", "max_pair_copies"):
+        if (asked := getattr(config.split, name)) and not signals.agreement_rows:
+            raise ConfigError(f"{name} = {asked} needs the sample of captions; agreement_rows = 0 leaves it out")
     if signals.caption_shingles and not config.embed.keep_captions:
         raise ConfigError("caption_shingles compares the wording of captions; keep_captions = false leaves none")
     if config.split.null_strata in ("caption-length", "script") and not config.embed.keep_captions:

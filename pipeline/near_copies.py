@@ -22,7 +22,7 @@ from stages.repeats import Repeats, repeats_name
 
 log = logging.getLogger("pairsan.signals")
 
-_CLUSTERS, _FACTS = "clusters-image.parquet", "near-copies.json"
+CLUSTERS, _FACTS = "clusters-image.parquet", "near-copies.json"
 _ROW_BYTES = 8 << 10  # of a row in a block, its vectors twice, generously
 _MOST_BLOCKS, _MOST_CELLS = 4096, 1 << 18
 
@@ -34,8 +34,8 @@ def num_cells(num_scored: int, asked: dict[str, Any]) -> int:
 
 def find_copies(
     executor: Executor, round_: Round, parts: SignalParts, samples: tuple[str, str], num_scored: int, memory_bytes: int
-) -> str:
-    """Find near copies and return the name of the part that says which images belong together.
+) -> None:
+    """Find near copies, and write the part that says which images belong together.
 
     Args:
         executor: Where shards and blocks are worked on.
@@ -45,9 +45,9 @@ def find_copies(
         num_scored: Rows with a cosine.
         memory_bytes: That one block may take.
     """
-    run, clusters = round_.run, f"{parts.folder}/{_CLUSTERS}"
+    run, clusters = round_.run, f"{parts.folder}/{CLUSTERS}"
     if run.exists(clusters):
-        return clusters
+        return
     found, facts, targets = [np.zeros((2, 0), np.int64)], {}, []
     for space in _spaces(round_):
         target = _target(executor, round_, parts, samples, space, num_scored * PROBES * _ROW_BYTES / memory_bytes)
@@ -62,7 +62,6 @@ def find_copies(
     counts.joined(np.concatenate(found, axis=1)).write(run, clusters, fingerprint=parts.fingerprint)
     for target in targets:
         run.delete_folder(target.folder)
-    return clusters
 
 
 @dataclass(frozen=True)

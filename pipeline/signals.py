@@ -10,7 +10,7 @@ from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, part_name, r
 from manifests.store import Store
 from pipeline.config import RunConfig, limits_of
 from pipeline.executors import Executor
-from pipeline.near_copies import find_copies, num_cells
+from pipeline.near_copies import CLUSTERS, find_copies, num_cells
 from pipeline.plans import Round
 from pipeline.reference_vectors import add_reference, canary_folder, reference_folder, tower_of
 from pipeline.work import run_stage
@@ -21,6 +21,7 @@ from stages.reference import Reference, Sampled, SampleRows, share_of
 from stages.repeats import KINDS, write_repeats
 from stages.shingles import COUNTS, ShingleCaptions, write_band_counts
 from stages.shingles import FOLDER as BAND_PARTS
+from stages.together import GROUPS_NAME, PAIRS_NAME, WITNESS, JoinCopies, write_groups
 
 _REFERENCE, _AGREEMENT, _CENTRES = "reference.parquet", "agreement.parquet", "centres.parquet"
 FIRST_SCHEMA = 2
@@ -102,7 +103,7 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         names = [shard.name for shard in round_.shards]
         memory = config.signals.signals_memory_mb << 20
         write_repeats(round_.run, round_.scores_round, names, parts.folder, memory_bytes=memory, fingerprint=parts.fingerprint)
-    asked, clusters = round_.plan["signals"], None
+    asked = round_.plan["signals"]
     if asked.get("caption_shingles"):
         _count_bands(executor, round_, parts, config.signals.signals_memory_mb << 20)
     if parts.near:
@@ -113,15 +114,38 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         _draw(executor, round_, parts, num_scored, config.signals.signals_memory_mb << 20)
         if "near_copy_cosine" in asked:
             samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
-            clusters = find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
-    stage = Neighbours(signal_target(executor, round_, parts, clusters))
-    run_stage(
-        executor, stage, todo, what="signals", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
-        num_done_before=len(round_.shards) - len(todo),
-    )  # fmt: skip
+            find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
+    target = signal_target(executor, round_, parts)
+    _signal_parts(executor, round_, target, todo)
+    if target.witness is not None:
+        _join_copies(executor, round_, target, todo, config.signals.signals_memory_mb << 20)
     if asked.get("caption_shingles"):
         round_.run.delete_folder(f"{parts.folder}/{BAND_PARTS}")
     return parts
+
+
+def _signal_parts(executor: Executor, round_: Round, target: SignalTarget, todo: list[Shard]) -> None:
+    """Hear the witnesses on the shards that are missing; on all of them where copies are joined afterwards."""
+    if target.witness is not None:
+        done = target.run.names(target.witness)
+        todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
+    run_stage(
+        executor, Neighbours(target), todo, what="signals", folder=(round_.run, round_.number),
+        collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),
+    )  # fmt: skip
+
+
+def _join_copies(executor: Executor, round_: Round, target: SignalTarget, todo: list[Shard], memory_bytes: int) -> None:
+    """Let near copies share their doubts, and write the signals parts."""
+    run, names = target.run, [shard.name for shard in round_.shards]
+    if not {GROUPS_NAME, PAIRS_NAME} <= run.names(target.folder):
+        write_groups(run, names, target.folder, memory_bytes=memory_bytes, fingerprint=target.fingerprint)
+    stage, before = JoinCopies(run, target.folder, target.fingerprint), len(round_.shards) - len(todo)
+    run_stage(
+        executor, stage, todo, what="join near copies", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
+        num_done_before=before,
+    )  # fmt: skip
+    run.delete_folder(f"{target.folder}/{WITNESS}")
 
 
 def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_bytes: int) -> None:
@@ -141,7 +165,7 @@ def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_b
         write_band_counts(round_.run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
 
 
-def signal_target(executor: Executor, round_: Round, parts: SignalParts, clusters: str | None = None) -> SignalTarget:
+def signal_target(executor: Executor, round_: Round, parts: SignalParts) -> SignalTarget:
     """Return where the signals of a round are read from and go."""
     asked, near = round_.plan["signals"], parts.near
     return SignalTarget(
@@ -149,8 +173,9 @@ def signal_target(executor: Executor, round_: Round, parts: SignalParts, cluster
         scores_round=round_.scores_round,
         folder=parts.folder,
         fingerprint=parts.fingerprint,
-        clusters=clusters,
+        clusters=f"{parts.folder}/{CLUSTERS}" if near and "near_copy_cosine" in asked else None,
         bands=f"{parts.folder}/{BAND_PARTS}" if asked.get("caption_shingles") else None,
+        witness=f"{parts.folder}/{WITNESS}" if near and _joins(asked) else None,
         reference=f"{parts.folder}/{_REFERENCE}" if near else None,
         agreement=f"{parts.folder}/{_AGREEMENT}" if near and asked.get("agreement_rows") else None,
         others=reference_folder(round_) if near else None,
@@ -160,6 +185,11 @@ def signal_target(executor: Executor, round_: Round, parts: SignalParts, cluster
         near_copy=asked.get("near_copy_cosine"),
         num_threads=executor.num_threads,
     )
+
+
+def _joins(asked: dict[str, Any]) -> bool:
+    """Return whether near copies are judged together: there are copies, and something to judge them by."""
+    return bool("near_copy_cosine" in asked and asked.get("agreement_rows"))
 
 
 @dataclass

@@ -38,7 +38,8 @@ class Rows:
     Attributes:
         v: Unit vectors of the images, float32 (n, d).
         t: Unit vectors of the captions, float32 (n, d).
-        hashes: Of the images, int64 (n,).
+        hashes: Of the images, int64 (n,); or clusters of near copies, where the sample has those. Equal ones do not vouch for
+            each other.
         others: Unit vectors of the images by the reference encoder, float32 (n, e); None without one.
         captions: With a reference encoder; else none.
     """

@@ -12,9 +12,10 @@ from manifests.store import Store
 from stages.accord import Accord, Rows
 from stages.canaries import CAPTION, VECTORS, CanaryScores
 from stages.label import open_part
-from stages.neighbours import SignalTarget, compare
+from stages.neighbours import SignalTarget, accord_of, compare
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
+from stages.repeats import Repeats
 from stages.strata import COLUMN, StrataKind, strata_of
 
 
@@ -38,13 +39,17 @@ class TallyCanaries:
 
     def open(self) -> None:
         """Load the samples."""
-        near, self._accord, self._reference = self._near, None, None
+        near = self._near
+        self._accord: Accord | None = None
+        self._clusters: Repeats | None = None
+        self._reference: Reference | None = None
         if near is None or near.reference is None:
             return
         faiss.omp_set_num_threads(near.num_threads)
         self._reference = Reference.read(self._run, near.reference)
         if near.agreement is not None:
-            self._accord = Accord(Reference.read(self._run, near.agreement), near.agreement_neighbours, near.near_copy)
+            self._clusters = Repeats.read(self._run, near.clusters) if near.clusters else None
+            self._accord = accord_of(near, self._clusters)
 
     def run(self, shard: Shard, /) -> dict[str, CanaryScores]:
         """Read one part.
@@ -65,7 +70,8 @@ class TallyCanaries:
         near, hashes = self._near, table["image_hash"].to_numpy()
         v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
         found = {"outlier": compare(self._reference, v, t, hashes, near.neighbours)[0]} if near else {}
-        rows = self._with_reference(Rows(v, t, hashes), table, shard)
+        pictures = self._clusters.clusters_of(hashes) if self._clusters else hashes
+        rows = self._with_reference(Rows(v, t, pictures), table, shard)
         if self._accord is not None and rows is not None:
             found["accord"] = self._accord(rows).accord
         return {name: values.astype(np.float64) for name, values in found.items()}

@@ -19,10 +19,10 @@ from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import KINDS, Repeats, repeats_name
 from stages.shingles import COUNTS
+from stages.together import witnessed
 
 Vectors = npt.NDArray[np.float32]
 _MOST: Final = 2**31 - 1
-SIGNALS_PART = pa.schema([pa.field("signals", SIGNALS)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class SignalTarget:
         fingerprint: For the footers.
         clusters: Name of the clusters of near copies; None without.
         bands: Folder of the bands of captions; None without.
+        witness: Folder of what is not joined over near copies yet; None where parts are whole as they are.
         reference: Name of the reference; None without neighbours.
         agreement: Name of the sample that captions are compared with; None without.
         others: Folder of the reference encoder's vectors; None without one.
@@ -52,6 +53,7 @@ class SignalTarget:
     fingerprint: str
     clusters: str | None
     bands: str | None
+    witness: str | None
     reference: str | None
     agreement: str | None
     others: str | None
@@ -79,16 +81,20 @@ class Neighbours:
         self._reference = Reference.read(target.run, target.reference) if target.reference else None
         self._accord = None
         if target.agreement:
-            self._accord = Accord(Reference.read(target.run, target.agreement), target.agreement_neighbours, target.near_copy)
+            self._accord = accord_of(target, self._clusters)
 
     def run(self, shard: Shard, /) -> int:
         """Write the signals of one shard, row for row."""
         target = self._target
         columns = ["cosine", "image_hash", "caption_hash", *(["caption"] if target.others else [])]
         scores = read_columns(target.run, part_name(target.scores_round, SCORES, shard.name), columns)
-        signals = pa.table({"signals": self._signals(scores, shard)})
-        name = f"{target.folder}/{shard.name}.parquet"
-        return write_part(target.run, name, SIGNALS_PART, [signals], fingerprint=target.fingerprint).num_rows
+        table, folder = pa.table({"signals": self._signals(scores, shard)}), target.folder
+        if target.witness is not None and self._clusters is not None:
+            images, captions = (scores[name].fill_null(0).to_numpy() for name in ("image_hash", "caption_hash"))
+            table = witnessed(table["signals"].combine_chunks(), self._clusters.clusters_of(images), captions)
+            folder = target.witness
+        name = f"{folder}/{shard.name}.parquet"
+        return write_part(target.run, name, table.schema, [table], fingerprint=target.fingerprint).num_rows
 
     def _signals(self, scores: pa.Table, shard: Shard) -> pa.StructArray:
         scored = scores["cosine"].is_valid().to_numpy()
@@ -134,7 +140,7 @@ class Neighbours:
         found = {"outlier": outlier, "caption_agreement": agreement}
         if self._accord is None:
             return found
-        rows = Rows(v, t, hashes[scored])
+        rows = Rows(v, t, self._clusters.clusters_of(hashes[scored]) if self._clusters else hashes[scored])
         if target.others is not None:
             others = read_columns(target.run, f"{target.others}/{shard.name}.parquet", ["image"])["image"]
             captions = scores["caption"].filter(pa.array(scored)).fill_null("").to_pylist()
@@ -142,6 +148,19 @@ class Neighbours:
         said = self._accord(rows)
         found |= {"neg_clip_loss": said.neg_clip_loss, "image_agreement": said.image_agreement, "accord": said.accord}
         return found if said.reference_agreement is None else {**found, "reference_agreement": said.reference_agreement}
+
+
+def accord_of(target: SignalTarget, clusters: Repeats | None) -> Accord:
+    """Return what compares rows with the sample; near copies count as one picture in it.
+
+    Args:
+        target: Where the sample lies.
+        clusters: Of near copies; None where only equal hashes are one picture.
+    """
+    sample = Reference.read(target.run, target.agreement or "")
+    if clusters is not None:
+        sample = sample.once_each(clusters.clusters_of(sample.hashes))
+    return Accord(sample, target.agreement_neighbours, target.near_copy)
 
 
 def compare(

@@ -153,6 +153,11 @@ class SplitOptions(Options):
     max_near_copies: int | None = Field(
         None, ge=1, description="rows are risky (near_duplicate) with more near copies than so many, by near_copy_cosine"
     )
+    max_pair_copies: int | None = Field(
+        None,
+        ge=1,
+        description="rows are risky (near_duplicate) with more near copies of one caption than so many, by near_copy_cosine",
+    )
     max_caption_copies: int | None = Field(
         None, ge=4, description="rows are risky (repeated_caption) where more than so many carry nearly the same caption"
     )

@@ -125,6 +125,17 @@ class Reference:
             return cls(hashes[first], images, texts)
         return cls(hashes[first], images, texts, unit(np.concatenate(others)[rows]), tuple(captions[row] for row in rows))
 
+    def once_each(self, pictures: npt.NDArray[np.int64]) -> "Reference":
+        """Return the first row of each picture, with the pictures in place of the hashes.
+
+        Args:
+            pictures: Of each row, int64 (r,): the same for whatever is to count as one.
+        """
+        rows = np.sort(np.unique(pictures, return_index=True)[1])
+        others = None if self.others is None else self.others[rows]
+        captions = tuple(self.captions[row] for row in rows) if self.captions else ()
+        return Reference(pictures[rows], self.images[rows], self.texts[rows], others, captions)
+
     def write(self, run: Store, name: str, fingerprint: str) -> None:
         """Write the sample as one part, so that workers read what is in no message."""
         columns = {"image_hash": pa.array(self.hashes), "image": packed(self.images), "text": packed(self.texts)}

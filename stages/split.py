@@ -176,6 +176,8 @@ def _limits(options: SplitOptions, closeness: Histogram | None, accord: Histogra
         limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
     if options.max_near_copies is not None:
         limits.append(Limit(Reason.NEAR_DUPLICATE, "near_copies", most=options.max_near_copies))
+    if options.max_pair_copies is not None:
+        limits.append(Limit(Reason.NEAR_DUPLICATE, "pair_copies", most=options.max_pair_copies))
     if options.max_caption_copies is not None:
         limits.append(Limit(Reason.REPEATED_CAPTION, "caption_copies", most=options.max_caption_copies))
     if closeness is not None and options.crowded_share:

@@ -1,16 +1,19 @@
-"""Does it help to know how fast a pair was learned? Early answers of a model as a further witness beside those of `accord`.
+"""Do further witnesses help beside those of `accord`? How fast a pair was learned, and the locked scorer.
 
     python -m benchmarks.signals_recall OUT --rate 0.01 --seeds 0 1      # first: data, signals and undefended model
-    python -m benchmarks.learning_speed OUT --seeds 0 1
+    python -m benchmarks.more_witnesses OUT --seeds 0 1 [--locked]
 
 Trains the undefended model of `signals_recall` again, the same steps, and keeps its answers after some passes. A witness
-`speed N` is the rank of negCLIPLoss after pass N less that at the end, high for pairs learned early; `pass N` is negCLIPLoss
-after pass N itself; `two-sided N` how extreme the cosine was in either direction. Each joins the three of `accord`, by Fisher,
-behind the clusters of near copies; printed is the share of each attack within 10 % of the clean rows and its own.
+`speed N` is the rank of negCLIPLoss at the end less that after pass N, low for pairs learned early; `pass N` is negCLIPLoss
+after pass N itself; `two-sided N` how extreme the cosine was in either direction. `locked` is the cosine of the locked,
+cross-fitted scorer of `pairsan run --scorer locked` (ten minutes a seed). Each joins the three of `accord` by Fisher, behind
+the clusters of near copies; printed is the share of each attack within 10 % of the clean rows and its own.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.common import header
+from benchmarks.common import ROOT, header
+from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.arms import Cell, Setting
 from benchmarks.evidence.detectors import neg_clip_loss
 from benchmarks.evidence.training import MODEL, train
@@ -53,11 +57,33 @@ def answers(cell: Cell) -> dict[int, tuple[Values, Values]]:
         return {int(name): (stored[name][0], stored[name][1]) for name in stored.files}
 
 
-def witnesses(cell: Cell) -> dict[str, Values]:
+def locked(cell: Cell) -> Values:
+    """Return the cosine of all rows by the locked scorer, cross-fitted over folds."""
+    run, program = cell.folder / f"seed-{cell.seed}" / "locked", str(Path(sys.executable).parent / "pairsan")
+    common = ["--model", MODEL.removeprefix("local-dir:"), "--executor", "local"]
+    train = [word for key, value in TRAIN.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    train += ["--scorer", "locked", "--warmup-passes", "6", "--rounds", "1", "--train-seed", str(cell.seed)]
+    subprocess.run([program, "warmup", str(cell.shards), "--out", str(run), *common, *train], cwd=ROOT, check=True)
+    if not list(run.glob("rounds/*/manifest.json")):
+        scorer = [
+            "--checkpoint",
+            str(run / "checkpoints/scorer-0000.safetensors"),
+            "--rule",
+            "keep-share",
+            "--keep-share",
+            "0.5",
+        ]
+        subprocess.run([program, "rescore", str(run), *scorer, "--executor", "local"], cwd=ROOT, check=True)
+    rows = cell.rows.join(open_round(run).to_pandas(["shard", "key", "label", "cosine"]))
+    cosines: Values = rows["cosine"].to_numpy(np.float64)
+    return cosines
+
+
+def witnesses(cell: Cell, with_locked: bool) -> dict[str, Values]:
     """Return further witnesses by name; low values speak against a pair."""
     known = answers(cell)
     last = known[cell.setting.passes]
-    found: dict[str, Values] = {}
+    found: dict[str, Values] = {"locked": locked(cell)} if with_locked else {}
     for place in PASSES:
         cosine, loss = known[place]
         found[f"speed {place}"] = ranks(last[1]) - ranks(loss)
@@ -66,7 +92,7 @@ def witnesses(cell: Cell) -> dict[str, Values]:
     return found
 
 
-def suspicions(cell: Cell) -> dict[str, Values]:
+def suspicions(cell: Cell, with_locked: bool) -> dict[str, Values]:
     """Return scores by method: `accord` as it is, each witness alone, and with it."""
     run = open_round(cell.folder / f"seed-{cell.seed}" / "none" / "signals")
     rows = pd.json_normalize(list(cell.rows.join(run.to_pandas(["shard", "key", "label", "signals"]))["signals"]))
@@ -78,7 +104,7 @@ def suspicions(cell: Cell) -> dict[str, Values]:
         return np.where(size > 0, size, 0.0) + doubt / doubt.max()
 
     found = {"accord": together([])}
-    for name, values in witnesses(cell).items():
+    for name, values in witnesses(cell, with_locked).items():
         found |= {f"{name} alone": -values, f"accord and {name}": together([values])}
     return found
 
@@ -88,15 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of signals_recall")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--locked", action="store_true")
     args = parser.parse_args()
-    header("learning_speed")
+    header("more_witnesses")
     given = json.loads((args.out / "setting.json").read_text())
     setting = Setting(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
     lines = []
     for seed in args.seeds:
         cell = Cell(setting, args.out, seed, "none")
         attack = cell.table["attack"].to_numpy()
-        for method, score in suspicions(cell).items():
+        for method, score in suspicions(cell, args.locked).items():
             for name in sorted(set(attack) - {""}):
                 lines.append({"method": method, "attack": name, "share": recalls(attack, score, name)[BUDGET]})
     wide = pd.DataFrame(lines).pivot_table(index="method", columns="attack", values="share", sort=False)

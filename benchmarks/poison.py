@@ -9,6 +9,7 @@ with targets of their own. The same data, attacks and seed give the same bytes.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import io
 import json
@@ -127,14 +128,35 @@ def read_truth(out: Path, manifest_rows: pa.Table | None = None) -> pa.Table:
     return truth
 
 
-def poison(data: list[str], held_out: list[str], attacks: list[Attack], out: Path, *, seed: int, surrogate: str = "") -> None:
-    """Write a poisoned copy of a dataset, unless just that is there already.
+def reworded(planted: list[Planted], world: World, seed: int) -> list[Planted]:
+    """Give every planted caption two words of other captions, so that hardly two are alike."""
+    rng = random.Random(seed)
+    words = sorted({word for row in world.rows for word in row.caption.split() if word.isalpha()})
+    found = []
+    for p in planted:
+        before, after = rng.choice(words), rng.choice(words)
+        found.append(dataclasses.replace(p, caption=f"{before} {p.caption} {after}"))
+    return found
+
+
+def poison(
+    data: list[str],
+    held_out: list[str],
+    attacks: list[Attack],
+    out: Path,
+    *,
+    seed: int,
+    surrogate: str = "",
+    reword: bool = False,
+) -> None:
+    """Write a poisoned copy of a dataset, unless just that is there already; `reword` makes planted captions unlike each other.
 
     Raises:
         ConfigError: An attack cannot be made of these data.
         RunError: The folder holds something else.
     """
     asked = {"data": data, "held_out": held_out, "attacks": [spell(a) for a in attacks], "seed": seed, "surrogate": surrogate}
+    asked |= {"reword": True} if reword else {}
     note = out / "poison.json"
     if note.exists() and json.loads(note.read_text()) != asked:
         raise RunError(f"{out} was made with other settings; give another --out")
@@ -146,7 +168,8 @@ def poison(data: list[str], held_out: list[str], attacks: list[Attack], out: Pat
 
         model = ClipSurrogate(surrogate)
     world = World(load_rows(data), load_rows(held_out) if held_out else [], model)
-    placed = mixed(world, plant(world, attacks, seed), seed)
+    planted = plant(world, attacks, seed)
+    placed = mixed(world, reworded(planted, world, seed) if reword else planted, seed)
     out.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(asked, indent=1))
     write(out, placed)
@@ -159,12 +182,13 @@ def main() -> None:
     parser.add_argument("--held-out", nargs="*", default=[], help="pictures that are not in DATA, for targeted poisoning")
     parser.add_argument("--attack", action="append", default=[], required=True, metavar="NAME:OPTION=VALUE,...")
     parser.add_argument("--surrogate", default="", help="folder of the attacker's own open_clip checkpoint")
+    parser.add_argument("--reword", action="store_true", help="add two words to every planted caption, so that none repeat")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
         attacks = [parse_attack(text) for text in args.attack]
-        poison(args.data, args.held_out, attacks, args.out, seed=args.seed, surrogate=args.surrogate)
+        poison(args.data, args.held_out, attacks, args.out, seed=args.seed, surrogate=args.surrogate, reword=args.reword)
         truth = read_truth(args.out)
     except PairsanError as error:
         sys.exit(f"poison: {error}")

@@ -90,6 +90,7 @@ def suspicions(cell: Cell, rows: pd.DataFrame) -> dict[str, Scores]:
         "negCLIPLoss": -rows["neg_clip_loss"],
         "caption agreement": -rows["caption_agreement"],
         "captions of one wording": rows["caption_copies"] - 1e-3 * rows["cosine"],
+        "captions that occur often": rows["caption_cluster_size"] - 1e-3 * rows["cosine"],
         "crowd (near k-th neighbour)": -rows["outlier"],
         "repeated image hash": detectors.image_repeats(cell.rows.images) - 1e-3 * rows["cosine"],
     }
@@ -173,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", choices=("bundled", "emoji", "full"), default="bundled")
+    parser.add_argument("--reword", action="store_true", help="an attacker who words every caption anew")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--passes", type=int, default=24)
@@ -181,6 +183,7 @@ def main() -> None:
     header("signals_recall")
     num_rows = len(load_rows([str(datasets(args.data)[0])]))
     setting = Setting(data=args.data, attacks=attacks(args.rate, num_rows), passes=args.passes, train=dict(TRAIN))
+    setting = dataclasses.replace(setting, reword=args.reword)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "setting.json").write_text(json.dumps(dataclasses.asdict(setting), indent=1))
     found = [line for seed in args.seeds for line in judged(Cell(setting, args.out, seed, "none"))]

@@ -117,7 +117,9 @@ def tally_canaries(executor: Executor, round_: Round, totals: Totals, strata: St
             totals.canaries.setdefault(kind, []).append(scores)
         return sum(len(scores.cosines) for scores in found.values()), 0
 
-    near = signal_target(executor, round_, totals.signal_parts) if totals.signal_parts and totals.signal_parts.near else None
+    parts, near = totals.signal_parts, None
+    if parts is not None and parts.near:
+        near = signal_target(executor, round_, parts, totals.histogram.num_rows)
     stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint, near, strata)
     run_stage(executor, stage, round_.shards, what="count canaries", folder=(round_.run, round_.number), collect=collect)
 

@@ -115,7 +115,7 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
         if "near_copy_cosine" in asked:
             samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
             find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
-    target = signal_target(executor, round_, parts)
+    target = signal_target(executor, round_, parts, num_scored)
     _signal_parts(executor, round_, target, todo)
     if target.witness is not None:
         _join_copies(executor, round_, target, todo, config.signals.signals_memory_mb << 20)
@@ -165,7 +165,7 @@ def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_b
         write_band_counts(round_.run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
 
 
-def signal_target(executor: Executor, round_: Round, parts: SignalParts) -> SignalTarget:
+def signal_target(executor: Executor, round_: Round, parts: SignalParts, num_scored: int) -> SignalTarget:
     """Return where the signals of a round are read from and go."""
     asked, near = round_.plan["signals"], parts.near
     return SignalTarget(
@@ -182,6 +182,7 @@ def signal_target(executor: Executor, round_: Round, parts: SignalParts) -> Sign
         canaries=canary_folder(round_) if near else None,
         neighbours=int(asked.get("neighbours", 0)),
         agreement_neighbours=int(asked.get("agreement_neighbours", 0)),
+        num_rows=num_scored if asked.get("common_captions") else None,
         near_copy=asked.get("near_copy_cosine"),
         num_threads=executor.num_threads,
     )

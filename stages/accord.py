@@ -3,7 +3,8 @@
 A row whose caption is another picture's is betrayed by many weak signs: its cosine is no better than that of other captions;
 the pictures that carry such captions look different; by an encoder that never saw the data they do, too. None of them
 finds it within a small budget, together they do (docs/method.md). A backdoor that the model has learned fools the first
-two witnesses and not the third.
+two witnesses and not the third. Who plants hundreds of rows has fewer captions than that to put on them, unless he words each
+anew: so it is a sign, too, that a caption occurs often.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Rows:
             each other.
         others: Unit vectors of the images by the reference encoder, float32 (n, e); None without one.
         captions: With a reference encoder; else none.
+        common: Share of all rows whose captions occur at least as often, float64 (n,); None where that is no witness.
     """
 
     v: Vectors
@@ -49,6 +51,7 @@ class Rows:
     hashes: npt.NDArray[np.int64]
     others: Vectors | None = None
     captions: tuple[str, ...] = ()
+    common: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,11 @@ class Accord:
         the budget that is set on it makes up for what they are not.
         """
         said = self._witnesses(rows)
-        logs = np.zeros(len(rows.v))
+        logs = np.zeros(len(rows.v)) if rows.common is None else np.log(rows.common)
+        num = len(said) + (rows.common is not None)
         for values, ordinary in zip(said, self._ordinary, strict=True):
             logs += np.log((1.0 + np.searchsorted(ordinary, values, side="right")) / (1.0 + len(ordinary)))
-        accord = on_grid(chi2.sf(-2.0 * np.minimum(logs, 0.0), 2 * len(said)))
+        accord = on_grid(chi2.sf(-2.0 * np.minimum(logs, 0.0), 2 * num))
         return Testimony(said[0], said[1], said[2] if len(said) > 2 else None, accord)
 
     def _witnesses(self, rows: Rows) -> list[Values]:

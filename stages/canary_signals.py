@@ -11,11 +11,12 @@ from manifests.layout import CANARY_PARTS, part_name
 from manifests.store import Store
 from stages.accord import Accord, Rows
 from stages.canaries import CAPTION, VECTORS, CanaryScores
+from stages.hashes import caption_hashes
 from stages.label import open_part
 from stages.neighbours import SignalTarget, accord_of, compare
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
-from stages.repeats import Repeats
+from stages.repeats import Commonness, Repeats, repeats_name
 from stages.strata import COLUMN, StrataKind, strata_of
 
 
@@ -42,6 +43,7 @@ class TallyCanaries:
         near = self._near
         self._accord: Accord | None = None
         self._clusters: Repeats | None = None
+        self._common: Commonness | None = None
         self._reference: Reference | None = None
         if near is None or near.reference is None:
             return
@@ -50,6 +52,8 @@ class TallyCanaries:
         if near.agreement is not None:
             self._clusters = Repeats.read(self._run, near.clusters) if near.clusters else None
             self._accord = accord_of(near, self._clusters)
+            if near.num_rows is not None:
+                self._common = Commonness(Repeats.read(self._run, repeats_name(near.folder, "caption")), near.num_rows)
 
     def run(self, shard: Shard, /) -> dict[str, CanaryScores]:
         """Read one part.
@@ -71,7 +75,10 @@ class TallyCanaries:
         v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
         found = {"outlier": compare(self._reference, v, t, hashes, near.neighbours)[0]} if near else {}
         pictures = self._clusters.clusters_of(hashes) if self._clusters else hashes
-        rows = self._with_reference(Rows(v, t, pictures), table, shard)
+        common = None
+        if self._common is not None and CAPTION in table.column_names:
+            common = self._common(caption_hashes(table[CAPTION].to_pylist()))
+        rows = self._with_reference(Rows(v, t, pictures, common=common), table, shard)
         if self._accord is not None and rows is not None:
             found["accord"] = self._accord(rows).accord
         return {name: values.astype(np.float64) for name, values in found.items()}

@@ -17,7 +17,7 @@ from stages.grid import on_grid
 from stages.nearest import Nearest
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
-from stages.repeats import KINDS, Repeats, repeats_name
+from stages.repeats import KINDS, Commonness, Repeats, repeats_name
 from stages.shingles import COUNTS
 from stages.together import witnessed
 
@@ -43,6 +43,7 @@ class SignalTarget:
         canaries: Folder of those of canaries; None without one.
         neighbours: k.
         agreement_neighbours: Nearest captions whose images are asked.
+        num_rows: Rows with a cosine, where it speaks against a pair that its caption occurs often among them; else None.
         near_copy: Cosine from which pictures are near copies; None where they are told by hash alone.
         num_threads: Threads of the search.
     """
@@ -60,6 +61,7 @@ class SignalTarget:
     canaries: str | None
     neighbours: int
     agreement_neighbours: int
+    num_rows: int | None
     near_copy: float | None
     num_threads: int
 
@@ -82,6 +84,7 @@ class Neighbours:
         self._accord = None
         if target.agreement:
             self._accord = accord_of(target, self._clusters)
+            self._common = Commonness(self._captions, target.num_rows) if target.num_rows is not None else None
 
     def run(self, shard: Shard, /) -> int:
         """Write the signals of one shard, row for row."""
@@ -145,6 +148,8 @@ class Neighbours:
             others = read_columns(target.run, f"{target.others}/{shard.name}.parquet", ["image"])["image"]
             captions = scores["caption"].filter(pa.array(scored)).fill_null("").to_pylist()
             rows = replace(rows, others=unit(vectors_of(others)[scored]), captions=tuple(captions))
+        if self._common is not None:
+            rows = replace(rows, common=self._common(scores["caption_hash"].filter(pa.array(scored)).fill_null(0).to_numpy()))
         said = self._accord(rows)
         found |= {"neg_clip_loss": said.neg_clip_loss, "image_agreement": said.image_agreement, "accord": said.accord}
         return found if said.reference_agreement is None else {**found, "reference_agreement": said.reference_agreement}

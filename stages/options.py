@@ -88,6 +88,10 @@ class SignalOptions(Options):
         "look like its own; 0: do without",
     )
     agreement_neighbours: int = Field(8, ge=1, le=256, description="how many such captions are asked")
+    common_captions: bool = Field(
+        True,
+        description="accord: count it against a pair, too, that its caption occurs often; off where captions are class names",
+    )
     near_copy_cosine: float | None = Field(
         None,
         gt=0.0,
@@ -117,7 +121,7 @@ class SignalOptions(Options):
         if self.signals == "none":
             return None
         names = ["neighbours", "reference_rows", "signals_seed"]
-        names += ["agreement_rows", "agreement_neighbours"] if self.agreement_rows else []
+        names += ["agreement_rows", "agreement_neighbours", "common_captions"] if self.agreement_rows else []
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
         near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
         return {"signals": self.signals, **near, **({"caption_shingles": True} if self.caption_shingles else {})}

@@ -113,6 +113,28 @@ class Repeats:
         return np.where(self.hashes[place] == hashes, values[place], otherwise)
 
 
+class Commonness:
+    """How common it is that something occurs so often: a p-value without a model or a sample."""
+
+    def __init__(self, repeats: Repeats, num_rows: int) -> None:
+        """Sum up.
+
+        Args:
+            repeats: Of all rows.
+            num_rows: How many rows there are, those included whose hash occurs once.
+        """
+        self._repeats = repeats
+        self._counts = np.sort(repeats.counts)
+        above = self._counts[::-1].cumsum()[::-1] / max(1, num_rows)
+        self._share = np.minimum(1.0, np.append(above, 1.0 / max(1, num_rows)))
+
+    def __call__(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the share of all rows whose hash occurs at least as often, in (0, 1]; 1 for what occurs once: float64 (n,)."""
+        counts = self._repeats.of(hashes)
+        found: npt.NDArray[np.float64] = np.where(counts > 1, self._share[np.searchsorted(self._counts, counts)], 1.0)
+        return found
+
+
 def tables_of(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
     """Yield the batches of a reader as tables of a schema."""
     for batch in reader:

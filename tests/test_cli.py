@@ -26,6 +26,7 @@ SPLIT += " --max-image-repeats --max-near-copies --crowded-share --crowded-tail 
 SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
 SIGNALS = (
     "--signals --neighbours --reference-rows --agreement-rows --agreement-neighbours --near-copy-cosine --copy-cell-rows "
+    "--common-captions "
     "--caption-shingles --reference-encoder --reference-checkpoint --reference-image-size --signals-seed --signals-memory-mb"
 )
 EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"

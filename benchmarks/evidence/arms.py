@@ -60,6 +60,7 @@ class Setting:
         cap: Of the safe share.
         keep: Share that the filters keep.
         run_options: More options of `pairsan run`, for the pipelines alone.
+        reword: Whether planted captions are made unlike each other.
     """
 
     data: str = "emoji"
@@ -73,6 +74,7 @@ class Setting:
     cap: float = 0.6
     keep: float = 0.6
     run_options: tuple[str, ...] = ()
+    reword: bool = False
 
 
 @dataclass
@@ -90,7 +92,10 @@ class Cell:
         train_data, self.held_out = datasets(self.setting.data)
         attacks = [parse_attack(text) for text in self.setting.attacks]
         surrogate = SURROGATE if any(type(a).__module__.endswith("adaptive") for a in attacks) else ""
-        poison([str(train_data)], [str(self.held_out)], attacks, self.poisoned, seed=self.seed, surrogate=surrogate)
+        poison(
+            [str(train_data)], [str(self.held_out)], attacks, self.poisoned,
+            seed=self.seed, surrogate=surrogate, reword=self.setting.reword,
+        )  # fmt: skip
         self.out.mkdir(parents=True, exist_ok=True)
         self.shards = self.poisoned / "shards"
         self.options = one_pass(TrainOptions(train_seed=self.seed, **self.setting.train))

@@ -190,6 +190,7 @@ def scout_split(config: RunConfig) -> RunConfig:
         "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
         "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
         "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
+        "discord_share": split.discord_share or (train.scout_discord_share if signals.agreement_rows else 0.0),
     }
     if split.rule in ("calibrated", "monotone"):
         chosen |= {"rule": "keep-share", "keep_share": 1.0}
@@ -214,6 +215,7 @@ def next_command(store: Store, out: str, config: RunConfig) -> str:
     crowds = f"--crowded-share {split.crowded_share}" if split.crowded_share else f"--crowded-tail {split.crowded_tail}"
     budgets = f"{crowds} --max-image-repeats {split.max_image_repeats}"
     budgets += f" --near-copy-cosine {near} --max-near-copies {split.max_near_copies}" if near else ""
+    budgets += f" --discord-share {split.discord_share}" if split.discord_share else ""
     return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
 
 

@@ -230,6 +230,9 @@ class TrainOptions(Options):
         0.98, ge=0.0, le=1.0, description="near_copy_cosine of a scout's split, where [signals] sets none; 0: hashes only"
     )
     scout_near_copies: int = Field(4, ge=1, description="max_near_copies of a scout's split, where [split] sets none")
+    scout_discord_share: Share = Field(
+        0.05, description="discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
+    )
     risky: Literal["unimodal", "skip"] = Field(
         "unimodal", description="what a round does with risky rows: train each modality by itself, or leave them out"
     )

@@ -35,7 +35,7 @@ TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-
 TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
 TRAIN += " --least-crop --colour-strength --warmup-views --warmup-least-crop --p-caption-change --shuffle-rows"
 TRAIN += " --save-every-steps --train-seed --scout-passes --scout-crowded-tail --scout-image-repeats --risky"
-TRAIN += " --scout-near-copy-cosine --scout-near-copies"
+TRAIN += " --scout-near-copy-cosine --scout-near-copies --scout-discord-share"
 SURFACE = {
     "clean": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --json --config {DATA} {MODEL} {EMBED} {EXECUTOR}",

@@ -23,6 +23,7 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
     told = pairsan("warmup", *args[1:]).output
     assert "--keep-share 1.0 --crowded-share 0.2 --max-image-repeats 2 --near-copy-cosine 0.98 --max-near-copies 4" in told
+    assert told.rstrip().endswith("--discord-share 0.05")
     pairsan(*args)
     history = position(open_store(run))["history"]
     assert [(entry["kind"], entry["subject"], entry["manifest"]) for entry in history] == [
@@ -36,6 +37,7 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     assert open_round(run).number == 1
     reasons = seal["counts"]["reasons"]
     assert 30 <= reasons["crowded"] <= 50  # a fifth of 240, but for those that are near copies too
+    assert reasons["discordant"] > 0
     assert 48 <= sum(reasons.values()) <= 80
     assert seal["plan"]["signals"]["near_copy_cosine"] == 0.98
     assert seal["counts"]["labels"]["safe"] == 240 - sum(seal["counts"]["reasons"].values())

@@ -4,6 +4,7 @@ import json
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from stages.histogram import Histogram, count
 from stages.options import ReadOptions, SplitOptions
 from stages.reference import Reference, unit, vectors_of
 from stages.reference_encoder import load_tower, resolve_tower
+from stages.repeats import Commonness, Repeats
 from stages.shards import open_dataset
 from stages.split import decide
 from stages.words import Words
@@ -285,3 +287,43 @@ def test_a_sample_larger_than_the_memory_is_refused(swapped: Path, tmp_path: Pat
         RunError, match=r"a sample of 9,000,000 rows takes [\d,]+ MiB in each worker, --signals-memory-mb allows 64"
     ):
         _check_memory(loaded, 9_000_000, None, 64 << 20)
+
+
+def test_how_common_it_is_to_occur_so_often() -> None:
+    repeats = Repeats(np.asarray([3, 8, 9]), np.asarray([2, 5, 2]), np.asarray([3, 8, 9]))
+    found = Commonness(repeats, 20)(np.asarray([1, 3, 8, 9, 77]))
+    assert found.tolist() == pytest.approx([1.0, 9 / 20, 5 / 20, 9 / 20, 1.0])
+    assert Commonness(Repeats(*np.zeros((3, 0), np.int64)), 0)(np.asarray([5])).tolist() == [1.0]
+
+
+def test_a_caption_that_occurs_often_is_counted_against_a_pair() -> None:
+    sample, _ = sample_of(80)
+    accord = Accord(sample, 3, None)
+    rows = Rows(sample.images, sample.texts, sample.hashes)
+    plain, once = accord(rows), accord(replace(rows, common=np.ones(80)))
+    often = accord(replace(rows, common=np.where(np.arange(80) < 5, 0.01, 1.0)))
+    assert np.array_equal(np.argsort(plain.accord), np.argsort(once.accord))
+    assert (often.accord[:5] < once.accord[:5]).all()
+    assert np.array_equal(often.accord[5:], once.accord[5:])
+    logs = -chi2.isf(once.accord[:5].astype(np.float64), 6) / 2
+    assert often.accord[:5] == pytest.approx(chi2.sf(-2 * (logs + np.log(0.01)), 6), abs=1e-4)
+
+
+def test_one_caption_under_many_pictures_is_in_discord(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    members = [(name, b"a picture of a fine thing" if name.endswith(".txt") and i < 36 else data)
+               for i, (name, data) in enumerate(emoji_members)]  # fmt: skip
+    (tmp_path / "data.tar").write_bytes(make_tar(members))
+    args = ("clean", tmp_path / "data.tar", "--checkpoint", tiny, *CLEAN, "--agreement-neighbours", 2, "--neighbours", 3)
+    pairsan(*args, "--out", tmp_path / "with", "--discord-share", 0.3)
+    pairsan(*args, "--out", tmp_path / "without", "--discord-share", 0.3, "--no-common-captions")
+    found = {name: table(tmp_path / name) for name in ("with", "without")}
+    same = found["with"]["caption"] == "a picture of a fine thing"
+    assert same.sum() == 12
+    assert (found["with"]["label"] == "risky").sum() == 12
+    ranks = {name: rows["accord"].rank()[same] for name, rows in found.items()}
+    assert (ranks["with"] <= ranks["without"]).all()
+    assert ranks["with"].mean() < ranks["without"].mean()
+    plan = read_plan(open_store(tmp_path / "without"), 1)
+    assert plan["signals"]["common_captions"] is False

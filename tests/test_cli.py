@@ -100,7 +100,7 @@ def test_flags_named_in_the_docs_exist() -> None:
         "--benchmark",
         "--version",
     }
-    known |= {"--no-keep-captions", "--vs", "--no-index"}
+    known |= {"--no-keep-captions", "--no-common-captions", "--vs", "--no-index"}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip ).*$", "", page.read_text())
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page.name

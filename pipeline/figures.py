@@ -32,7 +32,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "counts": manifest.seal["counts"],
         **{
             key: manifest.seal.get(key)
-            for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null")
+            for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null", "strata")
         },
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
         "histogram": histogram(gallery),

@@ -197,6 +197,10 @@ def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> No
         assert ((mine["label"] == "safe") == (mine["cosine"] >= fact["cut"])).all()
     assert sum(fact["safe"] for fact in found.values()) == manifest.seal["counts"]["labels"]["safe"]
     assert "all as sealed" in pairsan("verify", run).output
+    pairsan("report", run, "--out", tmp_path / "report.html", "--no-images")
+    page = (tmp_path / "report.html").read_text()
+    assert "cuts of their own, by caption-length" in page
+    assert f"<td>{found['3 to 5 words']['rows']:,}</td>" in page
     pairsan("split", run, "--null-strata", "image-size")
     assert [fact["stratum"] for fact in open_round(run).seal["strata"]["of"]] == ["below 128 px"]
     assert "gives rule 'calibrated' more nulls" in pairsan(

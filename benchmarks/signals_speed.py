@@ -1,4 +1,4 @@
-"""What the signals cost: repeats, samples, neighbours, accord, near copies, at several sizes, and what a billion rows would.
+"""What the signals cost: repeats, samples, neighbours, accord, near copies, wording, at several sizes, and at a billion rows.
 
     python -m benchmarks.signals_speed [--rows 100000 1000000] [--dim 512]
 
@@ -30,12 +30,15 @@ from stages.embed import embedding_schema
 from stages.neighbours import Neighbours, SignalTarget
 from stages.pair import Shard
 from stages.reference import Reference, SampleRows, share_of
-from stages.repeats import write_repeats
+from stages.repeats import Repeats, repeats_name, write_repeats
+from stages.shingles import ShingleCaptions, write_band_counts
 from stages.stage import Stage
+from stages.together import JoinCopies, write_groups
 
 SHARD_ROWS = 10_000
 SAMPLES = {"reference.parquet": 2_048, "agreement.parquet": 16_384}
 CELL_ROWS = (1_000, 4_000)
+WORDS = np.asarray([f"word{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(5_000)])
 
 
 def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
@@ -59,7 +62,7 @@ def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
                 "uid": pa.array([rng.bytes(16) for _ in range(SHARD_ROWS)], pa.binary(16)),
                 "key": pa.array([str(i) for i in range(SHARD_ROWS)]),
                 "index": pa.array(np.arange(SHARD_ROWS, dtype=np.int32)),
-                "caption": pa.nulls(SHARD_ROWS, pa.string()),
+                "caption": [" ".join(words) for words in WORDS[rng.integers(0, len(WORDS), (SHARD_ROWS, 8))]],
                 "cosine": pa.array(rng.random(SHARD_ROWS, np.float32)),
                 "reason": pa.nulls(SHARD_ROWS, pa.string()).dictionary_encode(),
                 "detail": pa.nulls(SHARD_ROWS, pa.string()),
@@ -69,6 +72,7 @@ def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
                 "image_offset": pa.nulls(SHARD_ROWS, pa.int64()),
                 "image_bytes": pa.nulls(SHARD_ROWS, pa.int64()),
                 "null_cosines": pa.nulls(SHARD_ROWS, SCORES_SCHEMA.field("null_cosines").type),
+                "image_edge": pa.nulls(SHARD_ROWS, pa.int32()),
             },
             schema=SCORES_SCHEMA,
         )
@@ -117,7 +121,11 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
     yield "repeats", lambda: write_repeats(run, 1, names, "signals", memory_bytes=1 << 30, fingerprint="x")
     for name, size in SAMPLES.items():
         yield f"sample of {size:,}", lambda name=name, size=size: draw(run, shards, num_rows, name, size)
-    plain = SignalTarget(run, 1, "signals", "x", None, "reference.parquet", None, None, None, 16, 8, None, 1)
+    plain = SignalTarget(
+        run=run, scores_round=1, folder="signals", fingerprint="x", clusters=None, bands=None, witness=None,
+        reference="reference.parquet", agreement=None, others=None, canaries=None, neighbours=16, agreement_neighbours=8,
+        num_rows=num_rows, near_copy=None, num_threads=1,
+    )  # fmt: skip
     yield "neighbours in 2,048", lambda: each(Neighbours(plain), shards)
     for name, size in SAMPLES.items():
         asked = dataclasses.replace(plain, agreement=name)
@@ -131,6 +139,20 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
         )
         yield f"near copies: into cells of {rows:,} rows", lambda near=near: each(AssignCells(near), shards)
         yield f"near copies: compare in cells of {rows:,} rows", lambda near=near: each(LinkCells(near, names), near.blocks())
+    joined = dataclasses.replace(asked, clusters="signals/clusters.parquet", witness="signals/witness", near_copy=0.98)
+    link(run, num_rows)
+    yield "accord by 16,384, copies to be joined", lambda: each(Neighbours(joined), shards)
+    yield "sum up the doubts about copies", lambda: write_groups(run, names, "signals", memory_bytes=1 << 30, fingerprint="x")
+    yield "join the copies", lambda: each(JoinCopies(run, "signals", "x"), shards)
+    yield "shingle captions", lambda: each(ShingleCaptions(run, 1, "signals", "x"), shards)
+    yield "count bands", lambda: write_band_counts(run, names, "signals", memory_bytes=1 << 30, fingerprint="x")
+
+
+def link(run: Store, num_rows: int) -> None:
+    """Join repeated hashes at random, a tenth as many links as rows: as many copies as a crawl has."""
+    repeats = Repeats.read(run, repeats_name("signals", "image"))
+    pairs = np.random.default_rng(2).choice(repeats.hashes, (2, num_rows // 10))
+    repeats.joined(pairs).write(run, "signals/clusters.parquet", fingerprint="x")
 
 
 def each(stage: Stage[Shard, int], shards: list[Shard]) -> None:

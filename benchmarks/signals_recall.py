@@ -145,13 +145,16 @@ def judged(cell: Cell) -> list[dict[str, Any]]:
     return found
 
 
-def retrained(setting: Setting, out: Path, seed: int) -> list[dict[str, Any]]:
-    """Train a plain model on the rows that are safe by near copies and accord; return what it and the undefended one answer."""
-    cell, before = Cell(setting, out, seed, "safe rows"), out / f"seed-{seed}" / "none"
+def retrained(setting: Setting, out: Path, seed: int, share: float) -> list[dict[str, Any]]:
+    """Train a plain model on the rows that are safe by repeats, pair copies and accord; return what it and the other answer."""
+    cell, before = Cell(setting, out, seed, f"safe rows, {share:g}"), out / f"seed-{seed}" / "none"
     done = cell.out / "lines.json"
     if not done.exists():
-        labels = cell.rows.join(open_round(before / "signals").to_pandas(["shard", "key", "label"]))["label"]
-        lines = filtered(cell, (labels == "safe").to_numpy())
+        rows = cell.rows.join(open_round(before / "signals").to_pandas(["shard", "key", "label", "signals"]))
+        signals = pd.json_normalize(list(rows["signals"]))
+        safe = (signals["image_cluster_size"] <= MOST_REPEATS) & (signals["pair_copies"] <= MOST_COPIES)
+        safe &= signals["accord"] > signals["accord"].quantile(share)
+        lines = filtered(cell, safe.to_numpy())
         lines += Judge(cell.held_out, cell.truth, list(setting.attacks), seed)(cell.weights)
         done.write_text(json.dumps([{"seed": seed, "arm": "safe rows", **line} for line in lines]))
     found = [line for path in (before / "lines.json", done) for line in json.loads(path.read_text())]
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--passes", type=int, default=24)
     parser.add_argument("--retrain", action="store_true", help="also train on what is safe, 5 minutes a seed")
+    parser.add_argument("--discord-share", type=float, default=0.07, help="of all rows, not safe in --retrain")
     args = parser.parse_args()
     header("signals_recall")
     num_rows = len(load_rows([str(datasets(args.data)[0])]))
@@ -199,7 +203,7 @@ def main() -> None:
     (args.out / "recall.md").write_text("\n".join(text))
     print("\n".join(text))
     if args.retrain:
-        after = pd.DataFrame([line for seed in args.seeds for line in retrained(setting, args.out, seed)])
+        after = pd.DataFrame([line for seed in args.seeds for line in retrained(setting, args.out, seed, args.discord_share)])
         after["of"] = after["attack"].where(after["attack"] != "", after["metric"])
         wide = after.pivot_table(index="of", columns=["arm", "seed"], values="share").round(3)
         (args.out / "retrained.md").write_text(wide.to_string())

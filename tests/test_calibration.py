@@ -184,7 +184,7 @@ def test_strata_state_their_own_rates(tmp_path: Path) -> None:
 def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("--checkpoint", tiny, "--executor", "local", "--canaries", 200)
-    told = pairsan("clean", EMOJI / "train", "--out", run, *args, "--null-strata", "caption-length").output
+    told = pairsan("clean", EMOJI / "train" / "0000[0-3].tar.gz", "--out", run, *args, "--null-strata", "caption-length").output
     assert "stratum   3 to 5 words: safe where cosine >= " in told
     manifest = open_round(run)
     found = {fact["stratum"]: fact for fact in manifest.seal["strata"]["of"]}

@@ -48,6 +48,8 @@ def told(manifest: Manifest, *, as_json: bool) -> str:
 
 def _rule(seal: dict[str, Any]) -> str:
     where = f"cosine >= {seal['cut']:.4f}" if seal["cut"] is not None else f"posterior >= {seal['min_posterior']:g}"
+    if seal.get("strata"):
+        where = f"cosine is at or above the cut of its {seal['strata']['by']} stratum"
     asked = seal["plan"]["split"]["rule"]
     fallback = f" (fallback; {asked} was not believed)" if seal["rule"] != asked else ""
     return f"{seal['rule']}{fallback}: safe where {where}, {seal['safe_share']:.2%} of {seal['counts']['scored']:,} scored"

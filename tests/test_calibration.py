@@ -185,6 +185,7 @@ def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> No
     run = tmp_path / "run"
     args = ("--checkpoint", tiny, "--executor", "local", "--canaries", 200)
     told = pairsan("clean", EMOJI / "train" / "0000[0-3].tar.gz", "--out", run, *args, "--null-strata", "caption-length").output
+    assert "cosine is at or above the cut of its caption-length stratum" in told
     assert "stratum   3 to 5 words: safe where cosine >= " in told
     manifest = open_round(run)
     found = {fact["stratum"]: fact for fact in manifest.seal["strata"]["of"]}

@@ -1,6 +1,7 @@
 """How many rows of the whole dataset share an image hash, or a caption hash: one grouping of two columns, out of core."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -39,17 +40,31 @@ def write_repeats(
         memory_bytes: DuckDB's limit.
         fingerprint: For the footers.
     """
-    files = [run.path(part_name(scores_round, SCORES, shard)) for shard in shards]
-    parts = pads.dataset(files, schema=_HASHES, format="parquet", filesystem=run.fs)
-    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
-        connection.register("scores", parts)
+    names = [part_name(scores_round, SCORES, shard) for shard in shards]
+    with over_parts(run, names, _HASHES, memory_bytes) as connection:
         for kind in KINDS:
             found = connection.sql(
-                f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM scores WHERE {kind}_hash IS NOT NULL "  # noqa: S608
+                f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM parts WHERE {kind}_hash IS NOT NULL "  # noqa: S608
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
             batches = tables_of(REPEATS, found.to_arrow_reader(_BATCH_ROWS))
             write_part(run, repeats_name(folder, kind), REPEATS, batches, fingerprint=fingerprint)
+
+
+@contextmanager
+def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a DuckDB connection to which some files are the table `parts`; it spills to disk what is above its memory.
+
+    Args:
+        run: The run folder.
+        names: Of the files, inside it.
+        schema: Columns that are wanted of them.
+        memory_bytes: The limit.
+    """
+    parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
+    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
+        connection.register("parts", parts)
+        yield connection
 
 
 def repeats_name(folder: str, kind: Kind) -> str:

@@ -12,11 +12,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.dataset as pads
 from datasketch import MinHash
 
 from manifests.layout import SCORES, part_name
@@ -25,7 +23,7 @@ from manifests.store import Store
 from stages.hashes import normalised
 from stages.pair import Shard
 from stages.reference import read_columns
-from stages.repeats import REPEATS, tables_of
+from stages.repeats import REPEATS, over_parts, tables_of
 
 FOLDER: Final = "bands"
 COUNTS: Final = "repeats-bands.parquet"
@@ -94,10 +92,8 @@ def write_band_counts(run: Store, shards: Sequence[str], folder: str, *, memory_
         memory_bytes: DuckDB's limit; it spills the rest: 48 bytes a row at worst.
         fingerprint: For the footers.
     """
-    files = [run.path(f"{folder}/{FOLDER}/{shard}.parquet") for shard in shards]
-    parts = pads.dataset(files, schema=BANDS, format="parquet", filesystem=run.fs)
-    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
-        connection.register("parts", parts)
+    names = [f"{folder}/{FOLDER}/{shard}.parquet" for shard in shards]
+    with over_parts(run, names, BANDS, memory_bytes) as connection:
         found = connection.sql(
             "SELECT hash, count(*) AS num_rows FROM (SELECT unnest(bands) AS hash FROM parts) "
             "GROUP BY 1 HAVING count(*) >= $fewest ORDER BY 1",

@@ -7,12 +7,10 @@ too, so the size of a cluster says little. Their captions belong to them, though
 from collections.abc import Sequence
 from typing import Final
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from scipy.stats import norm
 
@@ -22,7 +20,7 @@ from manifests.store import Store
 from stages.grid import on_grid
 from stages.pair import Shard
 from stages.reference import read_columns
-from stages.repeats import REPEATS, Repeats, tables_of
+from stages.repeats import REPEATS, Repeats, over_parts, tables_of
 
 SIGNALS_PART: Final = pa.schema([pa.field("signals", SIGNALS)])
 WITNESS: Final = "witness"
@@ -68,10 +66,8 @@ def write_groups(run: Store, shards: Sequence[str], folder: str, *, memory_bytes
         memory_bytes: DuckDB's limit; it spills the rest.
         fingerprint: For the footers.
     """
-    files = [run.path(f"{folder}/{WITNESS}/{shard}.parquet") for shard in shards]
-    parts = pads.dataset(files, schema=WITNESSED, format="parquet", filesystem=run.fs)
-    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
-        connection.register("parts", parts)
+    names = [f"{folder}/{WITNESS}/{shard}.parquet" for shard in shards]
+    with over_parts(run, names, WITNESSED, memory_bytes) as connection:
         # Stouffer's combination of n doubts that are correlated: mean times sqrt(n / (1 + (n - 1) r))
         groups = connection.sql(
             f"SELECT signals.near_copy_cluster AS cluster, sum(doubt) / {_DOUBT_UNIT} / count(doubt) "  # noqa: S608

@@ -1,5 +1,6 @@
 """The locked, cross-fitted scorer, from its folds to the scores it gives."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from stages.decode import Decode
 from stages.encoders import OpenClipEncoder, preprocess_config
 from stages.folds import folds_of
 from stages.options import ModelOptions, ReadOptions, TrainOptions
-from stages.round_rows import Batch
+from stages.pair import Pair
+from stages.round_rows import Batch, _folds
 from stages.scorer import Scorer
 from stages.shards import open_dataset
 from stages.train import new_model
@@ -112,3 +114,13 @@ def test_one_fold_is_one_text_tower_that_saw_all(rows: tuple[np.ndarray, list[st
     weights = resolve_weights(ModelOptions(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))
     assert weights.folds == 1
     assert torch.equal(load_model(weights, 0).text_projection, scorer.model[0].text_projection)
+
+
+def test_a_batch_without_a_whole_image_is_in_the_first_fold(tmp_path: Path) -> None:
+    size = {"size": 32, "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3}
+    preprocess = {**size, "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
+    decode = Decode(open_store(tmp_path), ReadOptions(), preprocess, num_threads=1)
+    decode.open()
+    pairs = [Pair(i, str(i), bytes(16), b"no image", "a caption") for i in range(3)]
+    with ThreadPoolExecutor(1) as pool:
+        assert _folds(pairs, 4, decode, pool).tolist() == [0, 0, 0]

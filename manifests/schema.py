@@ -165,7 +165,8 @@ SIGNAL_MEANINGS = {
     "neg_clip_loss": "cosine, less what other captions and images of a sample explain of it",
     "pair_copies": "near copies of its image, itself too, that have its caption",
     "caption_copies": "rows of the whole dataset with nearly this caption (a band of MinHash in common), itself too; 1 below 5",
-    "cosine_rise": "rank of its cosine now, less that in an earlier round by other weights, in [-1, 1]; high: learned fast",
-    "accord": "combined p-value, in [0, 1], of the ranks of the last three within a sample: low where they doubt the pair; "
-    "near copies share the doubts about all of them",
+    "cosine_rise": "share of rows that its cosine has overtaken since an earlier round by other weights, in [-1, 1]; high: it "
+    "was learned fast",
+    "accord": "combined p-value, in [0, 1], of the ranks of neg_clip_loss, image_agreement and reference_agreement within a "
+    "sample, and of how often its caption occurs: low where they doubt the pair; near copies share their doubts",
 }

@@ -151,6 +151,8 @@ def _check_signals(config: RunConfig) -> None:
     for name in ("discord_share", "max_pair_copies"):
         if (asked := getattr(config.split, name)) and not signals.agreement_rows:
             raise ConfigError(f"{name} = {asked} needs the sample of captions; agreement_rows = 0 leaves it out")
+    if signals.caption_shingles and signals.signals == "none":
+        raise ConfigError("caption_shingles is one of the signals, and signals = 'none' leaves them all out")
     if signals.caption_shingles and not config.embed.keep_captions:
         raise ConfigError("caption_shingles compares the wording of captions; keep_captions = false leaves none")
     if config.split.null_strata in ("caption-length", "script") and not config.embed.keep_captions:

@@ -13,7 +13,7 @@ from manifests.parts import write_json
 from pipeline.executors import Executor
 from pipeline.plans import Round
 from pipeline.reference_vectors import reference_folder
-from pipeline.work import run_stage
+from pipeline.work import run_missing
 from stages.accord import SAME_PICTURE
 from stages.copies import CELLS, LINKS, PROBES, AssignCells, CopyTarget, LinkCells, near_copy_cut
 from stages.label import SignalParts
@@ -112,14 +112,7 @@ def _target(
 
 def _compare(executor: Executor, round_: Round, target: CopyTarget) -> None:
     """Put rows into cells and compare what is in each, where that is not done yet."""
-    run, folder = target.run, (target.run, round_.number)
-    done = run.names(f"{target.folder}/{CELLS}")
-    todo = [shard for shard in round_.shards if f"{shard.name}.arrow" not in done]
-    run_stage(
-        executor, AssignCells(target), todo, what="assign cells", folder=folder, collect=lambda _, rows: (rows, 0),
-        num_done_before=len(round_.shards) - len(todo),
-    )  # fmt: skip
-    linked = run.names(f"{target.folder}/{LINKS}")
-    missing = [block for block in target.blocks() if f"{block.name}.parquet" not in linked]
-    stage = LinkCells(target, [shard.name for shard in round_.shards])
-    run_stage(executor, stage, missing, what="link near copies", folder=folder, collect=lambda _, links: (links, 0))
+    folder, names = (target.run, round_.number), [shard.name for shard in round_.shards]
+    cells, links = f"{target.folder}/{CELLS}", f"{target.folder}/{LINKS}"
+    run_missing(executor, AssignCells(target), round_.shards, cells, what="assign cells", folder=folder, suffix=".arrow")
+    run_missing(executor, LinkCells(target, names), target.blocks(), links, what="link near copies", folder=folder)

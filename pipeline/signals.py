@@ -13,7 +13,7 @@ from pipeline.executors import Executor
 from pipeline.near_copies import CLUSTERS, find_copies, num_cells
 from pipeline.plans import Round
 from pipeline.reference_vectors import add_reference, canary_folder, reference_folder, tower_of
-from pipeline.work import run_stage
+from pipeline.work import run_missing, run_stage
 from stages.label import SignalParts
 from stages.neighbours import Neighbours, SignalTarget
 from stages.pair import Shard
@@ -96,8 +96,7 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
     if parts is None:
         return None
     done = round_.run.names(parts.folder)
-    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
-    if not todo:
+    if all(f"{shard.name}.parquet" in done for shard in round_.shards):
         return parts
     if any(f"repeats-{kind}.parquet" not in done for kind in KINDS):
         names = [shard.name for shard in round_.shards]
@@ -116,53 +115,33 @@ def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored
             samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
             find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
     target = signal_target(executor, round_, parts, num_scored)
-    _signal_parts(executor, round_, target, todo)
+    written, folder = target.witness or parts.folder, (round_.run, round_.number)
+    run_missing(executor, Neighbours(target), round_.shards, written, what="signals", folder=folder)
     if target.witness is not None:
-        _join_copies(executor, round_, target, todo, config.signals.signals_memory_mb << 20)
+        _join_copies(executor, round_, target, config.signals.signals_memory_mb << 20)
     if asked.get("caption_shingles"):
         round_.run.delete_folder(f"{parts.folder}/{BAND_PARTS}")
     return parts
 
 
-def _signal_parts(executor: Executor, round_: Round, target: SignalTarget, todo: list[Shard]) -> None:
-    """Hear the witnesses on the shards that are missing; on all of them where copies are joined afterwards."""
-    if target.witness is not None:
-        done = target.run.names(target.witness)
-        todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
-    run_stage(
-        executor, Neighbours(target), todo, what="signals", folder=(round_.run, round_.number),
-        collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),
-    )  # fmt: skip
-
-
-def _join_copies(executor: Executor, round_: Round, target: SignalTarget, todo: list[Shard], memory_bytes: int) -> None:
+def _join_copies(executor: Executor, round_: Round, target: SignalTarget, memory_bytes: int) -> None:
     """Let near copies share their doubts, and write the signals parts."""
     run, names = target.run, [shard.name for shard in round_.shards]
     if not {GROUPS_NAME, PAIRS_NAME} <= run.names(target.folder):
         write_groups(run, names, target.folder, memory_bytes=memory_bytes, fingerprint=target.fingerprint)
-    stage, before = JoinCopies(run, target.folder, target.fingerprint), len(round_.shards) - len(todo)
-    run_stage(
-        executor, stage, todo, what="join near copies", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
-        num_done_before=before,
-    )  # fmt: skip
+    stage, folder = JoinCopies(run, target.folder, target.fingerprint), (run, round_.number)
+    run_missing(executor, stage, round_.shards, target.folder, what="join near copies", folder=folder)
     run.delete_folder(f"{target.folder}/{WITNESS}")
 
 
 def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_bytes: int) -> None:
     """Hash the wording of all captions and count it, where that is not done yet."""
-    done = round_.run.names(f"{parts.folder}/{BAND_PARTS}")
-    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
-    stage, before = (
-        ShingleCaptions(round_.run, round_.scores_round, parts.folder, parts.fingerprint),
-        len(round_.shards) - len(todo),
-    )
-    run_stage(
-        executor, stage, todo, what="shingle captions", folder=(round_.run, round_.number), collect=lambda _, rows: (rows, 0),
-        num_done_before=before,
-    )  # fmt: skip
-    if COUNTS not in round_.run.names(parts.folder):
-        names = [shard.name for shard in round_.shards]
-        write_band_counts(round_.run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
+    run, names = round_.run, [shard.name for shard in round_.shards]
+    stage = ShingleCaptions(run, round_.scores_round, parts.folder, parts.fingerprint)
+    bands, folder = f"{parts.folder}/{BAND_PARTS}", (run, round_.number)
+    run_missing(executor, stage, round_.shards, bands, what="shingle captions", folder=folder)
+    if COUNTS not in run.names(parts.folder):
+        write_band_counts(run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
 
 
 def signal_target(executor: Executor, round_: Round, parts: SignalParts, num_scored: int) -> SignalTarget:

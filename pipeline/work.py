@@ -63,3 +63,33 @@ def run_stage(
             "to retry only what is missing."
         )
     run.delete(name)
+
+
+def run_missing(
+    executor: Executor,
+    stage: Stage[Shard, int],
+    shards: Sequence[Shard],
+    parts: str,
+    *,
+    what: str,
+    folder: tuple[Store, int],
+    suffix: str = ".parquet",
+) -> None:
+    """Run a stage that writes a part for each shard, over the shards whose part is missing.
+
+    Args:
+        executor: Where it runs.
+        stage: Returns how much it wrote: rows, or links.
+        shards: All shards.
+        parts: Folder of the parts, below the run.
+        what: Name of the stage, for people.
+        folder: Run and round.
+        suffix: Of the parts' names, after that of the shard.
+
+    Raises:
+        StageFailed: Some shards failed; names them and their errors.
+    """
+    done = folder[0].names(parts)
+    todo = [shard for shard in shards if f"{shard.name}{suffix}" not in done]
+    before = len(shards) - len(todo)
+    run_stage(executor, stage, todo, what=what, folder=folder, collect=lambda _, num: (num, 0), num_done_before=before)

@@ -108,6 +108,9 @@ def test_an_interrupted_count_goes_on(templated: Path, tmp_path: Path, tiny: str
 def test_it_needs_captions(templated: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     args = ("--out", tmp_path / "run", "--checkpoint", tiny, *LOCAL, "--no-keep-captions")
     assert "leaves none" in pairsan("clean", templated, *args, "--max-caption-copies", 5, code=2).stderr
+    assert "leaves them all out" in pairsan(
+        "clean", templated, *args[:-1], "--signals", "none", "--caption-shingles", code=2
+    ).stderr  # fmt: skip
     pairsan("clean", templated, *args)
     (tmp_path / "other.toml").write_text("[embed]\nkeep_captions = true\n[signals]\ncaption_shingles = true\n")
     refused = pairsan("split", tmp_path / "run", "--config", tmp_path / "other.toml", code=5)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, Label, Reason
+from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_MEANINGS, SIGNALS, Label, Reason
 
 
 def of_round(manifest: Manifest) -> str:
@@ -62,18 +62,22 @@ def _mixture(mixture: dict[str, Any]) -> str:
 
 
 def schema_document() -> dict[str, Any]:
-    """Return the manifest's columns and reasons as plain values."""
+    """Return the manifest's columns, the fields of its signals and the reasons as plain values."""
     columns = [
         {"name": field.name, "type": str(field.type), "nullable": field.nullable, "meaning": MEANINGS[field.name]}
         for field in MANIFEST
     ]
-    return {"schema_version": SCHEMA_VERSION, "columns": columns, "reasons": [str(reason) for reason in Reason]}
+    signals = [{"name": field.name, "type": str(field.type), "meaning": SIGNAL_MEANINGS[field.name]} for field in SIGNALS]
+    reasons = [str(reason) for reason in Reason]
+    return {"schema_version": SCHEMA_VERSION, "columns": columns, "signals": signals, "reasons": reasons}
 
 
 def schema_text() -> str:
-    """Return the manifest's columns and reasons as text."""
-    lines = [f"manifest schema {SCHEMA_VERSION}"]
-    for column in schema_document()["columns"]:
+    """Return the same as text."""
+    document, lines = schema_document(), [f"manifest schema {SCHEMA_VERSION}"]
+    for column in document["columns"]:
         kind = "struct" if column["name"] == "signals" else column["type"].split("<values=")[-1].split(",")[0]
         lines.append(f"  {column['name']:<9}{kind:<23}{'null ' if column['nullable'] else '     '} {column['meaning']}")
-    return "\n".join([*lines, "", "reasons: " + ", ".join(schema_document()["reasons"])])
+    lines += ["", "fields of signals:"]
+    lines += [f"  {field['name']:<21}{field['type']:<6} {field['meaning']}" for field in document["signals"]]
+    return "\n".join([*lines, "", "reasons: " + ", ".join(document["reasons"])])

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from conftest import ROOT
 
-from manifests import errors
+from manifests import errors, schema
 from manifests.schema import MANIFEST, MEANINGS, Reason
 from pipeline.cli import main
 
@@ -110,6 +110,8 @@ def test_the_manifest_page_lists_every_column_and_reason() -> None:
     page = (ROOT / "docs" / "manifest-format.md").read_text()
     for name in MANIFEST.names:
         assert f"| `{name}` |" in page
+    for field in schema.SIGNALS:
+        assert f"| `{field.name}` |" in page
     for reason in Reason:
         assert f"`{reason}`" in page
 
@@ -128,6 +130,8 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
     assert '"schema_version": 4' in pairsan("schema", "--json").output
+    told = pairsan("schema").output
+    assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 
 
 def test_version_and_changelog_agree(pairsan: Pairsan) -> None:

@@ -76,6 +76,7 @@ SIGNALS = pa.struct(
         pa.field("caption_copies", pa.int32()),  # since version 4, as are the next
         pa.field("pair_copies", pa.int32()),
         pa.field("cosine_rise", pa.float32()),
+        pa.field("neighbour_outlier", pa.float32()),
     ]
 )
 _OLD_SIGNALS = {1: _SIGNALS_OF_2, 2: _SIGNALS_OF_2, 3: _SIGNALS_OF_3}
@@ -154,6 +155,7 @@ MEANINGS = {
 SIGNAL_MEANINGS = {
     "p_mismatch": "probability that the pair is mismatched (local false discovery rate); with rule `calibrated` only",
     "outlier": "1 - cosine of its image vector to the k-th nearest of a reference sample; unusually low: crowded, high: alone",
+    "neighbour_outlier": "median of the same over these k neighbours: low at the edge of a crowd, too",
     "image_cluster": "the image's perceptual hash; rows that share it look alike",
     "image_cluster_size": "rows of the whole dataset that share it",
     "caption_cluster_size": "rows of the whole dataset with this caption, but for case, digits and punctuation",

@@ -13,7 +13,8 @@ from stages.accord import Accord, Rows
 from stages.canaries import CAPTION, VECTORS, CanaryScores
 from stages.hashes import caption_hashes
 from stages.label import open_part
-from stages.neighbours import SignalTarget, accord_of, compare
+from stages.neighbourhood import Neighbourhood
+from stages.neighbours import SignalTarget, accord_of
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import Commonness, Repeats, repeats_name
@@ -44,11 +45,11 @@ class TallyCanaries:
         self._accord: Accord | None = None
         self._clusters: Repeats | None = None
         self._common: Commonness | None = None
-        self._reference: Reference | None = None
+        self._around: Neighbourhood | None = None
         if near is None or near.reference is None:
             return
         faiss.omp_set_num_threads(near.num_threads)
-        self._reference = Reference.read(self._run, near.reference)
+        self._around = Neighbourhood(Reference.read(self._run, near.reference), near.neighbours)
         if near.agreement is not None:
             self._clusters = Repeats.read(self._run, near.clusters) if near.clusters else None
             self._accord = accord_of(near, self._clusters)
@@ -69,11 +70,12 @@ class TallyCanaries:
         return {str(kind): whole.where(kinds == kind) for kind in np.unique(kinds)}
 
     def _signals(self, table: pa.Table, shard: Shard) -> dict[str, np.ndarray]:
-        if self._reference is None or VECTORS[0] not in table.column_names:
+        if self._around is None or VECTORS[0] not in table.column_names:
             return {}
-        near, hashes = self._near, table["image_hash"].to_numpy()
+        hashes = table["image_hash"].to_numpy()
         v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
-        found = {"outlier": compare(self._reference, v, t, hashes, near.neighbours)[0]} if near else {}
+        near = self._around(v, t, hashes)
+        found = {"outlier": near.outlier, "neighbour_outlier": near.neighbour_outlier}
         pictures = self._clusters.clusters_of(hashes) if self._clusters else hashes
         common = None
         if self._common is not None and CAPTION in table.column_names:

@@ -13,8 +13,7 @@ from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from manifests.store import Store
 from stages.accord import Accord, Rows
-from stages.grid import on_grid
-from stages.nearest import Nearest
+from stages.neighbourhood import Neighbourhood
 from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import KINDS, Commonness, Repeats, repeats_name
@@ -80,7 +79,9 @@ class Neighbours:
         self._images, self._captions = (Repeats.read(target.run, repeats_name(target.folder, kind)) for kind in KINDS)
         self._clusters = Repeats.read(target.run, target.clusters) if target.clusters else None
         self._bands = Repeats.read(target.run, f"{target.folder}/{COUNTS}") if target.bands else None
-        self._reference = Reference.read(target.run, target.reference) if target.reference else None
+        self._around = None
+        if target.reference:
+            self._around = Neighbourhood(Reference.read(target.run, target.reference), target.neighbours)
         self._accord = None
         if target.agreement:
             self._accord = accord_of(target, self._clusters)
@@ -113,7 +114,7 @@ class Neighbours:
         if self._bands is not None:
             sizes["caption_copies"] = self._caption_copies(self._bands, shard)
         arrays = {name: pa.array(values, mask=~scored) for name, values in sizes.items()}
-        if self._reference is not None and scored.any():
+        if self._around is not None and scored.any():
             places = pa.array(np.where(scored, np.cumsum(scored) - 1, 0), mask=~scored)
             found = self._near(scores, shard, scored, images)
             arrays |= {name: pa.array(values).take(places) for name, values in found.items()}
@@ -134,13 +135,13 @@ class Neighbours:
         self, scores: pa.Table, shard: Shard, scored: npt.NDArray[np.bool_], hashes: npt.NDArray[np.int64]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return what the vectors say, of the scored rows."""
-        target, reference = self._target, self._reference
-        if reference is None:
+        target = self._target
+        if self._around is None:
             return {}
         vectors = read_columns(target.run, part_name(target.scores_round, EMBEDDINGS, shard.name), ["image", "text"])
         v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
-        outlier, agreement = compare(reference, v, t, hashes[scored], target.neighbours)
-        found = {"outlier": outlier, "caption_agreement": agreement}
+        near = self._around(v, t, hashes[scored])
+        found = {name: getattr(near, name) for name in ("outlier", "neighbour_outlier", "caption_agreement")}
         if self._accord is None:
             return found
         rows = Rows(v, t, self._clusters.clusters_of(hashes[scored]) if self._clusters else hashes[scored])
@@ -166,36 +167,3 @@ def accord_of(target: SignalTarget, clusters: Repeats | None) -> Accord:
     if clusters is not None:
         sample = sample.once_each(clusters.clusters_of(sample.hashes))
     return Accord(sample, target.agreement_neighbours, target.near_copy)
-
-
-def compare(
-    reference: Reference, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64], k: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return how far the k-th neighbour of each image is, and how well its caption agrees with its neighbours' captions.
-
-    Copies of a row's image (equal hashes, itself too) are not among its neighbours.
-
-    Args:
-        reference: The sample.
-        v: Unit vectors of the images, float32 (n, d).
-        t: Unit vectors of their captions, float32 (n, d).
-        hashes: Of the images, int64 (n,).
-        k: How many neighbours; fewer where the sample is smaller.
-
-    Returns:
-        1 - cosine of the k-th neighbour, in [0, 2], and the cosine of t with the mean caption vector of the k neighbours, in
-        [-1, 1]; float32 (n,) each.
-
-    Source: k-nearest-neighbour distance: Ramaswamy, Rastogi, Shim (SIGMOD 2000), here on unit vectors.
-    """
-    wanted = min(k + 1, len(reference.hashes))
-    similar, found = Nearest(reference.images, exact=True)(v, wanted)
-    copies = reference.hashes[found] == hashes[:, None]
-    drop = np.where(copies.any(1), copies.argmax(1), wanted - 1)  # the copy, else the farthest
-    keep = np.arange(wanted)[None] != drop[:, None]
-    if wanted == 1:
-        return np.zeros(len(v), np.float32), np.zeros(len(v), np.float32)
-    similar, found = similar[keep].reshape(len(v), -1), found[keep].reshape(len(v), -1)
-    mean = unit(np.stack([reference.texts[rows].mean(0) for rows in found]) if len(found) else t)
-    distance = (1.0 - on_grid(similar[:, -1].astype(np.float64))).astype(np.float32)  # so that its histogram loses nothing
-    return distance, np.einsum("nd,nd->n", t, mean).astype(np.float32)

@@ -72,9 +72,9 @@ class SignalOptions(Options):
         description="repeats: how many rows share an image or a caption; all: also where its vectors lie among others, which "
         "needs keep_embeddings and turns it on",
     )
-    neighbours: int = Field(16, ge=1, le=1024, description="k of the k-th nearest neighbour")
+    neighbours: int = Field(64, ge=1, le=1024, description="k of the k-th nearest neighbour")
     reference_rows: int = Field(
-        2048,
+        8192,
         ge=32,
         le=1 << 20,
         description="rows of the seeded sample that neighbours are sought in; groups of more than neighbours / "
@@ -124,6 +124,7 @@ class SignalOptions(Options):
         names += ["agreement_rows", "agreement_neighbours", "common_captions"] if self.agreement_rows else []
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
         near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
+        near |= {"neighbour_outlier": True} if near else {}  # parts written before there was one are made anew
         return {"signals": self.signals, **near, **({"caption_shingles": True} if self.caption_shingles else {})}
 
 
@@ -175,7 +176,8 @@ class SplitOptions(Options):
         ge=0.0,
         lt=0.5,
         description="in place of crowded_share: rows are risky (crowded) that lie denser than all but this share of ordinary "
-        "ones; without crowds that share of all rows is flagged, with crowds they are too",
+        "ones, and rows most of whose neighbours do; without crowds about that share of all rows is flagged, with crowds they "
+        "are too",
     )
     outlier_share: Share = Field(
         0.0, description="this share of scored rows, whose image vectors lie farthest from others, is risky (local_outlier)"

@@ -183,7 +183,8 @@ def _limits(options: SplitOptions, closeness: Histogram | None, accord: Histogra
     if closeness is not None and options.crowded_share:
         limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
     if closeness is not None and options.crowded_tail:
-        limits.append(Limit(Reason.CROWDED, "outlier", least=_believed(crowd_cut(closeness, options.crowded_tail), closeness)))
+        least = _believed(crowd_cut(closeness, options.crowded_tail), closeness)
+        limits += [Limit(Reason.CROWDED, name, least=least) for name in ("outlier", "neighbour_outlier")]
     if closeness is not None and options.outlier_share:
         kept = 1.0 - min(options.outlier_share, 1.0 - 1e-9)
         limits.append(Limit(Reason.LOCAL_OUTLIER, "outlier", most=1.0 - closeness.cut_for_share(kept)))

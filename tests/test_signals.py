@@ -21,7 +21,7 @@ from manifests.schema import Reason, scores_schema
 from stages.crowds import crowd_cut
 from stages.hashes import caption_hashes, image_hashes
 from stages.histogram import Histogram, count
-from stages.neighbours import compare
+from stages.neighbourhood import Neighbourhood
 from stages.options import SplitOptions
 from stages.reference import Reference, Sampled, priorities, share_of, unit
 from stages.split import Limit, decide
@@ -73,10 +73,13 @@ def test_neighbours_are_what_brute_force_finds_and_copies_are_none() -> None:
     reference = Reference(hashes[:60], v[:60], t[:60])
     first = np.unique(hashes[:60], return_index=True)[1]
     reference = Reference(hashes[first], v[first], t[first])
-    distance, agreement = compare(reference, v, t, hashes, 5)
+    found = Neighbourhood(reference, 5)(v, t, hashes)
+    distance, agreement = found.outlier, found.caption_agreement
+    own = Neighbourhood(reference, 5)(reference.images, reference.texts, reference.hashes).outlier
     for row in range(120):
         others = np.flatnonzero(reference.hashes != hashes[row])
         near = others[np.argsort(-(reference.images[others] @ v[row]))[:5]]
+        assert found.neighbour_outlier[row] == np.median(own[near])
         assert distance[row] == pytest.approx(1 - reference.images[near[-1]] @ v[row], abs=1e-5)
         assert agreement[row] == pytest.approx(unit(reference.texts[near].mean(0)[None])[0] @ t[row], abs=1e-5)
     assert distance[3] == distance[2] > 0.01
@@ -134,6 +137,35 @@ def test_crowds_are_cut_where_ordinary_rows_end(num_crowded: int, flagged: float
     cut = crowd_cut(closeness, flagged)
     assert (ordinary < cut).mean() == pytest.approx(flagged, abs=0.02)
     assert (crowd < cut).all()
+
+
+def test_the_edge_of_a_crowd_is_known_by_its_neighbours() -> None:
+    rng = np.random.default_rng(6)
+    ordinary, crowd = (unit(rng.normal(size=(num, 24)).astype(np.float32)) for num in (1500, 100))
+    crowd[:, 0] = 0.0
+    turned = np.concatenate([np.full(90, 0.2), np.full(10, 1.0)]).astype(np.float32)[:, None]  # radians off the centre
+    crowd = np.sin(turned) * unit(crowd) + np.cos(turned) * np.eye(24, dtype=np.float32)[0]
+    v = np.concatenate([ordinary, crowd])
+    hashes, edge, inside = np.arange(1600), slice(-10, None), slice(1500, -10)
+    near = Neighbourhood(Reference(hashes, v, v), 40)(v, v, hashes)
+    assert near.outlier[edge].min() > 5 * near.outlier[inside].max()
+    assert near.neighbour_outlier[edge].max() <= near.outlier[inside].max()
+    assert np.median(near.neighbour_outlier[:1500]) > 0.5
+
+
+def test_a_crowd_takes_with_it_what_lies_among_its_members() -> None:
+    outlier = np.concatenate([np.random.default_rng(7).normal(0.5, 0.03, 4000), np.full(400, 0.05)])
+    outlier = (np.round(outlier * 2**19) / 2**19).astype(np.float32)
+    closeness, cosines = Histogram(), Histogram()
+    closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
+    cosines.add(count(np.linspace(0, 0.5, 4400).round(4).astype(np.float32)))
+    limits = decide(cosines, SplitOptions(rule="keep-share", keep_share=1.0, crowded_tail=0.01), closeness).limits
+    assert [(limit.reason, limit.signal) for limit in limits] == [
+        (Reason.CROWDED, "outlier"),
+        (Reason.CROWDED, "neighbour_outlier"),
+    ]
+    assert limits[0].least == limits[1].least
+    assert limits[1].allows(np.asarray([0.05, 0.5])).tolist() == [False, True]
 
 
 def test_a_crowd_of_more_than_half_is_refused() -> None:

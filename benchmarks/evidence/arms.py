@@ -27,7 +27,7 @@ from benchmarks.poison import poison, read_truth
 from manifests import open_round
 from stages.crowds import crowd_cut
 from stages.histogram import Histogram, count
-from stages.neighbours import compare
+from stages.neighbourhood import Neighbourhood
 from stages.options import TrainOptions
 from stages.reference import Reference
 
@@ -239,7 +239,7 @@ def scouts_choice(cell: Cell) -> list[Line]:
     v, _ = cell.rows.vectors(folder / "run" / "checkpoints" / "scout-0000.safetensors", MODEL)
     chosen = np.sort(np.random.default_rng(cell.seed).choice(len(v), min(2048, len(v)), replace=False))
     hashes = np.arange(len(v))
-    distance, _ = compare(Reference(hashes[chosen], v[chosen], v[chosen]), v, v, hashes, 16)
+    distance = Neighbourhood(Reference(hashes[chosen], v[chosen], v[chosen]), 16)(v, v, hashes).outlier
     closeness = Histogram()
     closeness.add(count((1.0 - distance.astype(np.float64)).astype(np.float32)))
     once = detectors.image_repeats(cell.rows.images) <= MAX_REPEATS

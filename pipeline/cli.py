@@ -84,14 +84,17 @@ def embed(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, conf
 @click.argument("data", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder or URI for the hashes and the list of repeats.")
 @click.option("--more-than", default=2, show_default=True, type=click.IntRange(1), help="Rows that may show the same image.")
+@click.option(
+    "--captions-more-than", default=50, show_default=True, type=click.IntRange(1), help="Rows that may have one wording."
+)
 @_JSON
 @click.pass_obj
-def repeats(verbose: bool, /, data: tuple[str, ...], out: str, more_than: int, as_json: bool, **flags: Any) -> None:
-    """List images that many pairs of DATA show, by hash alone: one pass, no model, no checkpoint."""
+def repeats(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, **flags: Any) -> None:
+    """List images that many pairs of DATA show, and captions of nearly one wording: by hashes, one pass, no model."""
     from pipeline import repeats as repeats_
 
-    config = load_config(flags.pop("config_path"), flags)
-    found = repeats_.find_repeats(data, out, config, more_than=more_than, verbose=verbose)
+    most = {name: flags.pop(name) for name in ("more_than", "captions_more_than")}
+    found = repeats_.find_repeats(data, out, load_config(flags.pop("config_path"), flags), **most, verbose=verbose)
     click.echo(json.dumps(found, indent=1) if as_json else repeats_.as_text(found))
 
 

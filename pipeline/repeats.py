@@ -1,11 +1,11 @@
-"""`pairsan repeats`: images that many pairs show, found by hash alone in one pass over the data, with no model."""
+"""`pairsan repeats`: images that many pairs show and captions that many pairs carry, by hashes in one pass, with no model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from manifests.layout import fingerprint, require_same_plan
 from manifests.parts import write_json, write_part
@@ -16,31 +16,72 @@ from pipeline.version import versions
 from pipeline.work import run_stage
 from stages.decode import Decode
 from stages.hash_rows import HASHES, PREPROCESS, HashRows
+from stages.repeats import over_parts, tables_of
 from stages.shards import open_dataset
 
-PLAN, PARTS, REPEATS = "plan.json", "hashes", "repeats.parquet"
-REPEATED: Final = pa.schema(
-    [
-        *(pa.field(name, HASHES.field(name).type) for name in ("shard", "index", "key", "caption", "image_hash")),
-        pa.field("num_rows", pa.int64()),
-        pa.field("num_captions", pa.int64()),
-    ]
+PLAN, PARTS = "plan.json", "hashes"
+_SHOWN, _BATCH_ROWS, _MEMORY_BYTES = 10, 100_000, 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What rows have in common.
+
+    Attributes:
+        file: Where their rows are listed.
+        groups: SQL that gives `common` and `num_rows` of what more than $most rows share.
+        members: SQL that gives the shard and index of each of their rows, and `common`.
+    """
+
+    file: str
+    groups: str
+    members: str
+
+
+_IMAGES: Final = _Kind(
+    "repeats.parquet",
+    "SELECT image_hash AS common, count(*) AS num_rows FROM parts WHERE image_hash IS NOT NULL "
+    "GROUP BY 1 HAVING num_rows > $most",
+    "SELECT shard, index, image_hash AS common FROM parts SEMI JOIN large ON image_hash = common",
 )
-_SHOWN, _BATCH_ROWS, _MEMORY = 10, 100_000, "2GB"
+# captions share some of six bands, not all: a row belongs to the largest group that has a band of it
+_CAPTIONS: Final = _Kind(
+    "repeated-captions.parquet",
+    "SELECT band AS common, count(*) AS num_rows FROM (SELECT unnest(bands) AS band FROM parts) "
+    "GROUP BY 1 HAVING num_rows > $most",
+    "SELECT shard, index, arg_max(common, (num_rows, common)) AS common "
+    "FROM (SELECT shard, index, unnest(bands) AS band FROM parts) JOIN large ON band = common GROUP BY 1, 2",
+)
 
 
-def find_repeats(data: Sequence[str], out: str, config: RunConfig, *, more_than: int, verbose: bool = False) -> dict[str, Any]:
-    """Hash all pairs and list those whose image more than so many rows show.
+def repeated_schema(common: str) -> pa.Schema:
+    """Return the columns of a list of repeats; `common` names the hash that the rows of a group share."""
+    named = [pa.field(name, HASHES.field(name).type) for name in ("shard", "index", "key", "caption")]
+    return pa.schema([*named, *(pa.field(name, pa.int64()) for name in (common, "num_rows", "num_captions", "num_images"))])
+
+
+def find_repeats(
+    data: Sequence[str],
+    out: str,
+    config: RunConfig,
+    *,
+    more_than: int,
+    captions_more_than: int,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Hash all pairs; list those whose image, or wording, more than so many rows have.
 
     Args:
         data: Folders, files, globs or brace patterns.
-        out: Folder for the hashes, one part a shard, and for `repeats.parquet`; an interrupted call goes on.
+        out: Folder for the hashes, one part a shard, and for the two lists; an interrupted call goes on.
         config: How pairs are read, and where the work runs.
         more_than: Rows that may show the same image.
+        captions_more_than: Rows that may have nearly the same caption.
         verbose: Whether to let Ray speak.
 
     Returns:
-        `rows`, `without_image`, `repeated_rows`, `images` (how many such), `groups` (the largest: rows, captions, an example).
+        `rows`, `without_image`, `repeated_rows`, `images` (how many such), `groups` (the largest: rows, captions, images, an
+        example), `file`; under `captions` the same for captions: `repeated_rows`, `wordings`, `groups`, `file`.
 
     Raises:
         PlanMismatch: The folder was begun with other data or settings.
@@ -61,54 +102,57 @@ def find_repeats(data: Sequence[str], out: str, config: RunConfig, *, more_than:
         stage = HashRows(decode, store, PARTS, fingerprint(plan))
         before = len(dataset.shards) - len(todo)
         run_stage(executor, stage, todo, what="hash", folder=(store, None), collect=lambda _, n: n, num_done_before=before)
-    return _listed(store, [f"{PARTS}/{shard.name}.parquet" for shard in dataset.shards], more_than, fingerprint(plan))
+    parts = [f"{PARTS}/{shard.name}.parquet" for shard in dataset.shards]
+    with over_parts(store, parts, HASHES, _MEMORY_BYTES) as connection:
+        total, missing = connection.sql("SELECT count(*), count(*) - count(image_hash) FROM parts").fetchall()[0]
+        images = _listed(connection, store, _IMAGES, more_than, "image_hash", fingerprint(plan))
+        captions = _listed(connection, store, _CAPTIONS, captions_more_than, "wording", fingerprint(plan))
+    found = {"rows": total, "without_image": missing, "images": images.pop("shared"), **images}
+    return {**found, "captions": {"wordings": captions.pop("shared"), **captions}}
 
 
-def _listed(store: Store, parts: list[str], more_than: int, stamp: str) -> dict[str, Any]:
-    """Group by image, write the rows of large groups, largest first, and return what to tell."""
-    files = [store.path(name) for name in parts]
-    rows = pads.dataset(files, schema=HASHES, format="parquet", filesystem=store.fs)
-    with duckdb.connect(config={"memory_limit": _MEMORY}) as connection:
-        connection.register("pairs", rows)
-        connection.execute(
-            "CREATE TEMP TABLE large AS SELECT image_hash, count(*) AS num_rows, count(DISTINCT caption_hash) AS num_captions "
-            "FROM pairs WHERE image_hash IS NOT NULL GROUP BY 1 HAVING count(*) > ?",
-            [more_than],
-        )
-        found = connection.sql(
-            "SELECT shard, index, key, caption, image_hash, num_rows, num_captions FROM pairs JOIN large USING (image_hash) "
-            "ORDER BY num_rows DESC, image_hash, shard, index"
-        )
-        write_part(store, REPEATS, REPEATED, _tables(found.to_arrow_reader(_BATCH_ROWS)), fingerprint=stamp)
-        total, missing = connection.sql("SELECT count(*), count(*) - count(image_hash) FROM pairs").fetchall()[0]
-        images, repeated = connection.sql("SELECT count(*), coalesce(sum(num_rows), 0)::BIGINT FROM large").fetchall()[0]
-        top = connection.sql(
-            "SELECT num_rows, num_captions, first(key ORDER BY shard, index) AS key, "
-            "first(caption ORDER BY shard, index) AS caption FROM pairs JOIN large USING (image_hash) "
-            "GROUP BY image_hash, num_rows, num_captions ORDER BY num_rows DESC, image_hash"
-        ).limit(_SHOWN)
-        groups = [dict(zip(top.columns, row, strict=True)) for row in top.fetchall()]
-    facts = {"rows": total, "without_image": missing, "repeated_rows": repeated, "images": images}
-    return {**facts, "more_than": more_than, "groups": groups, "file": store.path(REPEATS)}
-
-
-def _tables(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    for batch in reader:
-        yield pa.Table.from_batches([batch]).cast(REPEATED)
+def _listed(
+    connection: duckdb.DuckDBPyConnection, store: Store, kind: _Kind, most: int, common: str, stamp: str
+) -> dict[str, Any]:
+    """Write the rows of large groups, largest first, and return what to tell."""
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE large AS {kind.groups}", {"most": most})
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE members AS {kind.members}")
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE counted AS SELECT common, num_rows, count(DISTINCT caption_hash) AS num_captions, "
+        "count(DISTINCT image_hash) AS num_images, first(key ORDER BY shard, index) AS key, "
+        "first(caption ORDER BY shard, index) AS caption "
+        "FROM members JOIN parts USING (shard, index) JOIN large USING (common) GROUP BY 1, 2"
+    )
+    found = connection.sql(
+        f"SELECT shard, index, parts.key, parts.caption, common AS {common}, num_rows, num_captions, num_images "  # noqa: S608
+        "FROM members JOIN parts USING (shard, index) JOIN counted USING (common) ORDER BY num_rows DESC, common, shard, index"
+    )
+    schema = repeated_schema(common)
+    write_part(store, kind.file, schema, tables_of(schema, found.to_arrow_reader(_BATCH_ROWS)), fingerprint=stamp)
+    repeated, shared = connection.sql("SELECT (SELECT count(*) FROM members), count(*) FROM counted").fetchall()[0]
+    top = connection.sql("SELECT * EXCLUDE (common) FROM counted ORDER BY num_rows DESC, common").limit(_SHOWN)
+    groups = [dict(zip(top.columns, row, strict=True)) for row in top.fetchall()]
+    return {"repeated_rows": repeated, "shared": shared, "more_than": most, "groups": groups, "file": store.path(kind.file)}
 
 
 def as_text(found: dict[str, Any]) -> str:
     """Return the findings for a terminal."""
-    lines = [
-        f"{found['rows']:,} rows, {found['without_image']:,} without an image that can be decoded",
-        f"{found['images']:,} images have more than {found['more_than']:,} rows each, {found['repeated_rows']:,} together:",
-    ]
-    shown = [
-        f"{group['num_rows']:>9,} rows, {group['num_captions']:>7,} captions   {_short(group)}" for group in found["groups"]
-    ]
-    return "\n".join([*lines, *shown, f"all of their rows: {found['file']}"])
+    captions = found["captions"]
+    return "\n".join(
+        [
+            f"{found['rows']:,} rows, {found['without_image']:,} without an image that can be decoded",
+            f"{found['images']:,} images have more than {found['more_than']:,} rows each, {found['repeated_rows']:,} together:",
+            *(_line(group, "captions") for group in found["groups"]),
+            f"all of their rows: {found['file']}",
+            f"{captions['wordings']:,} wordings have more than {captions['more_than']:,} rows each, "
+            f"{captions['repeated_rows']:,} together:",
+            *(_line(group, "images") for group in captions["groups"]),
+            f"all of their rows: {captions['file']}",
+        ]
+    )
 
 
-def _short(group: dict[str, Any]) -> str:
+def _line(group: dict[str, Any], others: str) -> str:
     text = f"{group['key']}   {group['caption'] or ''}"
-    return "".join(c if c.isprintable() else " " for c in text)[:90]
+    shown = "".join(c if c.isprintable() else " " for c in text)[:90]
+    return f"{group['num_rows']:>9,} rows, {group[f'num_{others}']:>7,} {others}   {shown}"

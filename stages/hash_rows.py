@@ -10,6 +10,7 @@ from manifests.store import Store
 from stages.decode import Chunk, Decode
 from stages.hashes import caption_hashes, image_hashes
 from stages.pair import Shard
+from stages.shingles import BANDS, band_lists
 
 # what most CLIP models see of an image, but small
 PREPROCESS: Final[dict[str, Any]] = {
@@ -24,6 +25,7 @@ HASHES: Final = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("image_hash", pa.int64()),  # null where there is no image, as is the next without a caption
         pa.field("caption_hash", pa.int64()),
+        BANDS.field("bands"),  # of the caption's wording
     ]
 )
 
@@ -65,12 +67,14 @@ def _batch(shard: str, chunk: Chunk) -> pa.RecordBatch:
     pairs, images, shown = chunk.pairs, np.zeros(len(chunk.pairs), np.int64), np.zeros(len(chunk.pairs), bool)
     images[chunk.rows], shown[chunk.rows] = image_hashes(chunk.pixels), True
     captions = [pair.caption or "" for pair in pairs]
+    said = np.asarray([bool(text) for text in captions], bool)
     columns = {
         "shard": pa.array([shard] * len(pairs)),
         "index": pa.array([pair.index for pair in pairs], pa.int32()),
         "key": pa.array([pair.key for pair in pairs]),
         "caption": pa.array([pair.caption for pair in pairs], pa.string()),
         "image_hash": pa.array(images, mask=~shown),
-        "caption_hash": pa.array(caption_hashes(captions), mask=np.asarray([not text for text in captions], bool)),
+        "caption_hash": pa.array(caption_hashes(captions), mask=~said),
+        "bands": band_lists(captions, said),
     }
     return pa.RecordBatch.from_pydict(columns, schema=HASHES)

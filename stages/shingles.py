@@ -42,6 +42,18 @@ def caption_bands(captions: Sequence[str]) -> Bands:
     return np.asarray([_band_hashes(found.hashvalues.astype("<u8")) for found in hashes], np.int64)
 
 
+def band_lists(captions: Sequence[str], known: npt.NDArray[np.bool_]) -> pa.FixedSizeListArray:
+    """Return the bands of each caption as a column that is null where it is not known.
+
+    Args:
+        captions: Of all rows.
+        known: Whether each row has one, bool (n,).
+    """
+    bands = np.zeros((len(captions), _BANDS), np.int64)
+    bands[known] = caption_bands([captions[row] for row in np.flatnonzero(known).tolist()])
+    return pa.FixedSizeListArray.from_arrays(pa.array(bands.ravel()), _BANDS, mask=pa.array(~known))
+
+
 def _shingles(caption: str) -> list[bytes]:
     text = normalised(caption)
     return [text[i : i + _SHINGLE].encode("utf-8", "surrogatepass") for i in range(max(1, len(text) - _SHINGLE + 1))]
@@ -74,10 +86,7 @@ class ShingleCaptions:
     def run(self, shard: Shard, /) -> int:
         """Write the bands of one shard, row for row; null where there is no caption."""
         captions = read_columns(self._run, part_name(self._round, SCORES, shard.name), ["caption"])["caption"].combine_chunks()
-        known = captions.is_valid().to_numpy(zero_copy_only=False)
-        bands = np.zeros((len(captions), _BANDS), np.int64)
-        bands[known] = caption_bands(captions.drop_null().to_pylist())
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(bands.ravel()), _BANDS, mask=pa.array(~known))
+        lists = band_lists(captions.fill_null("").to_pylist(), captions.is_valid().to_numpy(zero_copy_only=False))
         name = f"{self._folder}/{FOLDER}/{shard.name}.parquet"
         return write_part(self._run, name, BANDS, [pa.table([lists], schema=BANDS)], fingerprint=self._fingerprint).num_rows
 

@@ -39,7 +39,7 @@ TRAIN += " --scout-near-copy-cosine --scout-near-copies --scout-discord-share"
 SURFACE = {
     "clean": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
     "embed": f"data --out --json --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
-    "repeats": f"data --out --more-than --json --config {DATA} {EXECUTOR}",
+    "repeats": f"data --out --more-than --captions-more-than --json --config {DATA} {EXECUTOR}",
     "split": f"run --scores-round --json --config {SIGNALS} {SPLIT} {EXECUTOR}",
     "rescore": f"run --json --config {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
     "run": f"data --out --until-round --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR} {TRAIN}",

@@ -8,8 +8,7 @@ import numpy.typing as npt
 from scipy.stats import beta
 
 from manifests.errors import SplitRefused
-from manifests.schema import Reason
-from stages.canaries import FOREIGN, KINDS, REPEATS, CanaryScores
+from stages.canaries import FOREIGN, KINDS, REPEATED, REPEATS, CanaryScores
 from stages.histogram import Histogram
 from stages.options import SplitOptions
 from stages.split import Decision
@@ -62,8 +61,9 @@ def _leak(kind: str, scores: CanaryScores, decision: Decision) -> dict[str, floa
     for limit in decision.limits:
         if limit.signal in scores.signals:
             safe &= limit.allows(scores.signals[limit.signal])
-    most = [limit.most for limit in decision.limits if limit.reason == Reason.NEAR_DUPLICATE and limit.most is not None]
-    if kind == "repeated" and any(limit < REPEATS for limit in most):
+    # each of the copies has a caption of its own, so that a limit of pair copies does not see them
+    copies = [limit.most for limit in decision.limits if limit.signal in ("image_cluster_size", "near_copies")]
+    if kind == REPEATED and any(most is not None and most < REPEATS for most in copies):
         safe = np.zeros(len(safe), bool)
     hits, num = int(safe.sum()), len(safe)
     low, high = interval(hits, num)

@@ -21,6 +21,7 @@ import pyarrow as pa
 Kind = Literal["mismatched", "repeated", "patch", "composed"]
 KINDS: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch", "composed")
 FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
+REPEATED: Final = "repeated"  # the kind whose canaries are copies of each other
 REPEATS: Final = 4
 CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
 VECTORS: Final = ("image_hash", "image", "text")  # more columns, where embeddings are kept

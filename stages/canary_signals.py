@@ -10,7 +10,7 @@ from manifests.errors import RunError
 from manifests.layout import CANARY_PARTS, part_name
 from manifests.store import Store
 from stages.accord import Accord, Rows
-from stages.canaries import CAPTION, VECTORS, CanaryScores
+from stages.canaries import CAPTION, REPEATED, VECTORS, CanaryScores
 from stages.hashes import caption_hashes
 from stages.label import open_part
 from stages.neighbourhood import Neighbourhood
@@ -19,6 +19,7 @@ from stages.pair import Shard
 from stages.reference import Reference, read_columns, unit, vectors_of
 from stages.repeats import Commonness, Repeats, repeats_name
 from stages.strata import COLUMN, StrataKind, strata_of
+from stages.together import jointly
 
 
 class TallyCanaries:
@@ -83,7 +84,11 @@ class TallyCanaries:
         rows = self._with_reference(Rows(v, t, pictures, common=common), table, shard)
         if self._accord is not None and rows is not None:
             found["accord"] = self._accord(rows).accord
-        return {name: values.astype(np.float64) for name, values in found.items()}
+        signals = {name: values.astype(np.float64) for name, values in found.items()}
+        copies = table["kind"].to_numpy().astype(str) == REPEATED
+        if "accord" in signals and self._near is not None and self._near.witness is not None and copies.any():
+            signals["accord"][copies] = jointly(signals["accord"][copies], hashes[copies])
+        return signals
 
     def _with_reference(self, rows: Rows, table: pa.Table, shard: Shard) -> Rows | None:
         """Return rows with what the reference encoder sees of them, where there is one; None where that is not known."""

@@ -41,11 +41,29 @@ def witnessed(signals: pa.StructArray, clusters: npt.NDArray[np.int64], captions
         captions: Hashes of the captions, int64 (n,).
     """
     accord = signals.field("accord")
-    values = accord.fill_null(0.5).to_numpy(zero_copy_only=False).astype(np.float64).clip(COSINE_STEP / 2, 1 - COSINE_STEP / 2)
-    doubt = np.rint(norm.isf(values) * _DOUBT_UNIT).astype(np.int64)
+    values = accord.fill_null(0.5).to_numpy(zero_copy_only=False).astype(np.float64)
+    doubt = np.rint(norm.isf(_open(values)) * _DOUBT_UNIT).astype(np.int64)
     missing = accord.is_null().to_numpy(zero_copy_only=False)
     columns = [signals, pa.array(_mixed(clusters, captions), mask=missing), pa.array(doubt, mask=missing)]
     return pa.table(columns, schema=WITNESSED)
+
+
+def jointly(accord: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the accord of rows that share the doubts about their group: their own, or that of the group where it is lower.
+
+    Args:
+        accord: Of each row, in [0, 1], float64 (n,).
+        groups: The group of each, int64 (n,).
+    """
+    place = np.unique(groups, return_inverse=True)[1]
+    num = np.bincount(place)
+    mean = np.bincount(place, norm.isf(_open(accord))) / num
+    return np.minimum(accord, on_grid(norm.sf(mean * np.sqrt(num / (1 + (num - 1) * CORRELATION))))[place])
+
+
+def _open(accord: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return p-values within the open interval, so that no doubt is infinite."""
+    return accord.clip(COSINE_STEP / 2, 1 - COSINE_STEP / 2)
 
 
 def _mixed(clusters: npt.NDArray[np.int64], captions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

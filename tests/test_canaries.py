@@ -13,6 +13,7 @@ from conftest import EMOJI, parts_of
 
 from manifests.reading import open_round
 from stages.canaries import KINDS, make_canaries, patched
+from stages.together import jointly
 
 Pairsan = Callable[..., Result]
 LOCAL = ("--executor", "local")
@@ -136,6 +137,25 @@ def test_neighbours_judge_canaries_too(run: Path, tmp_path: Path, tiny: str, pai
     pairsan("split", out, *everything, "--discord-share", found["discord_share"])  # without the cut's help
     refused = pairsan("split", out, *everything, "--discord-share", 0.0, code=7)
     assert "canaries safe, allowed are 6.00%" in refused.stderr
+
+
+def test_doubts_about_copies_add_up_for_canaries_as_for_rows(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    found = jointly(np.asarray([0.1, 0.1, 0.1, 0.1, 0.9, 0.02]), np.asarray([7, 7, 7, 7, 8, 9]))
+    assert found == pytest.approx([0.0315] * 4 + [0.9, 0.02], abs=1e-4)  # sf(1.2816 x sqrt(4 / 1.9))
+    assert jointly(np.asarray([0.001, 0.9]), np.asarray([3, 3]))[0] == 0.001  # nobody's doubt is taken away
+    data, everything = json.loads((run / "run.json").read_text())["data"][0], ("--min-cosine", -0.99, "--max-safe-share", 1)
+    args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, *everything, "--discord-share", 0.004, "--agreement-rows", 256)
+    leaks = {}
+    for name, more in (("singly", ()), ("jointly", ("--near-copy-cosine", 0.995))):
+        pairsan("clean", data, "--out", tmp_path / name, *args, *more)
+        leaks[name] = open_round(tmp_path / name).seal["canaries"]
+    assert leaks["jointly"]["repeated"]["share"] < leaks["singly"]["repeated"]["share"]
+    assert leaks["jointly"]["mismatched"] == leaks["singly"]["mismatched"]
+    by_copies = ("--discord-share", 0, "--near-copy-cosine", 0.995)
+    pairsan("split", tmp_path / "jointly", *everything, *by_copies, "--max-pair-copies", 3)
+    assert open_round(tmp_path / "jointly").seal["canaries"]["repeated"]["share"] == 1.0  # each has a caption of its own
+    pairsan("split", tmp_path / "jointly", *everything, *by_copies, "--max-near-copies", 3)
+    assert open_round(tmp_path / "jointly").seal["canaries"]["repeated"]["share"] == 0.0
 
 
 def test_a_reference_encoder_sees_the_canaries_too(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

@@ -1,0 +1,105 @@
+"""How a scout's crowds are cut: neighbours, sample, tail, and whether a crowd takes with it what lies among its members.
+
+    python -m benchmarks.crowds OUT [OUT ...] [--seeds 0 1 2] [--arm "scout, risky unimodal"]
+
+Each OUT is a folder of `python -m benchmarks.evidence` whose arm has scored a round with embeddings, or of
+`benchmarks.signals_recall` or `benchmarks.zero_poison` (--arm none). For every choice: the share of clean rows that crowds
+flag, and all limits of the round together; and the rows of each attack that all together leave. `edge q`: also rows whose
+neighbours' own distance, at quantile q, lies under the cut; the pipeline takes the median.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.common import header
+from stages.crowds import crowd_cut
+from stages.histogram import Histogram, count
+from stages.nearest import Nearest
+from stages.reference import unit, vectors_of
+
+CHOICES: Final = ((16, 2048), (32, 4096), (64, 8192), (16, 4096), (32, 8192))
+TAILS: Final = (0.01, 0.02, 0.05)
+EDGES: Final = (0.25, 0.5, 0.75)
+DISCORD_SHARE, MOST_REPEATS, MOST_COPIES = 0.05, 2, 4
+
+
+class Scored:
+    """The vectors of a scored round, what was planted, and what the other limits of a scout flag."""
+
+    def __init__(self, run: Path, truth: Path) -> None:
+        """Read round 1 of a run."""
+        tables = []
+        for part in sorted((run / "rounds/0001/embeddings").iterdir()):
+            columns = ["shard", "key", "cosine", "signals"]
+            scored = pq.read_table(run / "rounds/0001/manifest" / part.name, columns=columns)
+            hashes = pq.read_table(run / "rounds/0001/scores" / part.name, columns=["image_hash"])["image_hash"]
+            whole = scored.append_column("image_hash", hashes).append_column("image", pq.read_table(part)["image"])
+            tables.append(whole.filter(pa.compute.is_valid(whole["cosine"])))
+        rows = pa.concat_tables(tables).combine_chunks()
+        self.vectors, self.hashes = unit(vectors_of(rows["image"])), rows["image_hash"].to_numpy()
+        planted = pq.read_table(truth, columns=["shard", "key", "attack"]).to_pandas().set_index(["shard", "key"])["attack"]
+        places = pd.MultiIndex.from_arrays([rows["shard"].cast(pa.string()).to_pylist(), rows["key"].to_pylist()])
+        self.attack = planted.reindex(places).fillna("").to_numpy()
+        signals = pd.json_normalize(rows["signals"].to_pylist())
+        repeated = (signals["image_cluster_size"] > MOST_REPEATS) | (signals["near_copies"] > MOST_COPIES)
+        self.flagged = (repeated | (signals["accord"] <= signals["accord"].quantile(DISCORD_SHARE))).to_numpy()
+
+    def distances(self, k: int, num: int, seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return how far each row's k-th neighbour in a sample is, (n,), and the same of its neighbours, sorted, (n, k)."""
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self.vectors), min(num, len(self.vectors)), replace=False))
+        similar, found = Nearest(self.vectors[chosen], exact=True)(self.vectors, k + 1)
+        copies = self.hashes[chosen][found] == self.hashes[:, None]
+        keep = np.arange(k + 1)[None] != np.where(copies.any(1), copies.argmax(1), k)[:, None]
+        own = 1.0 - similar[keep].reshape(-1, k)[:, -1].astype(np.float64)
+        return own, np.sort(own[chosen[found[keep]]].reshape(-1, k), axis=1)
+
+
+def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield one line per choice."""
+    clean = scored.attack == ""
+    for k, num in CHOICES:
+        own, theirs = scored.distances(k, num, seed)
+        closeness = Histogram()
+        closeness.add(count((1.0 - own).astype(np.float32)))
+        for tail in TAILS:
+            cut = crowd_cut(closeness, tail)
+            for edge in (None, *EDGES):
+                crowded = own < cut
+                if edge is not None:
+                    crowded |= theirs[:, int(edge * (k - 1))] < cut
+                left = ~(crowded | scored.flagged)
+                line = {"set": name, "k": k, "sample": num, "tail": tail, "edge": edge or "-"}
+                line |= {"crowded, clean %": 100 * crowded[clean].mean(), "all, clean %": 100 * (~left[clean]).mean()}
+                yield line | {name: int(left[scored.attack == name].sum()) for name in sorted(set(scored.attack) - {""})}
+
+
+def main() -> None:
+    """Print one table for each folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the data and models")
+    parser.add_argument("--sample-seeds", type=int, nargs="+", default=[0], help="of the sample that neighbours are sought in")
+    parser.add_argument("--arm", default="scout, risky unimodal")
+    args = parser.parse_args()
+    header("crowds")
+    for out in args.out:
+        found = []
+        for seed in args.seeds:
+            run = out / f"seed-{seed}" / args.arm / ("signals" if args.arm == "none" else "run")
+            scored = Scored(run, out / f"seed-{seed}" / "data" / "truth.parquet")
+            for sample_seed in args.sample_seeds:
+                found += list(lines(f"{out.name}/{seed}/{sample_seed}", scored, sample_seed))
+        with pd.option_context("display.width", 250, "display.max_columns", 40):
+            print(pd.DataFrame(found).to_string(index=False, float_format="{:.3g}".format))
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ from manifests.store import Store, open_store
 from stages.copies import AssignCells, CopyTarget, LinkCells
 from stages.embed import embedding_schema
 from stages.neighbours import Neighbours, SignalTarget
+from stages.options import SignalOptions
 from stages.pair import Shard
 from stages.reference import Reference, SampleRows, share_of
 from stages.repeats import Repeats, repeats_name, write_repeats
@@ -36,7 +37,8 @@ from stages.stage import Stage
 from stages.together import JoinCopies, write_groups
 
 SHARD_ROWS = 10_000
-SAMPLES = {"reference.parquet": 2_048, "agreement.parquet": 16_384}
+_ASKED = SignalOptions()
+SAMPLES = {"small.parquet": 2048, "reference.parquet": _ASKED.reference_rows, "agreement.parquet": _ASKED.agreement_rows}
 CELL_ROWS = (1_000, 4_000)
 WORDS = np.asarray([f"word{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(5_000)])
 
@@ -102,7 +104,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = open_store(Path(folder))
             shards = build(run, num_rows // SHARD_ROWS, args.dim)
-            bare = bare_product(num_rows, 2048, args.dim)
+            bare = bare_product(num_rows, _ASKED.reference_rows, args.dim)
             for step, work in steps(run, shards, num_rows):
                 start = time.process_time()
                 work()
@@ -123,13 +125,14 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
         yield f"sample of {size:,}", lambda name=name, size=size: draw(run, shards, num_rows, name, size)
     plain = SignalTarget(
         run=run, scores_round=1, folder="signals", fingerprint="x", clusters=None, bands=None, witness=None,
-        reference="reference.parquet", agreement=None, others=None, canaries=None, neighbours=16, agreement_neighbours=8,
-        num_rows=num_rows, near_copy=None, num_threads=1,
+        reference="reference.parquet", agreement=None, others=None, canaries=None, neighbours=_ASKED.neighbours,
+        agreement_neighbours=_ASKED.agreement_neighbours, num_rows=num_rows, near_copy=None, num_threads=1,
     )  # fmt: skip
-    yield "neighbours in 2,048", lambda: each(Neighbours(plain), shards)
-    for name, size in SAMPLES.items():
-        asked = dataclasses.replace(plain, agreement=name)
-        yield f"neighbours in 2,048 and accord by {size:,}", lambda asked=asked: each(Neighbours(asked), shards)
+    before = dataclasses.replace(plain, reference="small.parquet", neighbours=16)
+    yield "16 neighbours in 2,048", lambda: each(Neighbours(before), shards)
+    yield f"{_ASKED.neighbours} neighbours in {_ASKED.reference_rows:,}", lambda: each(Neighbours(plain), shards)
+    asked = dataclasses.replace(plain, agreement="agreement.parquet")
+    yield f"the same, and accord by {_ASKED.agreement_rows:,}", lambda: each(Neighbours(asked), shards)
     for rows in CELL_ROWS:
         cells = max(1, num_rows // rows)
         yield f"centres of cells of {rows:,} rows", lambda cells=cells: draw(run, shards, num_rows, "centres.parquet", cells)

@@ -200,7 +200,7 @@ def _believed(cut: float, closeness: Histogram) -> float:
     Raises:
         SplitRefused: It does not, so what was taken for the ordinary rows is no majority.
     """
-    num = closeness.num_at_least(1.0 - cut)
+    num = closeness.num_at_least(1.0 - cut + COSINE_STEP / 2)  # what lies at the cut is not nearer than it
     if num > _MOST_CROWDED * closeness.num_rows:
         raise SplitRefused(
             f"{num:,} of {closeness.num_rows:,} scored rows would be crowded (nearer than {cut:.4f} to their k-th neighbour), "

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import encode, parts_of
+from conftest import encode, make_tar, parts_of
 from PIL import Image
 
 from manifests.errors import SplitRefused
@@ -264,3 +264,22 @@ def test_scores_of_the_first_schema_are_still_split(copies: Path, tmp_path: Path
     pairsan("split", run, "--keep-share", 0.5)
     assert open_round(run).to_pandas()["signals"].isna().all()
     assert "all as sealed" in pairsan("verify", run).output
+
+
+def test_one_picture_in_all_rows_has_no_neighbours(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    picture = emoji_members[2][1] if emoji_members[2][0].endswith(".webp") else emoji_members[0][1]
+    texts = [data for name, data in emoji_members if name.endswith(".txt")]
+    rows = [(f"{i}.{end}", data) for i, text in enumerate(texts) for end, data in (("webp", picture), ("txt", text))]
+    (tmp_path / "same.tar").write_bytes(make_tar(rows))
+    args = ("--checkpoint", tiny, *CLEAN, "--signals", "all", "--near-copy-cosine", 0.95)
+    pairsan("clean", tmp_path / "same.tar", "--out", tmp_path / "run", *args, "--discord-share", 0.1)
+    found = table(tmp_path / "run")
+    assert (found["near_copies"] == len(texts)).all()
+    assert (found[["outlier", "neighbour_outlier"]] == 0.0).all(axis=None)
+    assert found[["accord", "caption_agreement"]].notna().all(axis=None)
+    pairsan("split", tmp_path / "run", "--keep-share", 1.0, "--max-near-copies", 4)
+    assert (table(tmp_path / "run")["reason"] == "near_duplicate").all()
+    pairsan("split", tmp_path / "run", "--keep-share", 1.0, "--max-near-copies", 10**6, "--crowded-tail", 0.02)
+    assert (table(tmp_path / "run")["label"] == "safe").all()  # nothing is nearer than the others

@@ -359,11 +359,12 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
     args, (places, names) = [str(a) for a in ("run", few, *OPTIONS, scorer, *more)], KILLED[scorer]
     program = str(Path(sys.executable).parent / "pairsan")
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bits from run to run
-    subprocess.run([program, *args, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=one_thread)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}
+    uncut = subprocess.Popen([program, *args, "--out", str(tmp_path / "whole")], **quiet)  # beside the others: a thread each
     command = [program, *args, "--out", str(tmp_path / "cut")]
     killed = 0
     for wanted in places:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
+        process = subprocess.Popen(command, **quiet)
         deadline = time.monotonic() + 240
         while process.poll() is None and not reached(tmp_path / "cut", wanted):
             assert time.monotonic() < deadline
@@ -373,6 +374,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
         process.wait()
     assert killed == 2
     subprocess.run(command, check=True, capture_output=True, env=one_thread)
+    assert uncut.wait(timeout=240) == 0
     for name in names:
         whole, cut = ((tmp_path / w / "checkpoints" / f"{name}.safetensors").read_bytes() for w in ("whole", "cut"))
         assert whole == cut, name

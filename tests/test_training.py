@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -361,8 +360,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bits from run to run
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}
     uncut = subprocess.Popen([program, *args, "--out", str(tmp_path / "whole")], **quiet)  # beside the others: a thread each
-    command = [program, *args, "--out", str(tmp_path / "cut")]
-    killed = 0
+    command, killed = [program, *args, "--out", str(tmp_path / "cut")], 0
     for wanted in places:
         process = subprocess.Popen(command, **quiet)
         deadline = time.monotonic() + 240
@@ -370,7 +368,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
             assert time.monotonic() < deadline
             time.sleep(0.01)
         killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert killed == 2
     subprocess.run(command, check=True, capture_output=True, env=one_thread)

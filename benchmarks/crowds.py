@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from benchmarks.common import header
 from stages.crowds import crowd_cut
 from stages.histogram import Histogram, count
-from stages.nearest import Nearest
-from stages.reference import unit, vectors_of
+from stages.neighbourhood import Neighbourhood
+from stages.reference import Reference, unit, vectors_of
 
 CHOICES: Final = ((16, 2048), (32, 4096), (64, 8192), (16, 4096), (32, 8192))
 TAILS: Final = (0.01, 0.02, 0.05)
@@ -55,11 +55,10 @@ class Scored:
     def distances(self, k: int, num: int, seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return how far each row's k-th neighbour in a sample is, (n,), and the same of its neighbours, sorted, (n, k)."""
         chosen = np.sort(np.random.default_rng(seed).choice(len(self.vectors), min(num, len(self.vectors)), replace=False))
-        similar, found = Nearest(self.vectors[chosen], exact=True)(self.vectors, k + 1)
-        copies = self.hashes[chosen][found] == self.hashes[:, None]
-        keep = np.arange(k + 1)[None] != np.where(copies.any(1), copies.argmax(1), k)[:, None]
-        own = 1.0 - similar[keep].reshape(-1, k)[:, -1].astype(np.float64)
-        return own, np.sort(own[chosen[found[keep]]].reshape(-1, k), axis=1)
+        sample = Reference(self.hashes[chosen], self.vectors[chosen], self.vectors[chosen])
+        around = Neighbourhood(sample, k)
+        similar, found = around.neighbours(self.vectors, self.hashes)
+        return around.distance(similar).astype(np.float64), np.sort(around.own[found], axis=1).astype(np.float64)
 
 
 def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:

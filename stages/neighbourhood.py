@@ -30,6 +30,9 @@ class Nearby:
 class Neighbourhood:
     """Compares rows with a sample. Copies of a row's image (equal hashes, itself too) are not among its neighbours.
 
+    Attributes:
+        own: Distance of the k-th neighbour of each row of the sample, float32 (r,).
+
     Source: k-nearest-neighbour distance: Ramaswamy, Rastogi, Shim (SIGMOD 2000), here on unit vectors.
     """
 
@@ -42,7 +45,7 @@ class Neighbourhood:
         """
         self._reference, self._k = reference, k
         self._nearest = Nearest(reference.images, exact=True)
-        self._own = self._distance(self._neighbours(reference.images, reference.hashes)[0])
+        self.own = self.distance(self.neighbours(reference.images, reference.hashes)[0])
 
     def __call__(self, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Nearby:
         """Return what is known of the neighbours of some rows.
@@ -52,15 +55,15 @@ class Neighbourhood:
             t: Unit vectors of their captions, float32 (n, d).
             hashes: Of the images, int64 (n,).
         """
-        similar, found = self._neighbours(v, hashes)
+        similar, found = self.neighbours(v, hashes)
         if not similar.shape[1]:
             return Nearby(*(np.zeros(len(v), np.float32) for _ in range(3)))
         middle = (found.shape[1] - 1) // 2
-        around = np.partition(self._own[found], middle, axis=1)[:, middle]
+        around = np.partition(self.own[found], middle, axis=1)[:, middle]
         mean = unit(np.stack([self._reference.texts[rows].mean(0) for rows in found]) if len(found) else t)
-        return Nearby(self._distance(similar), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
+        return Nearby(self.distance(similar), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
 
-    def _neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> tuple[Vectors, npt.NDArray[np.int64]]:
+    def neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Return cosines with the neighbours, nearest first, and their places in the sample: (n, k) each."""
         wanted = min(self._k + 1, len(self._reference.hashes))
         similar, found = self._nearest(v, wanted)
@@ -70,7 +73,7 @@ class Neighbourhood:
         return similar[keep].reshape(len(v), -1), found[keep].reshape(len(v), -1)
 
     @staticmethod
-    def _distance(similar: Vectors) -> Vectors:
+    def distance(similar: Vectors) -> Vectors:
         """Return the distance of the last neighbour, on the grid, so that its histogram loses nothing."""
         if not similar.shape[1]:
             return np.zeros(len(similar), np.float32)

@@ -26,7 +26,7 @@ SIGNALS_PART: Final = pa.schema([pa.field("signals", SIGNALS)])
 WITNESS: Final = "witness"
 GROUPS_NAME, PAIRS_NAME = "groups.parquet", "repeats-pairs.parquet"
 WITNESSED: Final = SIGNALS_PART.append(pa.field("pair", pa.int64())).append(pa.field("doubt", pa.int64()))
-GROUPS: Final = pa.schema([pa.field("cluster", pa.int64(), nullable=False), pa.field("doubt", pa.float64(), nullable=False)])
+GROUPS: Final = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("cluster", "doubt", "num_rows")])
 CORRELATION: Final = 0.3  # of the doubts about copies of one picture; 0.5 finds less of flooding (docs/method.md)
 _DOUBT_UNIT: Final = 2.0**20  # doubts are summed as whole numbers, so that the order of shards does not matter
 _BATCH_ROWS: Final = 100_000
@@ -57,8 +57,13 @@ def jointly(accord: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> n
     """
     place = np.unique(groups, return_inverse=True)[1]
     num = np.bincount(place)
-    mean = np.bincount(place, norm.isf(_open(accord))) / num
-    return np.minimum(accord, on_grid(norm.sf(mean * np.sqrt(num / (1 + (num - 1) * CORRELATION))))[place])
+    shared = _shared(np.bincount(place, norm.isf(_open(accord))).astype(np.float64), num)
+    return np.minimum(accord, shared[place])
+
+
+def _shared(doubt: npt.NDArray[np.float64], num: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the accord of groups whose doubts sum up to so much: Stouffer's combination, of doubts that are correlated."""
+    return on_grid(norm.sf(doubt / num * np.sqrt(num / (1 + (num - 1) * CORRELATION))))
 
 
 def _open(accord: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -86,10 +91,8 @@ def write_groups(run: Store, shards: Sequence[str], folder: str, *, memory_bytes
     """
     names = [f"{folder}/{WITNESS}/{shard}.parquet" for shard in shards]
     with over_parts(run, names, WITNESSED, memory_bytes) as connection:
-        # Stouffer's combination of n doubts that are correlated: mean times sqrt(n / (1 + (n - 1) r))
         groups = connection.sql(
-            f"SELECT signals.near_copy_cluster AS cluster, sum(doubt) / {_DOUBT_UNIT} / count(doubt) "  # noqa: S608
-            f"* sqrt(count(doubt) / (1 + (count(doubt) - 1) * {CORRELATION})) AS doubt FROM parts "
+            "SELECT signals.near_copy_cluster AS cluster, sum(doubt)::BIGINT AS doubt, count(doubt) AS num_rows FROM parts "
             "WHERE signals.near_copies > 1 AND doubt IS NOT NULL GROUP BY 1 ORDER BY 1"
         )
         batches = tables_of(GROUPS, groups.to_arrow_reader(_BATCH_ROWS))
@@ -118,7 +121,8 @@ class JoinCopies:
     def open(self) -> None:
         """Load the groups."""
         groups = read_columns(self._run, f"{self._folder}/{GROUPS_NAME}", None)
-        self._clusters, self._doubts = groups["cluster"].to_numpy(), groups["doubt"].to_numpy()
+        self._clusters = groups["cluster"].to_numpy()
+        self._shared = _shared(groups["doubt"].to_numpy() / _DOUBT_UNIT, groups["num_rows"].to_numpy())
         self._pairs = Repeats.read(self._run, f"{self._folder}/{PAIRS_NAME}")
 
     def run(self, shard: Shard, /) -> int:
@@ -141,5 +145,5 @@ class JoinCopies:
         if not len(self._clusters):
             return own
         place = np.minimum(np.searchsorted(self._clusters, clusters), len(self._clusters) - 1)
-        shared = np.where(self._clusters[place] == clusters, norm.sf(self._doubts[place]), 1.0)
-        return pc.min_element_wise(own, pa.array(on_grid(shared)), skip_nulls=False)
+        shared = np.where(self._clusters[place] == clusters, self._shared[place], 1.0)
+        return pc.min_element_wise(own, pa.array(shared), skip_nulls=False)

@@ -23,13 +23,12 @@ from benchmarks.evidence.data import BUNDLED
 from benchmarks.evidence.rows import PoisonedRows
 from manifests.errors import SplitRefused
 from manifests.schema import NUM_NULLS
-from stages.grid import on_grid
-from stages.hashes import caption_hashes
-from stages.histogram import Histogram, count
-from stages.null import CHUNK_ROWS, caption_rows, null_cosines
-from stages.options import SplitOptions
-from stages.split import decide
-from stages.strata import Codes, strata_of
+from stages.histogram import Histogram, count, on_grid
+from stages.label.decide import decide
+from stages.label.strata import Codes, strata_of
+from stages.score.hashes import caption_hashes
+from stages.score.null_cosines import CHUNK_ROWS, caption_rows, null_cosines
+from stages.settings import SplitOptions
 
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.15, 0.3)
 RULES = {

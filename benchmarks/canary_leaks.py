@@ -28,12 +28,12 @@ from benchmarks.evidence.training import MODEL
 from manifests import open_round
 from manifests.layout import read_plan
 from manifests.store import open_store
-from pipeline.config import ExecutorOptions
-from pipeline.counting import Totals, tally_canaries
-from pipeline.executors import make_executor
-from pipeline.plans import Round, read_run
-from pipeline.signals import signal_parts
-from stages.canaries import FOREIGN, CanaryScores
+from pipeline.config.load import ExecutorOptions
+from pipeline.steps.count import Totals, tally_canaries
+from pipeline.steps.plan import Round, read_run
+from pipeline.steps.signals import signal_parts
+from pipeline.workers.executors import make_executor
+from stages.score.canaries import FOREIGN, CanaryScores
 
 SCORERS: Final = ("trained", "independent")
 KEPT: Final = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)

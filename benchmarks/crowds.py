@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import header
-from stages.crowds import crowd_cut
 from stages.histogram import Histogram, count
-from stages.neighbourhood import Neighbourhood
-from stages.reference import Reference, unit, vectors_of
+from stages.label.crowds import crowd_cut
+from stages.signals.neighbourhood import Neighbourhood
+from stages.signals.sample import Reference
+from stages.vectors import unit, vectors_of
 
 CHOICES: Final = ((16, 2048), (32, 4096), (64, 8192), (16, 4096), (32, 8192))
 TAILS: Final = (0.01, 0.02, 0.05)

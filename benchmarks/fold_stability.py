@@ -10,12 +10,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.common import ROOT, header
-from stages.decode import Decode
-from stages.encoders import preprocess_config
-from stages.folds import folds_of
-from stages.options import ReadOptions
-from stages.shards import open_dataset
-from stages.train import new_model
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.score.encoders import preprocess_config
+from stages.score.folds import folds_of
+from stages.settings import ReadOptions
+from stages.train.learner import new_model
 
 EMOJI = ROOT / "examples" / "emoji"
 MANY = 1 << 30  # so many folds that another one means other bits

@@ -28,15 +28,15 @@ from manifests.parts import write_json, write_part
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, SIGNALS
 from manifests.store import open_store
-from pipeline import report
-from pipeline.gallery import Gallery
-from pipeline.review import Reviewer, make_app
-from pipeline.thumbnails import Thumbnails, places_of
-from stages.options import ReadOptions
-from stages.originals import Originals
+from pipeline.pages import report
+from pipeline.pages.gallery import Gallery
+from pipeline.pages.review import Reviewer, make_app
+from pipeline.pages.thumbnails import Thumbnails, places_of
+from stages.export.single_images import Originals
 from stages.pair import Shard
-from stages.shards import open_dataset
-from stages.tars import read_tar
+from stages.read.shards import open_dataset
+from stages.read.webdataset import read_tar
+from stages.settings import ReadOptions
 
 SHARD_ROWS = 10_000
 PLACES = pa.schema([("image_offset", pa.int64()), ("image_bytes", pa.int64())])

@@ -25,16 +25,16 @@ from manifests.parts import write_part
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.schema import SIGNALS
 from manifests.store import Store, open_store
-from stages.copies import AssignCells, CopyTarget, LinkCells
-from stages.embed import embedding_schema
-from stages.neighbours import Neighbours, SignalTarget
-from stages.options import SignalOptions
 from stages.pair import Shard
-from stages.reference import Reference, SampleRows, share_of
-from stages.repeats import Repeats, repeats_name, write_repeats
-from stages.shingles import ShingleCaptions, write_band_counts
+from stages.score.embed import embedding_schema
+from stages.settings import SignalOptions
+from stages.signals.joint_doubt import JoinCopies, write_groups
+from stages.signals.near_copies import AssignCells, CopyTarget, LinkCells
+from stages.signals.repeats import Repeats, repeats_name, write_repeats
+from stages.signals.sample import Reference, SampleRows, share_of
+from stages.signals.shingles import ShingleCaptions, write_band_counts
+from stages.signals.write_signals import Neighbours, SignalTarget
 from stages.stage import Stage
-from stages.together import JoinCopies, write_groups
 
 SHARD_ROWS = 10_000
 _ASKED = SignalOptions()

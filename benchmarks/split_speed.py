@@ -21,8 +21,8 @@ from manifests.layout import fingerprint
 from manifests.parts import write_json, write_part
 from manifests.schema import SCHEMA_VERSION, SCORES, SIGNALS
 from manifests.store import Store, open_store
-from pipeline.config import RunConfig
-from stages.embed import on_grid
+from pipeline.config.load import RunConfig
+from stages.score.embed import on_grid
 
 SHARD_ROWS = 100_000
 

@@ -27,15 +27,15 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import ROOT, header
 from manifests import Label, open_round
 from manifests.store import open_store
-from pipeline.config import load_config
-from pipeline.schedule import learning_rate, passes_of
-from stages.checkpoints import Weights, file_sha256
-from stages.decode import Decode
-from stages.encoders import OpenClipEncoder, preprocess_config
-from stages.options import ReadOptions
-from stages.round_rows import PassRows, pass_batches, plan_steps
-from stages.shards import open_dataset
-from stages.train import ClipLearner, new_model
+from pipeline.config.load import load_config
+from pipeline.training.schedule import learning_rate, passes_of
+from stages.read.shards import open_dataset
+from stages.score.checkpoints import Weights, file_sha256
+from stages.score.decode import Decode
+from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.settings import ReadOptions
+from stages.train.batches import PassRows, pass_batches, plan_steps
+from stages.train.learner import ClipLearner, new_model
 
 EMOJI = ROOT / "examples" / "emoji"
 MODEL = EMOJI / "demo-model"

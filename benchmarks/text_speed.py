@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.common import ROOT, header
-from stages.checkpoints import resolve_weights
-from stages.encoders import OpenClipEncoder
-from stages.options import ModelOptions, ReadOptions
-from stages.shards import open_dataset, read_shard
+from stages.read.shards import open_dataset, read_shard
+from stages.score.checkpoints import resolve_weights
+from stages.score.encoders import OpenClipEncoder
+from stages.settings import ModelOptions, ReadOptions
 
 
 def main() -> None:

@@ -34,17 +34,17 @@ from webdataset.tariterators import tar_file_expander
 
 from benchmarks.common import ROOT, header
 from manifests import Label, Manifest, open_round
-from stages.augment import Draws, change_colours
-from stages.crops import Crops
-from stages.decode import Decode
-from stages.encoders import preprocess_config
-from stages.group import Group
-from stages.losses import NeighbourPool
-from stages.options import ReadOptions, TrainOptions
-from stages.round_rows import Batch, PassRows, pass_batches, plan_steps
-from stages.shards import Dataset, open_dataset, read_shard
-from stages.train import ClipLearner, new_model
-from stages.views import Views
+from stages.read.crops import Crops
+from stages.read.shards import Dataset, open_dataset, read_shard
+from stages.score.decode import Decode
+from stages.score.encoders import preprocess_config
+from stages.settings import ReadOptions, TrainOptions
+from stages.train.augment import Draws, change_colours
+from stages.train.batches import Batch, PassRows, pass_batches, plan_steps
+from stages.train.group import Group
+from stages.train.learner import ClipLearner, new_model
+from stages.train.losses import NeighbourPool
+from stages.train.views import Views
 
 EMOJI = ROOT / "examples" / "emoji"
 BATCH = 64

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from manifests.errors import RunError, SchemaError
 from manifests.layout import Seal, read_seal
-from manifests.schema import MANIFEST, SCHEMA_VERSION, VERSION_KEY, Label
+from manifests.parts import Part
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, SCHEMA_VERSION, VERSION_KEY, Label
 from manifests.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -118,6 +119,24 @@ def check_version(schema: pa.Schema, name: str) -> int:
             "Upgrade pairsan to read it."
         )
     return version
+
+
+def open_part(run: Store, name: str, columns: list[str], fingerprint: str) -> tuple[pa.Table, Part]:
+    """Return those of some columns that a part has, and its rows, size and hash.
+
+    Raises:
+        RunError: It was written under another plan.
+    """
+    with run.fs.open_input_file(run.path(name)) as file:
+        digest, size = hashlib.file_digest(file, "sha256"), file.size()
+        file.seek(0)
+        with pq.ParquetFile(file) as parquet:
+            check_version(parquet.schema_arrow, name)
+            stamp = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+            if stamp != fingerprint:
+                raise RunError(f"{name} was written under another plan ({stamp[:12]}, not {fingerprint[:12]})")
+            known = [name for name in columns if name in parquet.schema_arrow.names]  # older schemas have fewer
+            return parquet.read(columns=known), Part(parquet.metadata.num_rows, size, digest.hexdigest())
 
 
 def open_round(run: str | Path | Store, number: int | None = None) -> Manifest:

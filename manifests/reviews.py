@@ -4,6 +4,7 @@ Every act of a reviewer is a file of its own below `reviews/`, written whole or 
 pages may write at once and nothing is lost. A verdict is taken back by a newer one that is empty.
 """
 
+import getpass
 import hashlib
 import uuid
 from dataclasses import dataclass
@@ -50,6 +51,14 @@ class Act:
     who: str
     round_number: int
     note: str = ""
+
+
+def reviewer_name() -> str:
+    """Return the name of the user who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def append(run: Store, rows: pa.Table, act: Act) -> str:

@@ -14,14 +14,14 @@ from manifests.layout import require_same_plan
 from manifests.parts import write_file, write_json
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
-from pipeline.config import ExecutorOptions
-from pipeline.executors import connected, make_executor
-from pipeline.gallery import sealed_off
-from pipeline.plans import read_run
-from pipeline.work import run_stage
-from stages.export import Choice, Export, Exported, ExportTarget, Format, Piece, digest_of, join
+from pipeline.config.load import ExecutorOptions
+from pipeline.pages.gallery import sealed_off
+from pipeline.steps.plan import read_run
+from pipeline.workers.executors import connected, make_executor
+from pipeline.workers.run_stage import run_stage
+from stages.export.write_pairs import Choice, Export, Exported, ExportTarget, Format, Piece, digest_of, join
 from stages.pair import Shard
-from stages.shards import open_dataset
+from stages.read.shards import open_dataset
 
 PLAN: Final = "export-plan.json"
 DONE: Final = "export.json"

@@ -10,14 +10,14 @@ import pyarrow as pa
 from manifests.layout import fingerprint, require_same_plan
 from manifests.parts import write_json, write_part
 from manifests.store import Store, open_store
-from pipeline.config import RunConfig
-from pipeline.executors import connected, make_executor
-from pipeline.version import versions
-from pipeline.work import run_stage
-from stages.decode import Decode
-from stages.hash_rows import HASHES, PREPROCESS, HashRows
-from stages.repeats import over_parts, tables_of
-from stages.shards import open_dataset
+from pipeline.config.load import RunConfig
+from pipeline.config.provenance import versions
+from pipeline.workers.executors import connected, make_executor
+from pipeline.workers.run_stage import run_stage
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.signals.hash_rows import HASHES, PREPROCESS, HashRows
+from stages.signals.repeats import over_parts, tables_of
 
 PLAN, PARTS = "plan.json", "hashes"
 _SHOWN, _BATCH_ROWS, _MEMORY_BYTES = 10, 100_000, 2 << 30

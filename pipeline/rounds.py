@@ -10,16 +10,16 @@ from manifests.layout import Plan, is_sealed, read_plan, round_numbers
 from manifests.reading import Manifest, open_round
 from manifests.reviews import snapshot
 from manifests.store import Store, open_store
-from pipeline.config import RunConfig
-from pipeline.counting import counted, decided
-from pipeline.executors import Executor, connected, make_executor
-from pipeline.numbering import grown, newest_scores, rescore_number, split_number
-from pipeline.plans import Round, begin_round, begin_run, read_run
-from pipeline.scored import Choice, scored_round
-from pipeline.sealing import label_and_seal
-from pipeline.signals import asked_signals, signals_plan
-from stages.options import SplitOptions
-from stages.shards import open_dataset
+from pipeline.config.load import RunConfig
+from pipeline.steps.count import counted, decided
+from pipeline.steps.numbering import grown, newest_scores, rescore_number, split_number
+from pipeline.steps.plan import Round, begin_round, begin_run, read_run
+from pipeline.steps.score import Choice, scored_round
+from pipeline.steps.seal import label_and_seal
+from pipeline.steps.signals import asked_signals, signals_plan
+from pipeline.workers.executors import Executor, connected, make_executor
+from stages.read.shards import open_dataset
+from stages.settings import SplitOptions
 
 FIRST_ROUND = 1
 _OTHER_SETTINGS = (

@@ -7,15 +7,15 @@ import numpy as np
 from manifests.errors import RunError
 from manifests.layout import read_plan
 from manifests.store import open_store
-from pipeline.config import ExecutorOptions
-from pipeline.counting import tally, tally_canaries, tally_signals
-from pipeline.executors import make_executor
-from pipeline.leaks import proposals
-from pipeline.numbering import newest_scores
-from pipeline.plans import Round, read_run
-from pipeline.signals import signal_parts
-from stages.calibration import FEWEST_NULLS, calibrate
+from pipeline.config.load import ExecutorOptions
+from pipeline.steps.canary_leaks import proposals
+from pipeline.steps.count import tally, tally_canaries, tally_signals
+from pipeline.steps.numbering import newest_scores
+from pipeline.steps.plan import Round, read_run
+from pipeline.steps.signals import signal_parts
+from pipeline.workers.executors import make_executor
 from stages.histogram import grid_bins
+from stages.label.calibration import FEWEST_NULLS, calibrate
 
 
 def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from manifests.errors import ConfigError, PairsanError, RunError
 from manifests.layout import EMBEDDINGS, is_sealed, read_plan, round_folder, round_numbers
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
-from pipeline.config import RunConfig
+from pipeline.config.load import RunConfig
 
 log = logging.getLogger("pairsan.watch")
 
@@ -183,6 +183,6 @@ def _held(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    from stages.checkpoints import file_sha256  # imports torch
+    from stages.score.checkpoints import file_sha256  # imports torch
 
     return file_sha256(path)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from manifests.schema import COSINE_STEP
 
 NUM_BINS: Final = round(2.0 / COSINE_STEP) + 1
+_GRID_PER_UNIT: Final = round(1.0 / COSINE_STEP)
 _SPARSE_BELOW: Final = 200_000
 
 Counts = npt.NDArray[np.int64]
@@ -32,6 +33,13 @@ class SparseCounts:
     def bins(self) -> npt.NDArray[np.int64]:
         """The occupied bins, ascending."""
         return self.first + np.cumsum(self.gaps, dtype=np.int64)
+
+
+def on_grid(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Round cosines to the grid they are stored on (steps of 2**-19), inside [-1, 1]; NaN stays NaN."""
+    steps = np.rint(np.clip(cosines, -1.0, 1.0) * _GRID_PER_UNIT)
+    rounded: npt.NDArray[np.float32] = (steps * COSINE_STEP + 0.0).astype(np.float32)  # + 0.0: no negative zero
+    return rounded
 
 
 def grid_bins(cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:

@@ -100,7 +100,7 @@ def pairsan() -> Callable[..., Result]:
     """Call the command line in this process; `code` is the exit code that is expected."""
 
     def call(*args: object, code: int = 0) -> Result:
-        from pipeline.cli import main
+        from pipeline.cli.main import main
 
         result = CliRunner().invoke(main, [str(arg) for arg in args])
         if result.exception and not isinstance(result.exception, SystemExit):

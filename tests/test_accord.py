@@ -25,18 +25,19 @@ from manifests.layout import read_plan
 from manifests.reading import open_round
 from manifests.schema import Reason, manifest_schema, scores_schema
 from manifests.store import open_store
-from pipeline.plans import Round, read_run
-from pipeline.signals import _check_memory
-from stages.accord import Accord, Rows, agreement, neg_clip_loss
-from stages.decode import Decode
+from pipeline.steps.plan import Round, read_run
+from pipeline.steps.signals import _check_memory
 from stages.histogram import Histogram, count
-from stages.options import ReadOptions, SplitOptions
-from stages.reference import Reference, unit, vectors_of
-from stages.reference_encoder import load_tower, resolve_tower
-from stages.repeats import Commonness, Repeats
-from stages.shards import open_dataset
-from stages.split import decide
-from stages.words import Words
+from stages.label.decide import decide
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.settings import ReadOptions, SplitOptions
+from stages.signals.accord import Accord, Rows, agreement, neg_clip_loss
+from stages.signals.repeats import Commonness, Repeats
+from stages.signals.sample import Reference
+from stages.signals.witness_tower import load_tower, resolve_tower
+from stages.signals.words import Words
+from stages.vectors import unit, vectors_of
 
 Pairsan = Callable[..., Result]
 TOWER = "test_byobnet"  # timm's smallest

@@ -17,8 +17,8 @@ from benchmarks.attacks.surrogate import ClipSurrogate
 from benchmarks.attacks.world import Row, World, load_rows
 from benchmarks.poison import poison, read_truth
 from manifests.errors import ConfigError, RunError
-from stages.options import ReadOptions
-from stages.shards import open_dataset, read_shard
+from stages.read.shards import open_dataset, read_shard
+from stages.settings import ReadOptions
 
 SMALL = {"tdpa": "targets=3,rows=4", "flooding": "targets=2,rows=5", "optimised": "rows=6,steps=3"}
 KEPT_CAPTION = ("clean-label", "composed")

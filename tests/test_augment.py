@@ -7,13 +7,12 @@ import pytest
 import torch
 from conftest import EMOJI
 
-from stages import augment
-from stages.augment import Draws, augment_caption, change_colours
-from stages.encoders import preprocess_config
-from stages.group import Group
-from stages.options import TrainOptions
-from stages.train import new_model
-from stages.views import Views
+from stages.score.encoders import preprocess_config
+from stages.settings import TrainOptions
+from stages.train.augment import Draws, augment_caption, change_colours
+from stages.train.group import Group
+from stages.train.learner import augment, new_model
+from stages.train.views import Views
 
 
 def generator(seed: int) -> torch.Generator:

@@ -13,14 +13,13 @@ from conftest import EMOJI
 
 from manifests.errors import SplitRefused
 from manifests.reading import open_round
-from stages.calibration import calibrate
-from stages.grid import on_grid
-from stages.histogram import Histogram, count, grid_bins
-from stages.null import caption_rows, null_cosines
-from stages.options import SplitOptions
-from stages.reference import unit
-from stages.split import decide
-from stages.strata import STRATA, StrataKind, strata_of
+from stages.histogram import Histogram, count, grid_bins, on_grid
+from stages.label.calibration import calibrate
+from stages.label.decide import decide
+from stages.label.strata import STRATA, StrataKind, strata_of
+from stages.score.null_cosines import caption_rows, null_cosines
+from stages.settings import SplitOptions
+from stages.vectors import unit
 
 Pairsan = Callable[..., Result]
 

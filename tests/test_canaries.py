@@ -12,8 +12,8 @@ from click.testing import Result
 from conftest import EMOJI, parts_of
 
 from manifests.reading import open_round
-from stages.canaries import KINDS, make_canaries, patched
-from stages.together import jointly
+from stages.score.canaries import KINDS, make_canaries, patched
+from stages.signals.joint_doubt import jointly
 
 Pairsan = Callable[..., Result]
 LOCAL = ("--executor", "local")
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from click.testing import CliRunner
     from conftest import TINY
 
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     out = tmp_path_factory.mktemp("canaries") / "run"
     data = str(EMOJI / "train" / "00000.tar.gz")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.schema import Reason
-from stages.captions import clean_caption
+from stages.read.captions import clean_caption
 
 LIMIT = 8192
 

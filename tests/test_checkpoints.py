@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
-from stages.checkpoints import load_model, resolve_weights, state_sha256
-from stages.options import ModelOptions
+from stages.score.checkpoints import load_model, resolve_weights, state_sha256
+from stages.settings import ModelOptions
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -172,8 +172,8 @@ def hub(tiny: str) -> Iterator[str]:
 
 def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny: str, tmp_path: Path) -> None:
     code = (
-        "from stages.checkpoints import *; from stages.encoders import OpenClipEncoder;"
-        "from stages.options import ModelOptions;"
+        "from stages.score.checkpoints import *; from stages.score.encoders import OpenClipEncoder;"
+        "from stages.settings import ModelOptions;"
         "weights = resolve_weights(ModelOptions(model='hf-hub:acme/tiny'));"
         "print(state_sha256(load_model(weights)), OpenClipEncoder(weights).trims)"
     )

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from manifests import errors, schema
 from manifests.schema import MANIFEST, MEANINGS, Reason
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 Pairsan = Callable[..., Result]
 

@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 
 from manifests.errors import ConfigError
-from pipeline.config import SECTIONS, RunConfig, load_config
-from pipeline.presets import PRESETS
-from stages.options import TrainOptions
+from pipeline.config.load import SECTIONS, RunConfig, load_config
+from pipeline.config.presets import PRESETS
+from stages.settings import TrainOptions
 
 
 def toml(tmp_path: Path, text: str) -> str:

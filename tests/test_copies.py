@@ -15,12 +15,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from test_signals import CLEAN, table
 
-from stages import nearest
-from stages.copies import links
-from stages.graph import components
-from stages.nearest import Nearest
-from stages.reference import unit, vectors_of
-from stages.repeats import Repeats
+from stages.signals import nearest
+from stages.signals.components import components
+from stages.signals.near_copies import links
+from stages.signals.nearest import Nearest
+from stages.signals.repeats import Repeats
+from stages.vectors import unit, vectors_of
 
 Pairsan = Callable[..., Result]
 

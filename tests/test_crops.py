@@ -7,8 +7,8 @@ import pytest
 from conftest import encode
 from PIL import Image
 
-from stages.crops import Crop, Crops
-from stages.images import UndecodableImage
+from stages.read.crops import Crop, Crops
+from stages.read.images import UndecodableImage
 
 CROPS = Crops(seed=3, least_area=0.2, size_px=24)
 PICTURE = Image.merge("RGB", [Image.linear_gradient("L").rotate(angle).resize((400, 300)) for angle in (0, 90, 180)])

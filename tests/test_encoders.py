@@ -11,11 +11,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.checkpoints import resolve_weights
-from stages.decode import Decode
-from stages.encoders import OpenClipEncoder, preprocess_config
-from stages.options import ModelOptions, ReadOptions
-from stages.shards import open_dataset, read_shard
+from stages.read.shards import open_dataset, read_shard
+from stages.score.checkpoints import resolve_weights
+from stages.score.decode import Decode
+from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.settings import ModelOptions, ReadOptions
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 MODELS = {

@@ -18,7 +18,7 @@ from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import PlainCrops
 from manifests.errors import RunError
-from pipeline.leaks import interval
+from pipeline.steps.canary_leaks import interval
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from conftest import ROOT, make_tar
 from PIL import Image
 
 from manifests.reading import open_round
-from stages.original_rows import extension_of
+from stages.export.source_rows import extension_of
 
 # webdataset 0.2.86, the newest that open_clip_train works with, leaves its files to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -69,10 +69,10 @@ def test_tars_hold_the_original_bytes_resharded(run: Path, crawl: Path, tmp_path
 
 
 def test_scores_say_where_images_lie_and_single_ones_are_read(run: Path, crawl: Path) -> None:
-    from pipeline.plans import read_run
-    from pipeline.thumbnails import places_of
-    from stages.originals import Originals
-    from stages.shards import open_dataset
+    from pipeline.pages.thumbnails import places_of
+    from pipeline.steps.plan import read_run
+    from stages.export.single_images import Originals
+    from stages.read.shards import open_dataset
 
     manifest = open_round(run)
     dataset = open_dataset(read_run(manifest.run).data)

@@ -7,7 +7,7 @@ from conftest import encode
 from PIL import Image
 
 from manifests.schema import Reason
-from stages.images import UndecodableImage, decode_image
+from stages.read.images import UndecodableImage, decode_image
 
 SIZE = 16
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.loss import ClipLoss
 
-from stages.losses import NeighbourPool, clip_loss, unimodal_loss
+from stages.train.losses import NeighbourPool, clip_loss, unimodal_loss
 
 
 def unit(rows: list[list[float]]) -> torch.Tensor:

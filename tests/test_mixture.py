@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from stages.embed import on_grid
 from stages.histogram import NUM_BINS, Histogram, count, grid_bins, grid_values
-from stages.mixture import fit_mixture, published_mixture
+from stages.label.mixture import fit_mixture, published_mixture
+from stages.score.embed import on_grid
 
 GRID = grid_values(np.arange(NUM_BINS))
 

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from pipeline import progress as progress_
-from pipeline.progress import Progress
+from pipeline.workers import progress as progress_
+from pipeline.workers.progress import Progress
 
 
 class Terminal(io.StringIO):

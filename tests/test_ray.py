@@ -15,8 +15,8 @@ from conftest import EMOJI, parts_of
 
 from manifests import open_round
 from manifests.errors import CheckpointError
-from pipeline.config import ExecutorOptions
-from pipeline.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
+from pipeline.config.load import ExecutorOptions
+from pipeline.workers.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
 from stages.pair import Shard
 
 PAIRSAN = Path(sys.executable).parent / "pairsan"
@@ -113,7 +113,7 @@ def uncut(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     """A run over the evaluation part on the local executor."""
     from click.testing import CliRunner
 
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     run = tmp_path_factory.mktemp("uncut") / "run"
     args = ["clean", str(EMOJI / "eval"), "--checkpoint", tiny, "--out", str(run), "--executor", "local", "--keep-share", "0.5"]

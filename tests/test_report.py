@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from click.testing import CliRunner
     from conftest import EMOJI, TINY
 
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     folder = tmp_path_factory.mktemp("report")
     with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:

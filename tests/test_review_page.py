@@ -16,10 +16,10 @@ from manifests.errors import ConfigError
 from manifests.reading import open_round
 from manifests.reviews import newest, read_all
 from manifests.store import open_store
-from pipeline.gallery import Gallery, Wanted
-from pipeline.inspection import Query
-from pipeline.review import Reviewer, make_app
-from pipeline.thumbnails import Thumbnails
+from pipeline.pages.gallery import Gallery, Wanted
+from pipeline.pages.review import Reviewer, make_app
+from pipeline.pages.thumbnails import Thumbnails
+from pipeline.queries.inspection import Query
 
 Pairsan = Callable[..., Result]
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> evil drawing"

@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 
 from manifests import Label
 from manifests.store import open_store
-from stages.checkpoints import load_model, resolve_weights, state_sha256, weights_sha256
-from stages.cross_fit import CrossFitEncoder, make_encoder
-from stages.decode import Decode
-from stages.encoders import OpenClipEncoder, preprocess_config
-from stages.folds import folds_of
-from stages.options import ModelOptions, ReadOptions, TrainOptions
 from stages.pair import Pair
-from stages.round_rows import Batch, _folds
-from stages.scorer import Scorer
-from stages.shards import open_dataset
-from stages.train import new_model
+from stages.read.shards import open_dataset
+from stages.score.checkpoints import load_model, resolve_weights, state_sha256, weights_sha256
+from stages.score.cross_fit import CrossFitEncoder, make_encoder
+from stages.score.decode import Decode
+from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.score.folds import folds_of
+from stages.settings import ModelOptions, ReadOptions, TrainOptions
+from stages.train.batches import Batch, _folds
+from stages.train.learner import new_model
+from stages.train.locked_scorer import Scorer
 
 MODEL = EMOJI / "demo-model"
 OPTIONS = TrainOptions(train_batch_size=24, scorer_folds=2)

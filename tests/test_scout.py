@@ -11,8 +11,8 @@ from test_training import SMALL_MODEL, few  # noqa: F401  # the second is a fixt
 
 from manifests.reading import open_round
 from manifests.store import open_store
-from pipeline.passes import position
-from stages.checkpoints import file_sha256
+from pipeline.training.one_pass import position
+from stages.score.checkpoints import file_sha256
 
 Pairsan = Callable[..., Result]
 

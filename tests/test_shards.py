@@ -8,8 +8,8 @@ from conftest import EMOJI, make_tar
 from manifests.errors import DataError
 from manifests.parts import write_bytes
 from manifests.store import open_store
-from stages.options import ReadOptions
-from stages.shards import expand_braces, open_dataset, read_shard
+from stages.read.shards import expand_braces, open_dataset, read_shard
+from stages.settings import ReadOptions
 
 
 def test_braces_expand_like_a_shell() -> None:

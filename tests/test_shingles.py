@@ -12,7 +12,7 @@ from click.testing import Result
 from conftest import make_tar, parts_of
 
 from manifests.reading import open_round
-from stages.shingles import caption_bands
+from stages.signals.shingles import caption_bands
 
 Pairsan = Callable[..., Result]
 TEMPLATE = "vector illustration of a small {} standing on a wooden table"

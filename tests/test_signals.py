@@ -18,13 +18,14 @@ from PIL import Image
 from manifests.errors import SplitRefused
 from manifests.reading import open_round
 from manifests.schema import Reason, scores_schema
-from stages.crowds import crowd_cut
-from stages.hashes import caption_hashes, image_hashes
 from stages.histogram import Histogram, count
-from stages.neighbourhood import Neighbourhood
-from stages.options import SplitOptions
-from stages.reference import Reference, Sampled, priorities, share_of, unit
-from stages.split import Limit, decide
+from stages.label.crowds import crowd_cut
+from stages.label.decide import Limit, decide
+from stages.score.hashes import caption_hashes, image_hashes
+from stages.settings import SplitOptions
+from stages.signals.neighbourhood import Neighbourhood
+from stages.signals.sample import Reference, Sampled, priorities, share_of
+from stages.vectors import unit
 
 Pairsan = Callable[..., Result]
 

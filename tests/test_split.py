@@ -7,10 +7,10 @@ from test_mixture import GRID, histogram_of, two_groups
 
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
-from stages.embed import on_grid
-from stages.label_rows import label_table
-from stages.options import SplitOptions
-from stages.split import decide
+from stages.label.decide import decide
+from stages.label.label_table import label_table
+from stages.score.embed import on_grid
+from stages.settings import SplitOptions
 
 MIXTURE = SplitOptions(rule="monotone")
 

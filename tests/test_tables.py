@@ -8,9 +8,9 @@ import pytest
 
 from manifests.errors import DataError
 from manifests.schema import Reason
-from stages.options import ReadOptions
 from stages.pair import Pair
-from stages.shards import open_dataset, read_shard
+from stages.read.shards import open_dataset, read_shard
+from stages.settings import ReadOptions
 
 
 def pairs_of(path: Path, **options: object) -> list[Pair]:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.schema import Reason
-from stages.options import ReadOptions
 from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
-from stages.tar_members import BLOCK, BrokenArchive, Member, read_members
-from stages.tars import read_tar
+from stages.read.tar_stream import BLOCK, BrokenArchive, Member, read_members
+from stages.read.webdataset import read_tar
+from stages.settings import ReadOptions
 
 SHARD = Shard("00000.tar", "/x/00000.tar", "tar", 0)
 

@@ -17,8 +17,9 @@ from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from manifests.store import open_store
 from stages.pair import Shard
-from stages.reference import Reference, unit
-from stages.together import CORRELATION, WITNESS, WITNESSED, JoinCopies, witnessed, write_groups
+from stages.signals.joint_doubt import CORRELATION, WITNESS, WITNESSED, JoinCopies, witnessed, write_groups
+from stages.signals.sample import Reference
+from stages.vectors import unit
 
 Pairsan = Callable[..., Result]
 

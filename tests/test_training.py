@@ -23,16 +23,16 @@ from safetensors.torch import load_file, save_file
 from manifests import Label, open_round
 from manifests.errors import ConfigError, RunError, TrainingFailed
 from manifests.store import open_store
-from pipeline.passes import position
-from pipeline.schedule import learning_rate, passes_of
-from stages.crops import Crops
-from stages.decode import Decode
-from stages.encoders import preprocess_config
-from stages.options import ReadOptions, TrainOptions
+from pipeline.training.one_pass import position
+from pipeline.training.schedule import learning_rate, passes_of
 from stages.pair import Shard
-from stages.round_rows import Batch, PassRows, pass_batches, plan_steps, share_shards
-from stages.shards import open_dataset
-from stages.train import ClipLearner, new_model, read_progress
+from stages.read.crops import Crops
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.score.encoders import preprocess_config
+from stages.settings import ReadOptions, TrainOptions
+from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
+from stages.train.learner import ClipLearner, new_model, read_progress
 
 Pairsan = Callable[..., Result]
 SMALL_MODEL = EMOJI / "demo-model"

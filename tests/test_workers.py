@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from manifests import Label
 from manifests.errors import TrainingFailed
-from pipeline.training_workers import take_on_ray
-from stages.group import Group
-from stages.options import TrainOptions
-from stages.round_rows import Batch
-from stages.train import ClipLearner, new_model
+from pipeline.workers.train_on_ray import take_on_ray
+from stages.settings import TrainOptions
+from stages.train.batches import Batch
+from stages.train.group import Group
+from stages.train.learner import ClipLearner, new_model
 
 VIT = {
     "embed_dim": 32,

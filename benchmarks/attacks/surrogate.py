@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from benchmarks.attacks.triggers import Pixels
-from stages.checkpoints import load_model, resolve_weights
-from stages.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
-from stages.options import ModelOptions
+from stages.score.checkpoints import load_model, resolve_weights
+from stages.score.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
+from stages.settings import ModelOptions
 
 _CORNER = 0.85
 

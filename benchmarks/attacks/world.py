@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from manifests.errors import ConfigError, DataError
-from stages.options import ReadOptions
-from stages.shards import open_dataset, read_shard
+from stages.read.shards import open_dataset, read_shard
+from stages.settings import ReadOptions
 
 Pixels = npt.NDArray[np.uint8]
 TEMPLATES = ("{}", "a picture of {}", "drawing of {}", "{} emoji", "a colour icon showing {}", "{} icon", "icon of {}")

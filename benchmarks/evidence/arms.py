@@ -25,11 +25,11 @@ from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, Choice, PlainCrops, one_pass, train
 from benchmarks.poison import poison, read_truth
 from manifests import open_round
-from stages.crowds import crowd_cut
 from stages.histogram import Histogram, count
-from stages.neighbourhood import Neighbourhood
-from stages.options import TrainOptions
-from stages.reference import Reference
+from stages.label.crowds import crowd_cut
+from stages.settings import TrainOptions
+from stages.signals.neighbourhood import Neighbourhood
+from stages.signals.sample import Reference
 
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2

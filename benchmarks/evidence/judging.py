@@ -15,10 +15,10 @@ from benchmarks.attacks.registry import parse_attack
 from benchmarks.attacks.world import Row, load_rows
 from benchmarks.evidence import probe
 from benchmarks.evidence.training import MODEL
-from pipeline.leaks import interval
-from stages.checkpoints import Weights, file_sha256
-from stages.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
-from stages.train import new_model
+from pipeline.steps.canary_leaks import interval
+from stages.score.checkpoints import Weights, file_sha256
+from stages.score.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
+from stages.train.learner import new_model
 
 PROMPT = "a picture of {}"
 

@@ -5,9 +5,9 @@ Sources: RoCLIP (Yang, Gao, Mirzasoleiman 2023); CleanCLIP (Bansal et al. 2023).
 
 import torch
 
-from stages.losses import NeighbourPool, clip_loss
-from stages.round_rows import Batch
-from stages.train import ClipLearner
+from stages.train.batches import Batch
+from stages.train.learner import ClipLearner
+from stages.train.losses import NeighbourPool, clip_loss
 
 
 class RoClip(ClipLearner):

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from pipeline.leaks import interval
+from pipeline.steps.canary_leaks import interval
 
 BUDGETS: Final = (0.001, 0.01, 0.05, 0.1)
 HARMLESS: Final = ("cover-true", "shaping-crowd")  # rows of an attacker that carry no target

@@ -8,12 +8,12 @@ import pandas as pd
 
 from benchmarks.attacks.world import Row, load_rows
 from manifests.errors import RunError
-from stages.checkpoints import resolve_weights
-from stages.decode import Decode
-from stages.encoders import OpenClipEncoder, preprocess_config
-from stages.options import ModelOptions, ReadOptions
-from stages.shards import open_dataset
-from stages.train import new_model
+from stages.read.shards import open_dataset
+from stages.score.checkpoints import resolve_weights
+from stages.score.decode import Decode
+from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.settings import ModelOptions, ReadOptions
+from stages.train.learner import new_model
 
 
 class PoisonedRows:

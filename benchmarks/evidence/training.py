@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from manifests import Label
 from manifests.store import open_store
-from pipeline.schedule import learning_rate, passes_of
-from stages.crops import Crop, Crops
-from stages.decode import Decode
-from stages.encoders import image_size, preprocess_config
-from stages.options import ReadOptions, TrainOptions
-from stages.round_rows import PassRows, pass_batches
-from stages.shards import open_dataset
-from stages.train import ClipLearner, new_model
+from pipeline.training.schedule import learning_rate, passes_of
+from stages.read.crops import Crop, Crops
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.score.encoders import image_size, preprocess_config
+from stages.settings import ReadOptions, TrainOptions
+from stages.train.batches import PassRows, pass_batches
+from stages.train.learner import ClipLearner, new_model
 
 MODEL = f"local-dir:{Path(__file__).parent / 'model'}"
 

@@ -18,10 +18,10 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from stages.decode import Decode
-from stages.encoders import preprocess_config
-from stages.options import ReadOptions
-from stages.shards import open_dataset
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.score.encoders import preprocess_config
+from stages.settings import ReadOptions
 
 HERE = Path(__file__).parent
 
@@ -87,7 +87,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.passes, pct_start=0.1)
     loss_of = ClipLoss()
     start = time.time()
-    from stages.encoders import encode_short_text
+    from stages.score.encoders import encode_short_text
 
     for number in range(args.passes):
         model.train()

@@ -1,0 +1,138 @@
+"""The figures of a report: everything that is counted over a round, by DuckDB and from the seals, in constant memory."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Final
+
+from manifests.layout import is_sealed, read_seal, round_numbers
+from manifests.reading import Manifest
+from manifests.schema import Label
+from pipeline.pages.gallery import Gallery, Row, Wanted
+from pipeline.queries.inspection import Query
+
+BINS: Final = 120
+_UNUSUAL: Final = 12
+_GROUPS: Final = 6
+_GROUP_ROWS: Final = 6
+Figures = dict[str, Any]
+
+
+def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[Row]]]:
+    """Return all figures of a round, and rows to be shown, by section.
+
+    Args:
+        gallery: The round.
+        num_pairs: Rows in each section.
+    """
+    manifest = gallery.manifest
+    figures = {
+        "run": manifest.run.uri,
+        "round": manifest.number,
+        "fingerprint": manifest.seal["fingerprint"],
+        "counts": manifest.seal["counts"],
+        **{
+            key: manifest.seal.get(key)
+            for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null", "strata")
+        },
+        "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
+        "histogram": histogram(gallery),
+        "rounds": list(rounds(manifest)),
+        "shards": unusual_shards(manifest),
+        "image_groups": groups(gallery),
+        "caption_groups": caption_groups(gallery),
+    }
+    return figures, sections(gallery, num_pairs)
+
+
+def histogram(gallery: Gallery) -> list[dict[str, Any]]:
+    """Return equal bins over the occupied range of cosines: left edge, width, and rows of each label."""
+    low, high = gallery.query("SELECT min(cosine), max(cosine) FROM pairs")[0]
+    if low is None:
+        return []
+    width = max((high - low) / BINS, 1e-6)
+    text = (
+        f"SELECT least(floor((cosine - ?) / ?)::INT, {BINS - 1}) AS bin, "  # noqa: S608
+        "count(*) FILTER (label = 'safe'), count(*) FILTER (label = 'risky'), count(*) FILTER (label = 'quarantined') "
+        "FROM pairs WHERE cosine IS NOT NULL GROUP BY bin ORDER BY bin"
+    )
+    words = [str(label) for label in Label]
+    return [
+        {"from": low + number * width, "width": width, **dict(zip(words, counts, strict=True))}
+        for number, *counts in gallery.query(text, [low, width])
+    ]
+
+
+def rounds(manifest: Manifest) -> Iterable[dict[str, Any]]:
+    """Yield what the seals of all rounds up to this one say."""
+    run = manifest.run
+    for number in [number for number in round_numbers(run) if number <= manifest.number and is_sealed(run, number)]:
+        seal = read_seal(run, number)
+        changes = seal.get("changes")
+        yield {
+            "round": number,
+            "rule": seal["rule"],
+            "safe_share": seal["safe_share"],
+            "ashman_d": None if seal["mixture"] is None else seal["mixture"]["ashman_d"],
+            "changed": None if changes is None else sum(changes["labels"].values()),
+            "labels": seal["counts"]["labels"],
+            "reasons": seal["counts"]["reasons"],
+        }
+
+
+def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the shards whose share of rows that are not safe is farthest from the round's, in standard errors."""
+    labels = manifest.seal["counts"]["labels"]
+    share = 1.0 - labels[Label.SAFE] / max(1, sum(labels.values()))
+    found = []
+    for part in manifest.seal["parts"]:
+        rows, not_safe = part["rows"], part["rows"] - part["labels"][Label.SAFE]
+        if rows:
+            error = math.sqrt(max(share * (1.0 - share), 1e-12) / rows)
+            line = {
+                "shard": part["shard"],
+                "rows": rows,
+                "not_safe_share": not_safe / rows,
+                "z": (not_safe / rows - share) / error,
+            }
+            found.append({**line, "labels": part["labels"]})
+    return sorted(found, key=lambda line: -abs(line["z"]))[:_UNUSUAL]
+
+
+def groups(gallery: Gallery) -> list[dict[str, Any]]:
+    """Return the largest groups of rows that show the same image, near copies where they were sought, and some rows of each."""
+    near = "near_copy_cosine" in (gallery.manifest.seal["plan"].get("signals") or {})
+    cluster, size = ("near_copy_cluster", "near_copies") if near else ("image_cluster", "image_cluster_size")
+    text = (
+        f"SELECT signals.{cluster} AS cluster, count(*) AS num_rows, count(DISTINCT lower(caption)) AS num_captions, "  # noqa: S608
+        "count(*) FILTER (label = 'safe') AS num_safe "
+        f"FROM pairs WHERE signals.{size} > 1 GROUP BY cluster ORDER BY num_rows DESC, cluster LIMIT {_GROUPS}"
+    )
+    names = ("cluster", "num_rows", "num_captions", "num_safe")
+    found = [dict(zip(names, line, strict=True)) for line in gallery.query(text)]
+    few = f"SELECT shard, index FROM pairs WHERE signals.{cluster} = ? ORDER BY shard, index LIMIT {_GROUP_ROWS}"  # noqa: S608
+    return [{**line, "places": [list(place) for place in gallery.query(few, [line["cluster"]])]} for line in found]
+
+
+def caption_groups(gallery: Gallery) -> list[dict[str, Any]]:
+    """Return the captions that occur most often."""
+    text = (
+        "SELECT lower(caption) AS words, count(*) AS num_rows, count(*) FILTER (label = 'safe') AS num_safe "
+        "FROM pairs WHERE signals.caption_cluster_size > 1 GROUP BY words ORDER BY num_rows DESC, words LIMIT ?"
+    )
+    return [{"caption": words, "num_rows": rows, "num_safe": safe} for words, rows, safe in gallery.query(text, [2 * _GROUPS])]
+
+
+def sections(gallery: Gallery, num: int) -> dict[str, list[Row]]:
+    """Return the worst, the borderline, the quarantined and some random safe pairs."""
+    cut = gallery.manifest.seal["cut"]
+    found = {"Lowest cosine": gallery.first(Wanted(Query(label=("risky",), sort="cosine")), num)}
+    if cut is not None:
+        below = Wanted(Query(label=("risky",), reason=("below_cut",), sort="-cosine"))
+        above = Wanted(Query(label=("safe",), cosine=(cut, 2.0), sort="cosine"))
+        found |= {"Just below the cut": gallery.first(below, num), "Just above the cut": gallery.first(above, num)}
+    for reason in gallery.manifest.seal["counts"]["reasons"]:
+        if reason in ("near_duplicate", "crowded", "local_outlier", "repeated_caption", "discordant", "review"):
+            found[f"Reason {reason}"] = gallery.first(Wanted(Query(reason=(reason,), sort="uid")), num)
+    found["Safe, at random"] = gallery.first(Wanted(Query(label=("safe",), sort="uid")), num)
+    found["Quarantined"] = gallery.first(Wanted(Query(label=("quarantined",), sort="uid")), num)
+    return {name: rows for name, rows in found.items() if rows}

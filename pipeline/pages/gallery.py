@@ -1,0 +1,227 @@
+"""A sealed round as a gallery: filter, sort, count and page through any number of pairs with DuckDB."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import ConfigError
+from manifests.layout import is_sealed, round_numbers
+from manifests.reading import Manifest, open_round
+from manifests.reviews import newest, read_all
+from pipeline.queries.inspection import Query
+
+PAGE_ROWS: Final = 60
+DEEPEST: Final = 6_000
+_KEPT_ANSWERS: Final = 64
+_THREADS: Final = 8
+Row = dict[str, Any]
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a gallery shows.
+
+    Attributes:
+        query: Filters and sort; its `limit` and `columns` are not used.
+        verdict: Only pairs with this human verdict; `any`, or `none` for pairs without; empty for all.
+        where: An expression of DuckDB over the manifest's columns, for experts.
+    """
+
+    query: Query
+    verdict: str = ""
+    where: str = ""
+
+
+class Gallery:
+    """The pairs of one round. Safe to use from several threads; expressions can read nothing but this round."""
+
+    def __init__(self, manifest: Manifest, *, threads: int | None = None) -> None:
+        """Open the round read-only."""
+        self.manifest, self._lock = manifest, threading.Lock()
+        self._connection = sealed_off(manifest, threads)
+        self._answers: OrderedDict[Any, Any] = OrderedDict()
+        self._acts: tuple[str, ...] = ()
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up verdicts that were given meanwhile, here or elsewhere."""
+        names = tuple(sorted(self.manifest.run.names("reviews")))
+        with self._lock:
+            if self._acts == names and names:
+                return
+            verdicts = newest(read_all(self.manifest.run))
+            self._acts = names
+            self._verdicts = {row["uid"]: row for row in verdicts.to_pylist()}
+            self._connection.register("verdicts_now", verdicts.select(["uid", "verdict"]))
+            self._connection.execute("CREATE OR REPLACE TABLE verdicts AS SELECT * FROM verdicts_now")
+            self._answers = OrderedDict((key, value) for key, value in self._answers.items() if not key[1].verdict)
+
+    def count(self, wanted: Wanted) -> int:
+        """Return how many pairs a filter finds.
+
+        Raises:
+            ConfigError: The filter is not understood; says why.
+        """
+        return int(self._answer("count", wanted, "count(*)", "")[0][0])
+
+    def places(self, wanted: Wanted, limit: int = DEEPEST) -> list[Place]:
+        """Return shard and row of the first pairs that a filter finds, sorted."""
+        sort = wanted.query.sort
+        order = f"{_column(sort.removeprefix('-'))} {'DESC' if sort.startswith('-') else 'ASC'} NULLS LAST, shard, index"
+        found = self._answer("places", wanted, "shard, index", f"ORDER BY {order} LIMIT {limit}")
+        return [(shard, index) for shard, index in found]
+
+    def first(self, wanted: Wanted, num: int) -> list[Row]:
+        """Return the first rows that a filter finds."""
+        return self.rows(self.places(wanted, num))
+
+    def query(self, text: str, values: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Return the answer to one of our own queries over the view `pairs`."""
+        return self._run(text, values or []).fetchall()
+
+    def page(self, wanted: Wanted, number: int) -> list[Row]:
+        """Return the rows of a page, from 0, with their newest verdicts."""
+        return self.rows(self.places(wanted)[number * PAGE_ROWS : (number + 1) * PAGE_ROWS])
+
+    def rows(self, places: list[Place], manifest: Manifest | None = None) -> list[Row]:
+        """Return whole rows, in the order of their places."""
+        manifest = manifest or self.manifest
+        by_shard: dict[str, list[int]] = {}
+        for shard, index in places:
+            by_shard.setdefault(shard, []).append(index)
+        tables = self._pool.map(lambda item: _take(manifest, *item), by_shard.items())
+        found = {(row["shard"], row["index"]): row for table in tables for row in table.to_pylist()}
+        return [self._with_verdict(found[place]) for place in places]
+
+    def table(self, wanted: Wanted) -> pa.Table:
+        """Return uid, shard, index and key of every pair that a filter finds."""
+        text, values = self._sql(wanted, "uid, shard, index, key", "ORDER BY shard, index")
+        with self._connection.cursor() as cursor, _explained():
+            found: pa.Table = _one_statement(cursor, text).sql(text, params=values).to_arrow_table()
+        return found
+
+    def history(self, place: Place) -> list[Row]:
+        """Return label, reason, cosine and p_safe of a pair in every sealed round of the run, oldest first."""
+        run, found = self.manifest.run, []
+        for number in [number for number in round_numbers(run) if is_sealed(run, number)]:
+            row = _take(open_round(run, number), place[0], [place[1]]).to_pylist()[0]
+            found.append({"round": number, **{name: row[name] for name in ("label", "reason", "cosine", "p_safe", "rank")}})
+        return found
+
+    def alike(self, row: Row, limit: int = 8) -> list[Place]:
+        """Return other pairs that show the same image: near copies where they were sought, else by its hash."""
+        signals = row.get("signals") or {}
+        by_vectors = signals.get("near_copies") is not None
+        name, size = ("near_copy_cluster", "near_copies") if by_vectors else ("image_cluster", "image_cluster_size")
+        cluster = signals.get(name)
+        if cluster is None or signals[size] < 2:
+            return []
+        text = f"SELECT shard, index FROM pairs WHERE signals.{name} = ? LIMIT {limit + 1}"  # noqa: S608
+        found = [(shard, index) for shard, index in self._run(text, [cluster]).fetchall()]
+        return [place for place in found if place != (row["shard"], row["index"])][:limit]
+
+    def neighbours(self, place: Place, limit: int = 8) -> list[Place]:
+        """Return the pairs of the same shard whose images are nearest by their vectors; none where no vectors were kept."""
+        part = next(part for part in self.manifest.seal["parts"] if part["shard"] == place[0])
+        name = part.get("embeddings", {}).get("name")
+        if name is None or not self.manifest.run.exists(name):
+            return []
+        with self.manifest.run.fs.open_input_file(self.manifest.run.path(name)) as file:
+            whole = pq.read_table(file, columns=["image"])["image"].combine_chunks()
+        vectors = np.frombuffer(whole.buffers()[1], np.float16).reshape(len(whole), -1).astype(np.float32)
+        similar = vectors @ vectors[place[1]]
+        similar[place[1]] = -np.inf
+        return [(place[0], int(row)) for row in np.argsort(-similar)[:limit]]
+
+    def _with_verdict(self, row: Row) -> Row:
+        return {**row, "review": self._verdicts.get(row["uid"])}
+
+    def _answer(self, kind: str, wanted: Wanted, columns: str, tail: str) -> list[tuple[Any, ...]]:
+        key = (kind, wanted, tail)
+        with self._lock:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                return list(self._answers[key])
+        text, values = self._sql(wanted, columns, tail)
+        found = self._run(text, values).fetchall()
+        with self._lock:
+            self._answers[key] = found
+            while len(self._answers) > _KEPT_ANSWERS:
+                self._answers.popitem(last=False)
+        return found
+
+    def _run(self, text: str, values: list[Any]) -> duckdb.DuckDBPyConnection:
+        with _explained():
+            return _one_statement(self._connection.cursor(), text).execute(text, values)
+
+    def _sql(self, wanted: Wanted, columns: str, tail: str) -> tuple[str, list[Any]]:
+        tests, values = wanted.query.conditions()
+        if wanted.verdict:
+            some = "" if wanted.verdict in ("any", "none") else " WHERE verdict = ?"
+            values += [wanted.verdict] if some else []
+            word = "NOT IN" if wanted.verdict == "none" else "IN"
+            tests.append(f"uid {word} (SELECT uid FROM verdicts{some})")  # noqa: S608
+        if wanted.where:
+            tests.append(f"({wanted.where}\n)")
+        return f"SELECT {columns} FROM pairs WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
+
+
+def sealed_off(manifest: Manifest, threads: int | None) -> duckdb.DuckDBPyConnection:
+    """Return a connection that sees the view `pairs` and may open no other file."""
+    connection = duckdb.connect(config={"threads": threads} if threads else {})
+    if manifest.run.is_local:
+        connection.execute(f"SET allowed_directories = [{_text(manifest.path + '/')}]")
+    connection.execute("SET enable_external_access = false")
+    if manifest.run.is_local:
+        files = ", ".join(_text(path) for path in manifest.files())
+        connection.execute(f"CREATE VIEW pairs AS SELECT * FROM read_parquet([{files}])")  # noqa: S608  # quoted
+    else:
+        connection.register("pairs", manifest.dataset())
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _one_statement(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:
+    if len(cursor.extract_statements(text)) != 1:
+        raise ConfigError("a filter is one expression, without a semicolon")
+    return cursor
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what DuckDB raises into an error for the user."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ConfigError(f"the filter is not understood: {str(error).splitlines()[0]}") from None
+
+
+def _text(word: str) -> str:
+    return "'" + word.replace("'", "''") + "'"
+
+
+def _column(name: str) -> str:
+    from manifests.schema import MANIFEST
+
+    if name not in MANIFEST.names or name == "signals":
+        raise ConfigError(f"no column {name!r} to sort by; there are: {', '.join(MANIFEST.names)}")
+    return f'"{name}"'
+
+
+def _take(manifest: Manifest, shard: str, rows: list[int]) -> pa.Table:
+    table = manifest.table(shard)
+    if pc.max(pa.array(rows)).as_py() >= table.num_rows:
+        raise ConfigError(f"{shard} has {table.num_rows} rows")
+    return table.take(rows)

@@ -1,0 +1,264 @@
+"""The review page: a small web server on the loopback interface, over one sealed round.
+
+Starlette and uvicorn with one page of plain HTML, CSS and JavaScript: the work is done by DuckDB, so a framework of widgets
+would only stand between a reviewer's keyboard and it. The page speaks JSON to the routes below; the browser puts every word
+from the crawl in as text. The address carries a random token; the Host header must name this server, so that no page of the
+web can reach it by another name (DNS rebinding), and what changes something must be JSON from the page itself.
+"""
+
+import functools
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from manifests.errors import PairsanError
+from manifests.layout import round_folder
+from manifests.reviews import Act, append, undo
+from manifests.schema import MANIFEST, Label, Reason
+from pipeline.pages.gallery import PAGE_ROWS, Gallery, Wanted
+from pipeline.pages.thumbnails import Thumbnails
+from pipeline.queries.inspection import Query
+
+Answer = Callable[[Request], Awaitable[Response]]
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+_TYPES: Final = {"css": "text/css", "js": "text/javascript", "html": "text/html"}
+_STATIC: Final = ("review.css", "review.js")
+
+
+@dataclass(frozen=True)
+class Reviewer:
+    """What the routes share.
+
+    Attributes:
+        gallery: The round.
+        thumbnails: Its images.
+        who: Name that verdicts carry.
+    """
+
+    gallery: Gallery
+    thumbnails: Thumbnails
+    who: str
+
+
+def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
+    """Return the application; all its routes lie below `/TOKEN/`."""
+    routes: list[tuple[str, Callable[[Reviewer, dict[str, Any]], Any], str]] = [
+        ("about", _about, "GET"),
+        ("pairs", _pairs, "POST"),
+        ("count", _count, "POST"),
+        ("pair", _pair, "POST"),
+        ("verdict", _verdict, "POST"),
+        ("verdict-all", _verdict_all, "POST"),
+        ("undo", _undo, "POST"),
+    ]
+    made = [Route(f"/{token}/{name}", _json(answer, reviewer), methods=[method]) for name, answer, method in routes]
+    made.append(Route(f"/{token}/", _file("review.html")))
+    made += [Route(f"/{token}/{name}", _file(name)) for name in _STATIC]
+    made.append(Route(f"/{token}/image", functools.partial(_image, reviewer)))
+    hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+    return Starlette(routes=made, middleware=[Middleware(_Guard, hosts=hosts)])
+
+
+def serve(reviewer: Reviewer, port: int, *, told: Callable[[str], None]) -> None:
+    """Serve until interrupted.
+
+    Args:
+        reviewer: The round and its images.
+        port: On 127.0.0.1; 0 takes a free one.
+        told: Called with the address once the port is taken.
+    """
+    import socket
+
+    import uvicorn
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        taken, token = listener.getsockname()[1], secrets.token_urlsafe(24)
+        told(f"http://127.0.0.1:{taken}/{token}/")
+        config = uvicorn.Config(make_app(reviewer, token, taken), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+class _Guard:
+    """Refuses other Host headers, and changes that do not come as JSON from the page; adds the security headers."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        refused = self._why_not(scope["method"], headers)
+        if refused is not None:
+            await Response(refused, status_code=403)(scope, receive, send)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+    def _why_not(self, method: str, headers: dict[str, str]) -> str | None:
+        if headers.get("host") not in self._hosts:
+            return "wrong Host header"
+        origin = headers.get("origin")
+        if origin is not None and origin.removeprefix("http://") not in self._hosts:
+            return "wrong Origin header"
+        if method == "POST" and headers.get("content-type", "").partition(";")[0] != "application/json":
+            return "JSON only"
+        return None
+
+
+def _json(answer: Callable[[Reviewer, dict[str, Any]], Any], reviewer: Reviewer) -> Answer:
+    async def respond(request: Request) -> Response:
+        try:
+            body = await request.json() if request.method == "POST" else {}
+            return JSONResponse(await run_in_threadpool(answer, reviewer, body))
+        except (PairsanError, ValueError, KeyError, TypeError) as error:
+            return JSONResponse({"error": f"{error}"}, status_code=400)
+
+    return respond
+
+
+def _file(name: str) -> Answer:
+    async def respond(_: Request) -> Response:
+        text = files("pipeline.pages").joinpath("web", name).read_text("utf-8")
+        return Response(text, media_type=_TYPES[name.rpartition(".")[2]])
+
+    return respond
+
+
+async def _image(reviewer: Reviewer, request: Request) -> Response:
+    try:
+        shard, row = request.query_params["shard"], int(request.query_params["index"])
+        size = min(512, max(32, int(request.query_params.get("size", "160"))))
+        found = await run_in_threadpool(reviewer.thumbnails.of, shard, [row], size)
+    except (KeyError, ValueError, OSError) as error:
+        return Response(f"no image: {error}", status_code=404)
+    if row not in found:
+        return Response("no image", status_code=404)
+    return Response(found[row], media_type="image/webp")
+
+
+def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
+    manifest = reviewer.gallery.manifest
+    keys = ("counts", "rule", "cut", "safe_share", "limits")
+    facts = {key: manifest.seal.get(key) for key in keys}
+    words = {"labels": [str(word) for word in Label], "reasons": [str(word) for word in Reason]}
+    columns = [name for name in MANIFEST.names if name != "signals"]
+    return {
+        "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, **words, **facts,
+    }  # fmt: skip
+
+
+def _wanted(body: dict[str, Any]) -> Wanted:
+    """Read a filter as the page sends it; empty fields are left out."""
+    given = body.get("filter", {})
+
+    def bounds(name: str) -> tuple[float, float] | None:
+        low, high = given.get(f"{name}_low"), given.get(f"{name}_high")
+        none = low in (None, "") and high in (None, "")
+        return None if none else (float(low) if low not in (None, "") else -1e9, float(high) if high not in (None, "") else 1e9)
+
+    query = Query(
+        label=(given["label"],) if given.get("label") else (),
+        reason=(given["reason"],) if given.get("reason") else (),
+        cosine=bounds("cosine"),
+        p_safe=bounds("p_safe"),
+        caption=given.get("caption") or None,
+        shard=given.get("shard") or None,
+        key=given.get("key") or None,
+        sort=given.get("sort") or "cosine",
+    )
+    return Wanted(query, str(given.get("verdict") or ""), str(given.get("where") or ""))
+
+
+def _pairs(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    reviewer.gallery.refresh()
+    rows = reviewer.gallery.page(_wanted(body), max(0, int(body.get("page", 0))))
+    return {"pairs": [_plain(row) for row in rows]}
+
+
+def _count(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    return {"count": reviewer.gallery.count(_wanted(body))}
+
+
+def _pair(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    gallery, place = reviewer.gallery, (str(body["shard"]), int(body["index"]))
+    row = gallery.rows([place])[0]
+    return {
+        "pair": _plain(row),
+        "history": gallery.history(place),
+        "alike": [_plain(other) for other in gallery.rows(gallery.alike(row))],
+        "neighbours": [_plain(other) for other in gallery.rows(gallery.neighbours(place))],
+    }
+
+
+def _verdict(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    import pyarrow as pa
+
+    gallery = reviewer.gallery
+    rows = gallery.rows([(str(shard), int(index)) for shard, index in body["places"]])
+    table = pa.Table.from_pylist([{name: row[name] for name in ("uid", "shard", "index", "key")} for row in rows])
+    return {"act": _append(reviewer, table, body), "num": table.num_rows}
+
+
+def _verdict_all(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    """Give a verdict on a whole filter; refused where it finds another number of pairs than was confirmed."""
+    table = reviewer.gallery.table(_wanted(body))
+    if table.num_rows != int(body["count"]):
+        raise ValueError(f"the filter finds {table.num_rows:,} pairs, confirmed were {int(body['count']):,}; nothing was done")
+    return {"act": _append(reviewer, table, body), "num": table.num_rows}
+
+
+def _append(reviewer: Reviewer, table: Any, body: dict[str, Any]) -> str:
+    verdict = body["verdict"] or None
+    manifest = reviewer.gallery.manifest
+    act = Act(verdict, reviewer.who, manifest.number, str(body.get("note") or "")[:2000])
+    name = append(manifest.run, table, act)
+    reviewer.gallery.refresh()
+    return name
+
+
+def _undo(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    manifest = reviewer.gallery.manifest
+    num = undo(manifest.run, str(body["act"]), who=reviewer.who, round_number=manifest.number)
+    reviewer.gallery.refresh()
+    return {"num": num}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    review = row.get("review")
+    shown = {key: value for key, value in row.items() if key != "review"} | {"uid": row["uid"].hex()}
+    if review is not None:
+        shown["review"] = {key: review[key] for key in ("verdict", "note", "who", "round")} | {
+            "when": review["when"].isoformat()
+        }
+    return shown
+
+
+def where_to_look(reviewer: Reviewer) -> str:
+    """Return which round is shown, for the terminal."""
+    manifest = reviewer.gallery.manifest
+    return f"round {manifest.number} of {manifest.run.uri} ({round_folder(manifest.number)}), {manifest.num_rows:,} pairs"

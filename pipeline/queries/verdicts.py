@@ -1,0 +1,144 @@
+"""What `pairsan reviews` does: list, export, import and take back human verdicts."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import ConfigError, RunError
+from manifests.reading import Manifest
+from manifests.reviews import REVIEWS, VERDICTS, append_table, newest, read_all, reviewer_name
+from manifests.store import Store
+
+
+def listed(run: Store, *, every: bool = False) -> list[dict[str, Any]]:
+    """Return verdicts as plain values, oldest first: the newest of each pair, or every act."""
+    acts = read_all(run)
+    rows = (acts if every else newest(acts)).to_pylist()
+    return [{**row, "uid": row["uid"].hex(), "when": row["when"].isoformat(timespec="seconds")} for row in rows]
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Return verdicts for a terminal."""
+    lines = [
+        f"{row['when']}  {row['who']:<12}{row['verdict'] or 'withdrawn':<10}round {row['round']}  {row['uid']}  "
+        f"{row['shard']}[{row['index']}]  {''.join(c if c.isprintable() else ' ' for c in row['note'] or '')}"
+        for row in rows
+    ]
+    return "\n".join([*lines, f"({len(rows)} verdicts)"])
+
+
+def export(run: Store, file: Path) -> int:
+    """Write the newest verdict of each pair as .csv or .parquet; return how many.
+
+    Raises:
+        ConfigError: The file has another ending.
+    """
+    table = newest(read_all(run))
+    table = table.set_column(0, "uid", pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string()))
+    _ending(file)
+    if file.suffix == ".parquet":
+        pq.write_table(table, file)
+    else:
+        table.to_pandas().to_csv(file, index=False)
+    return int(table.num_rows)
+
+
+def import_(manifest: Manifest, file: Path, who: str | None) -> int:
+    """Append the verdicts of a file to the run of a round; return how many.
+
+    Args:
+        manifest: Its pairs are those that may be named.
+        file: .csv or .parquet with columns uid (hex) and verdict (empty takes back), perhaps note and who.
+        who: Name that they carry; by default the file's, else the user's.
+
+    Raises:
+        ConfigError: The file cannot be read so.
+        RunError: A uid is in no shard of the round; nothing is taken up.
+    """
+    _ending(file)
+    try:
+        rows = pq.read_table(file).to_pandas() if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read verdicts from {file}: {error}") from None
+    if missing := {"uid", "verdict"} - set(rows.columns):
+        raise ConfigError(f"{file} has no column {', '.join(sorted(missing))}; it has {list(rows.columns)}")
+    wrong = sorted(set(rows["verdict"].dropna()) - {*VERDICTS, ""})
+    if wrong:
+        raise ConfigError(f"{file} has verdicts {wrong[:3]}; there are: {', '.join(VERDICTS)}")
+    places = _places(manifest, [_uid(text, file) for text in rows["uid"]])
+    num = len(rows)
+    given = rows["who"] if "who" in rows and who is None else pd.Series([who or reviewer_name()] * num)
+    columns = {
+        **{name: places[name] for name in ("uid", "shard", "index", "key")},
+        "verdict": pa.array([text if isinstance(text, str) and text else None for text in rows["verdict"]], pa.string()),
+        "note": pa.array([t if isinstance(t, str) and t else None for t in rows.get("note", [None] * num)], pa.string()),
+        "who": pa.array([text if isinstance(text, str) else reviewer_name() for text in given], pa.string()),
+        "when": pa.array([datetime.now(UTC)] * num, REVIEWS.field("when").type),
+        "round": pa.array([manifest.number] * num, pa.int32()),
+    }
+    append_table(manifest.run, pa.table(columns))
+    return num
+
+
+def revoke(manifest: Manifest, *, uids: Sequence[str], who: str | None, verdict: str | None) -> int:
+    """Take back the newest verdicts that match everything that is given; return how many.
+
+    Raises:
+        ConfigError: Nothing is given.
+    """
+    if not (uids or who or verdict):
+        raise ConfigError("which verdicts? Give --uid, --who or --verdict")
+    found = newest(read_all(manifest.run))
+    if uids:
+        wanted = pa.array([_uid(text, Path("--uid")) for text in uids], pa.binary(16))
+        found = found.filter(pc.is_in(found["uid"], wanted))
+    for name, word in (("who", who), ("verdict", verdict)):
+        if word is not None:
+            found = found.filter(pc.equal(found[name], word))
+    if not found.num_rows:
+        return 0
+    num = found.num_rows
+    fixed = {"verdict": None, "note": None, "who": reviewer_name(), "when": datetime.now(UTC), "round": manifest.number}
+    columns = {name: found[name] for name in ("uid", "shard", "index", "key")}
+    columns |= {name: pa.array([value] * num, REVIEWS.field(name).type) for name, value in fixed.items()}
+    append_table(manifest.run, pa.table(columns))
+    return int(num)
+
+
+def _places(manifest: Manifest, uids: list[bytes]) -> pa.Table:
+    """Return uid, shard, index and key of pairs, in the order of their uids."""
+    wanted = pa.array(uids, pa.binary(16))
+    found = []
+    for shard in manifest.shards:
+        table = manifest.table(shard, ["uid", "shard", "index", "key"])
+        found.append(table.filter(pc.is_in(table["uid"], wanted)))
+    whole = pa.concat_tables(found, promote_options="permissive")
+    whole = whole.set_column(1, "shard", whole["shard"].cast(pa.string()))
+    place = pc.index_in(wanted, whole["uid"].combine_chunks())
+    if place.null_count:
+        lost = [uid.hex() for uid, at in zip(uids, place.to_pylist(), strict=True) if at is None]
+        raise RunError(
+            f"{len(lost)} of {len(uids)} uids are in no shard of round {manifest.number}, e.g. {lost[0]}; none was taken up"
+        )
+    return whole.take(place)
+
+
+def _uid(text: object, file: Path) -> bytes:
+    try:
+        uid = bytes.fromhex(str(text))
+    except ValueError:
+        uid = b""
+    if len(uid) != 16:
+        raise ConfigError(f"{file}: {text!r} is no uid; one has 32 hex digits")
+    return uid
+
+
+def _ending(file: Path) -> None:
+    if file.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{file}: verdicts are read and written as .csv or .parquet")

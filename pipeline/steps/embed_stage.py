@@ -1,0 +1,129 @@
+"""From settings to a ready `Embed` stage and the half of the plan that decides scores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+
+from manifests.errors import ConfigError
+from manifests.layout import Plan, fingerprint
+from manifests.store import Store
+from pipeline.config.load import RunConfig
+from pipeline.config.provenance import versions
+from stages.read.shards import Dataset
+from stages.score.checkpoints import Weights, load_model, resolve_weights, weights_sha256
+from stages.score.decode import Decode
+from stages.score.embed import Embed, EmbedTarget
+from stages.score.encoders import preprocess_config
+from stages.settings import ModelOptions
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Everything that decides scores.
+
+    Attributes:
+        plan: The `scores` half of a round's plan.
+        weights: The model.
+        device: `cpu` or `cuda`, where workers run it.
+    """
+
+    plan: Plan
+    weights: Weights
+    device: str
+
+    def stage(self, run: Store, number: int, dataset: Dataset, config: RunConfig, *, num_threads: int) -> Embed:
+        """Return the stage that scores shards into a round, on `num_threads` CPU threads in each worker."""
+        preprocess, on_gpu = self.plan["model"]["preprocess"], self.device == "cuda"
+        decode = Decode(dataset.store, config.data, preprocess, num_threads=num_threads, prefetch=on_gpu)
+        target = EmbedTarget(
+            run=run,
+            round_number=number,
+            fingerprint=fingerprint(self.plan),
+            device=self.device,
+            precision=self.plan["model"]["precision"],
+            batch_size=config.embed.batch_size,
+            num_threads=num_threads,
+            keep_embeddings=config.embed.keep_embeddings,
+            keep_captions=config.embed.keep_captions,
+            num_canaries=-(-config.embed.canaries // max(1, len(dataset.shards))),
+        )
+        return Embed(decode, self.weights, target)
+
+
+def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Scoring:
+    """Resolve device, precision and weights, and load the model once to learn exactly what it is.
+
+    Args:
+        config: The settings.
+        dataset: The data; its fingerprint goes into the plan.
+        num_gpus: GPUs that workers can have.
+
+    Raises:
+        ConfigError: Device or precision are not to be had.
+        CheckpointError: The weights cannot be loaded.
+    """
+    device = choose_device(config.model, num_gpus)
+    precision = choose_precision(config.model, device)
+    weights = resolve_weights(config.model)
+    model = load_model(weights)
+    plan: Plan = {
+        "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)},
+        "read": config.data.model_dump(),
+        "keep": {"captions": config.embed.keep_captions, "embeddings": config.embed.keep_embeddings},
+        "canaries": config.embed.canaries,
+        "model": {
+            "architecture": weights.model.rpartition("/")[2],
+            "architecture_sha256": _architecture_sha256(weights),
+            "tag": weights.tag,
+            "file_sha256": weights.file_sha256,
+            "state_sha256": weights_sha256(weights, model),
+            "folds": weights.folds,
+            "preprocess": preprocess_config(model),
+            "device": device,
+            "precision": precision,
+        },
+        "versions": versions(),
+    }
+    return Scoring(plan, weights, device)
+
+
+def num_local_gpus() -> int:
+    """Return how many GPUs this process sees."""
+    return torch.cuda.device_count()
+
+
+def choose_device(options: ModelOptions, num_gpus: int) -> str:
+    """Return `cuda` where it is asked for or free to use, else `cpu`."""
+    if options.device == "cuda" and num_gpus == 0:
+        raise ConfigError("--device cuda: no GPU is visible here or on the Ray cluster")
+    return "cuda" if options.device != "cpu" and num_gpus > 0 else "cpu"
+
+
+def choose_precision(options: ModelOptions, device: str) -> str:
+    """Return the precision that `auto` stands for, or check the one asked for.
+
+    On a CPU `auto` is always fp32: scores must not depend on which machine of a cluster made them.
+
+    Raises:
+        ConfigError: The CPU would emulate the precision (bf16 was measured 9 times slower than fp32 on AVX2).
+    """
+    if options.precision == "auto":
+        return "fp32" if device == "cpu" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+    if device == "cpu" and options.precision == "fp16":
+        raise ConfigError("--precision fp16 needs a GPU; on a CPU use fp32")
+    if device == "cpu" and options.precision == "bf16" and not cpu_has_bf16():
+        raise ConfigError("--precision bf16: this CPU has neither AMX nor AVX512-BF16 and would only emulate it; use fp32")
+    return options.precision
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 natively (AMX or AVX512-BF16)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _architecture_sha256(weights: Weights) -> str:
+    """Return a digest of the model config; `load_model` has made it known to open_clip."""
+    name = weights.model
+    return fingerprint(open_clip.get_model_config(Path(name).stem if name.endswith(".json") else name))

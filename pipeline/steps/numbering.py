@@ -1,0 +1,58 @@
+"""Which round comes next, which one is meant, and how much of it may be safe."""
+
+from manifests.errors import RunError
+from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers
+from manifests.store import Store
+from stages.settings import SplitOptions
+
+
+def newest_scores(run: Store, num_shards: int) -> int:
+    """Return the newest round with a scores part for every shard.
+
+    Raises:
+        RunError: There is none.
+    """
+    for number in reversed(round_numbers(run)):
+        parts = [name for name in run.names(f"{round_folder(number)}/{SCORES}") if name.endswith(".parquet")]
+        if len(parts) >= num_shards:
+            return number
+    raise RunError(f"no round of {run.uri} has complete scores; `pairsan status {run.uri}` says what is missing")
+
+
+def split_number(run: Store, plan: Plan) -> int:
+    """Return the newest round where it is an unsealed split under the same plan, else the next free number."""
+    newest = max(round_numbers(run))
+    old = read_plan(run, newest)
+    same = old["kind"] == "split" and all(old.get(key) == value for key, value in plan.items())
+    return newest if same and not is_sealed(run, newest) else newest + 1
+
+
+def rescore_number(run: Store, scores: Plan) -> int:
+    """Return the round of a set of scores: the newest sealed one, else the one begun, else the next free number."""
+    numbers = round_numbers(run)
+    mine = [number for number in numbers if read_plan(run, number)["scores"] == scores]
+    sealed = [number for number in mine if is_sealed(run, number)]
+    begun = [number for number in mine if read_plan(run, number)["kind"] == "rescore"]
+    return max(sealed, default=0) or max(begun, default=0) or max(numbers, default=0) + 1
+
+
+def grown(run: Store, options: SplitOptions, *, before: int) -> SplitOptions:
+    """Return the split settings of a later round: with `growth`, a share that is a step larger than the last one.
+
+    Source: SAFECLIP, section 4: after the first split by the mixture, the safe share grows by a fixed step a round.
+
+    Args:
+        run: The run folder.
+        options: The settings; returned as they are without `growth`, or where no round is sealed yet.
+        before: Only rounds of lower numbers count.
+    """
+    sealed = [number for number in round_numbers(run) if number < before and is_sealed(run, number)]
+    if options.growth is None or not sealed:
+        return options
+    seal = read_seal(run, max(sealed))
+    last = (
+        seal["share_above_cut"] if "share_above_cut" in seal else seal["safe_share"]
+    )  # before limits of signals, which do not grow
+    share = round(min(options.cap, last + options.growth), 9)
+    rule = "published" if options.rule == "published" else "keep-share"
+    return options.model_copy(update={"rule": rule, "keep_share": share, "min_cosine": None})

@@ -1,0 +1,86 @@
+"""Vectors of all images by the reference encoder: made once for a run, whatever checkpoints score it later."""
+
+from manifests.layout import REFERENCE_VECTORS, fingerprint
+from pipeline.config.load import RunConfig
+from pipeline.steps.plan import Round, read_run
+from pipeline.workers.executors import Executor
+from pipeline.workers.run_stage import run_stage
+from stages.read.shards import open_dataset
+from stages.score.decode import Decode
+from stages.settings import ReadOptions
+from stages.signals.witness_tower import EmbedReference, Tower, load_tower, resolve_tower
+
+
+def tower_of(config: RunConfig) -> Tower | None:
+    """Return the reference encoder of the settings, if any.
+
+    Raises:
+        PairsanError: It cannot be found.
+    """
+    signals = config.signals
+    if signals.reference_encoder is None or signals.signals != "all":
+        return None
+    return resolve_tower(signals.reference_encoder, signals.reference_checkpoint, signals.reference_image_size)
+
+
+def reference_folder(round_: Round) -> str | None:
+    """Return the folder of the reference encoder's vectors below the run; None where the round uses none."""
+    asked = (round_.plan.get("signals") or {}).get("reference_encoder")
+    if asked is None:
+        return None
+    return f"{REFERENCE_VECTORS}-{_stamp(round_)[:8]}"
+
+
+def canary_folder(round_: Round) -> str | None:
+    """Return the folder of its vectors of canaries; None where the round uses none, or has no canaries."""
+    folder, num = reference_folder(round_), _num_canaries(round_)
+    return f"{folder}-canaries-{num}" if folder and num else None
+
+
+def _num_canaries(round_: Round) -> int:
+    """Return how many canaries of each kind every shard has."""
+    return -(-int(round_.plan["scores"].get("canaries") or 0) // max(1, len(round_.shards)))
+
+
+def _stamp(round_: Round) -> str:
+    scores = round_.plan["scores"]
+    parts = {"dataset": scores["dataset"], "read": scores["read"], "encoder": round_.plan["signals"]["reference_encoder"]}
+    return fingerprint(parts)
+
+
+def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
+    """Encode the shards that have no reference vectors yet.
+
+    Args:
+        executor: Where shards are worked on.
+        round_: Its plan names the encoder.
+        config: Says where its weights lie.
+
+    Raises:
+        PairsanError: The encoder cannot be loaded.
+    """
+    folder, tower, canaries = reference_folder(round_), tower_of(config), canary_folder(round_)
+    if folder is None or tower is None:
+        return
+    done = round_.run.names(folder)
+    done &= round_.run.names(canaries) if canaries else done
+    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
+    if not todo:
+        return
+    preprocess = load_tower(tower)[1]
+    dataset = open_dataset(read_run(round_.run).data)
+    options = ReadOptions.model_validate(round_.plan["scores"]["read"])
+    decode = Decode(dataset.store, options, preprocess, num_threads=executor.num_threads)
+    stage = EmbedReference(
+        decode,
+        tower,
+        round_.run,
+        (folder, canaries or ""),
+        fingerprint=_stamp(round_),
+        num_threads=executor.num_threads,
+        num_canaries=_num_canaries(round_),
+    )
+    run_stage(
+        executor, stage, todo, what="embed for reference", folder=(round_.run, round_.number),
+        collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),
+    )  # fmt: skip

@@ -1,0 +1,285 @@
+"""SAFECLIP whole: warm up each modality by itself, match the towers, then round after round score, split, train.
+
+The passes of a run are a fixed list. What is done of it stands in `checkpoints/state.safetensors` (and `scorer-
+state.safetensors`), with weights, optimizer, pools and position; every pass and every scored round is resumable, so the same
+command goes on from anywhere.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from manifests.errors import ConfigError, RunError, StageFailed
+from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan, round_numbers
+from manifests.parts import write_json
+from manifests.reading import Manifest
+from manifests.store import Store, open_store
+from pipeline import rounds
+from pipeline.config.load import RunConfig
+from pipeline.steps.numbering import grown
+from pipeline.steps.plan import begin_run, read_run
+from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
+from pipeline.training.schedule import Pass, passes_of
+from pipeline.workers.executors import Failed, connected, make_executor, num_cluster_gpus
+from pipeline.workers.train_on_ray import take_on_ray
+from stages.read.count_rows import CountRows
+from stages.read.shards import Dataset, open_dataset
+from stages.settings import SplitOptions, TrainOptions
+
+log = logging.getLogger("pairsan.train")
+
+SETTINGS: Final = f"{CHECKPOINTS}/train.json"
+ROWS: Final = f"{CHECKPOINTS}/rows.json"
+DEFAULT_GROWTH: Final = 0.01
+_EXTENDABLE: Final = ("rounds", "save_every_steps", "preset", "faiss_from")
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run under way: where it lies, on what data, with which settings."""
+
+    store: Store
+    dataset: Dataset
+    config: RunConfig
+    architecture: str
+    verbose: bool
+
+
+def run(data: Sequence[str], out: str, config: RunConfig, *, until_round: int | None = None, verbose: bool = False) -> History:
+    """Train a CLIP model from random weights by SAFECLIP, in as many rounds as the settings say; goes on where it stopped.
+
+    Args:
+        data: Folders, files, globs or brace patterns.
+        out: Run folder.
+        config: The settings; `model.model` names the architecture.
+        until_round: Stop after this round (0: after the warm-up); the same call without it goes on.
+        verbose: Whether to let Ray speak.
+
+    Returns:
+        One entry per pass of the whole run: index, kind, round, subject, manifest, steps, losses, seconds.
+
+    Raises:
+        TrainingFailed: A loss is not finite; the last saved position is kept.
+        PairsanError: See `manifests.errors`.
+    """
+    with _begun(data, out, config, verbose=verbose) as training:
+        for this in _todo(training):
+            if until_round is not None and this.round_number > until_round:
+                break
+            begun, manifest = position(training.store), None
+            if begun["pass"] == this.index and begun["batches"]:
+                manifest = begun["manifest"]  # whatever was sealed since, the pass goes on with what it began on
+            elif this.kind == "round":
+                manifest = _sealed(training, this)
+            elif this.kind == "refit":
+                manifest = _manifest_of(training.store, this.round_number)
+            _take(training, this, manifest)
+        return list(position(training.store)["history"])
+
+
+def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) -> History:
+    """Take the next round's training passes on a round that is sealed already; a job of its own, apart from scoring.
+
+    Args:
+        out: Run folder, warmed up.
+        config: The settings.
+        number: The sealed round.
+        verbose: Whether to let Ray speak.
+
+    Returns:
+        See `run`.
+
+    Raises:
+        RunError: The round is not sealed, or the warm-up is not finished.
+    """
+    store = open_store(out)
+    if not is_sealed(store, number):
+        raise RunError(f"round {number} of {out} is not sealed; `pairsan status {out}` says what is missing")
+    with _begun(read_run(store).data, out, config, verbose=verbose) as training:
+        todo = _todo(training)
+        if not todo:
+            raise RunError(f"all rounds of {out} are trained; ask for more with --rounds")
+        if todo[0].round_number == 0:
+            raise RunError(f"the warm-up of {out} is not finished; `pairsan warmup` goes on with it")
+        for this in todo:
+            if this.round_number == todo[0].round_number:
+                _take(training, this, number)
+        return list(position(store)["history"])
+
+
+@contextmanager
+def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -> Iterator[Training]:
+    dataset, store = open_dataset(data), open_store(out)
+    config = _with_scout(store, config)
+    training = Training(store, dataset, config, _architecture(config), verbose)
+    if config.train.train_workers > 1 and config.executor.executor == "local":
+        raise ConfigError(f"--train-workers {config.train.train_workers} needs --executor ray")
+    if config.train.scorer == "locked" and config.train.num_matching_passes == 0:
+        raise ConfigError("scorer = 'locked' learns to match in its matching passes; --matching-passes 0 leaves it without any")
+    begin_run(store, dataset, list(data), config)
+    _same_settings(training)
+    with connected(config.executor, verbose=verbose):
+        yield training
+
+
+def _with_scout(store: Store, config: RunConfig) -> RunConfig:
+    """Return settings that say how long the scout learns: more rounds, asked for later, must not make it longer."""
+    if config.train.scorer != "scout" or config.train.scout_passes is not None:
+        return config
+    known = store.read_json(SETTINGS)["train"].get("scout_passes") if store.exists(SETTINGS) else None
+    passes = known or config.train.num_scout_passes
+    return config.model_copy(update={"train": config.train.model_copy(update={"scout_passes": passes})})
+
+
+def _todo(training: Training) -> list[Pass]:
+    return passes_of(training.config.train)[position(training.store)["pass"] :]
+
+
+def _take(training: Training, this: Pass, manifest: int | None) -> None:
+    """Take one pass, here or on Ray's workers."""
+    config, dataset = training.config, training.dataset
+    if manifest is not None:
+        named = read_plan(training.store, manifest)["scores"]["dataset"]["fingerprint"]
+        if named != dataset.fingerprint:
+            raise RunError(f"round {manifest} was made of other data than these; train on the data it names")
+    num_rows = {} if manifest is not None else _num_rows(training)
+    passes = passes_of(config.train)
+    following = passes[this.index + 1] if this.index + 1 < len(passes) else None
+    last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
+    job = Job(training.store.path(), dataset, config, training.architecture, this, manifest, num_rows, last)
+    use_gpu = config.model.device != "cpu"
+    if config.executor.executor == "ray" and (config.train.train_workers > 1 or (use_gpu and num_cluster_gpus())):
+        take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu and num_cluster_gpus() > 0)
+    else:
+        take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
+    history = position(training.store)["history"]
+    log.warning("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
+
+
+def _sealed(training: Training, this: Pass) -> int:
+    """Return the sealed round that a round's training reads: score with the newest weights, grow the safe share, split."""
+    store, config, number = training.store, training.config, this.round_number
+    if config.train.scorer == "scout":
+        if number > 1:
+            return _manifest_of(store, number - 1)  # a scout speaks once
+        config = scout_split(config)
+    checkpoint = scoring_checkpoint(config.train, number)
+    architecture = training.architecture.removeprefix("local-dir:")
+    model = config.model.model_copy(update={"checkpoint": store.path(checkpoint), "model": architecture})
+    growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
+    split = config.split.model_copy(update={"growth": None if config.train.scorer == "scout" else growth})
+    config = config.model_copy(update={"model": model, "split": split})
+    if number > 1 and checkpoint == scoring_checkpoint(config.train, number - 1):  # the scorer is as it was: its scores stand
+        before = _manifest_of(store, number - 1)
+        return _split(store, config.model_copy(update={"split": grown(store, split, before=before + 1)}), before, training)
+    return rounds.rescore(store.uri, config, verbose=training.verbose).number
+
+
+def scout_split(config: RunConfig) -> RunConfig:
+    """Return the settings by which a scout's vectors are split: no cosine of a model that saw the poison is believed."""
+    split, signals, train = config.split, config.signals, config.train
+    near = signals.near_copy_cosine or train.scout_near_copy_cosine or None
+    chosen: dict[str, Any] = {
+        "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
+        "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
+        "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
+        "discord_share": split.discord_share or (train.scout_discord_share if signals.agreement_rows else 0.0),
+    }
+    if split.rule in ("calibrated", "monotone"):
+        chosen |= {"rule": "keep-share", "keep_share": 1.0}
+    update = {
+        "split": split.model_copy(update=chosen),
+        "signals": signals.model_copy(update={"signals": "all", "near_copy_cosine": near}),
+        "embed": config.embed.model_copy(update={"keep_embeddings": True}),
+    }
+    return config.model_copy(update=update)
+
+
+def next_command(store: Store, out: str, config: RunConfig) -> str:
+    """Return the command that seals the round to be trained on next, or trains where a scout has spoken already."""
+    number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
+    if config.train.scorer == "scout" and number:
+        return f"pairsan train {out} --round {_manifest_of(store, number)}"
+    command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"
+    if config.train.scorer != "scout":
+        return command
+    scout = scout_split(config)
+    split, near = scout.split, scout.signals.near_copy_cosine
+    crowds = f"--crowded-share {split.crowded_share}" if split.crowded_share else f"--crowded-tail {split.crowded_tail}"
+    budgets = f"{crowds} --max-image-repeats {split.max_image_repeats}"
+    budgets += f" --near-copy-cosine {near} --max-near-copies {split.max_near_copies}" if near else ""
+    budgets += f" --discord-share {split.discord_share}" if split.discord_share else ""
+    return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
+
+
+def scoring_checkpoint(options: TrainOptions, number: int) -> str:
+    """Return the name of the weights that a round is scored with."""
+    if options.scorer == "model":
+        return checkpoint_name(number - 1)
+    if options.scorer == "scout":
+        return checkpoint_name(0, "scout")
+    return checkpoint_name(number - 1 if options.refit_passes else 0, "scorer")
+
+
+def _split(store: Store, config: RunConfig, before: int, training: Training) -> int:
+    """Return the round after `before` that has this split; made of the scores of `before`, unless it is there already."""
+    for number in round_numbers(store):
+        if number > before and is_sealed(store, number) and _asked(store, number) == config.split:
+            return number
+    scores = int(read_plan(store, before)["scores_round"])
+    manifest: Manifest = rounds.split(store.uri, config, scores_round=scores, verbose=training.verbose)
+    return manifest.number
+
+
+def _asked(store: Store, number: int) -> SplitOptions:
+    return SplitOptions.model_validate(read_plan(store, number)["split"])
+
+
+def _manifest_of(store: Store, round_number: int) -> int:
+    """Return which sealed round a round was trained on; they differ where someone has split in between."""
+    entries = [e for e in position(store)["history"] if e["round_number"] == round_number and e["kind"] == "round"]
+    return int(entries[-1]["manifest"])
+
+
+def _architecture(config: RunConfig) -> str:
+    name = config.model.model
+    if name is None:
+        raise ConfigError("which architecture? Give --model NAME, or a folder with open_clip_config.json")
+    return f"local-dir:{name}" if Path(name).is_dir() else name
+
+
+def _same_settings(training: Training) -> None:
+    """Refuse to go on with other training settings; more rounds may be asked for."""
+    store = training.store
+    if not store.is_local:
+        raise RunError(f"training needs the run on a local or mounted path, not {store.uri}")
+    kept = {key: value for key, value in training.config.train.model_dump().items() if key not in _EXTENDABLE}
+    document = {"train": kept, "architecture": training.architecture}
+    if store.exists(SETTINGS):
+        old = json.loads(store.read_bytes(SETTINGS))
+        require_same_plan(old, document, where=f"training in {store.uri}", hint="Give another --out for other settings.")
+    else:
+        write_json(store, SETTINGS, document)
+
+
+def _num_rows(training: Training) -> dict[str, int]:
+    """Count once, in parallel, how many rows of each shard can be read; for the length of the warm-up passes."""
+    store, dataset, config = training.store, training.dataset, training.config
+    if not store.exists(ROWS):
+        found: dict[str, int] = {}
+        options = config.executor.model_copy(update={"decode": "worker"})
+        executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
+        for outcome in executor.map(CountRows(dataset.store, config.data), dataset.shards):
+            if isinstance(outcome, Failed):
+                raise StageFailed(f"cannot count the rows of {outcome.shard.name}: {outcome.error}")
+            found[outcome.shard.name] = outcome.output
+        write_json(store, ROWS, found)
+    counts: dict[str, int] = store.read_json(ROWS)
+    return counts

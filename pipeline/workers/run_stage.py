@@ -1,0 +1,95 @@
+"""Run one stage over the shards of a round and say what became of each."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from manifests.errors import StageFailed
+from manifests.layout import FAILURES, round_folder
+from manifests.parts import write_json
+from manifests.store import Store
+from pipeline.workers.executors import Done, Executor, Failed
+from pipeline.workers.progress import Progress
+from stages.pair import Shard
+from stages.stage import Stage
+
+Out = TypeVar("Out")
+_NAMED = 5
+
+
+def run_stage(
+    executor: Executor,
+    stage: Stage[Shard, Out],
+    shards: Sequence[Shard],
+    *,
+    what: str,
+    folder: tuple[Store, int | None],
+    collect: Callable[[Shard, Out], tuple[int, int]],
+    num_done_before: int = 0,
+) -> None:
+    """Run a stage over shards; shards that fail do not stop the others.
+
+    Args:
+        executor: Where it runs.
+        stage: The work.
+        shards: What is left to do.
+        what: Name of the stage, for people.
+        folder: Run and round; failures are written there, for `pairsan status`. Without a round, into the folder itself.
+        collect: Takes each output as it comes and returns its (rows, quarantined rows) for the progress line.
+        num_done_before: Shards that an earlier run has finished.
+
+    Raises:
+        StageFailed: Some shards failed; names them and their errors.
+    """
+    failed: list[Failed] = []
+    run, number = folder
+    with Progress(what, len(shards) + num_done_before, num_done_before) as progress:
+        for outcome in executor.map(stage, shards):
+            if isinstance(outcome, Done):
+                progress.shard_done(*collect(outcome.shard, outcome.output))
+            else:
+                failed.append(outcome)
+                progress.shard_failed()
+    name = FAILURES if number is None else f"{round_folder(number)}/{FAILURES}"
+    if failed:
+        failed.sort(key=lambda f: f.shard.name)
+        entries = [{"shard": f.shard.name, "error": f.error, "trace": f.trace} for f in failed]
+        write_json(run, name, {"stage": what, "failed": json.loads(json.dumps(entries, default=str))})
+        lines = "".join(f"\n  {f.shard.name}: {f.error[:400]}" for f in failed[:_NAMED])
+        more = f"\n  and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        raise StageFailed(
+            f"{len(failed)} of {len(shards)} shards failed to {what}; the others are kept:{lines}{more}\n"
+            f"{'`pairsan status RUN`' if number is not None else run.path(name)} shows the traces; run the same command again "
+            "to retry only what is missing."
+        )
+    run.delete(name)
+
+
+def run_missing(
+    executor: Executor,
+    stage: Stage[Shard, int],
+    shards: Sequence[Shard],
+    parts: str,
+    *,
+    what: str,
+    folder: tuple[Store, int],
+    suffix: str = ".parquet",
+) -> None:
+    """Run a stage that writes a part for each shard, over the shards whose part is missing.
+
+    Args:
+        executor: Where it runs.
+        stage: Returns how much it wrote: rows, or links.
+        shards: All shards.
+        parts: Folder of the parts, below the run.
+        what: Name of the stage, for people.
+        folder: Run and round.
+        suffix: Of the parts' names, after that of the shard.
+
+    Raises:
+        StageFailed: Some shards failed; names them and their errors.
+    """
+    done = folder[0].names(parts)
+    todo = [shard for shard in shards if f"{shard.name}{suffix}" not in done]
+    before = len(shards) - len(todo)
+    run_stage(executor, stage, todo, what=what, folder=folder, collect=lambda _, num: (num, 0), num_done_before=before)

@@ -1,0 +1,278 @@
+"""Write chosen pairs of a sealed round in the formats that trainers read; images and captions byte for byte as they came."""
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, BinaryIO, Final, Literal, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import DataError
+from manifests.parts import write_file
+from manifests.reading import Manifest
+from manifests.store import Store
+from stages.export.source_rows import OriginalRow, original_rows
+from stages.pair import Shard
+from stages.settings import ReadOptions
+
+Format = Literal["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]
+INJECTED: Final = ("uid", "cosine", "p_safe")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which pairs of a round are exported.
+
+    Attributes:
+        labels: Any of these; empty for all.
+        reasons: Any of these; empty for all.
+    """
+
+    labels: tuple[str, ...] = ("safe",)
+    reasons: tuple[str, ...] = ()
+
+    def rows(self, manifest: Manifest, shard: str) -> npt.NDArray[np.int64]:
+        """Return the chosen rows of a shard, ascending."""
+        table = manifest.table(shard, ["label", "reason"])
+        chosen = np.ones(table.num_rows, bool)
+        for name, words in (("label", self.labels), ("reason", self.reasons)):
+            if words:
+                inside = pc.is_in(table[name].cast(pa.string()), pa.array(words, pa.string()))
+                chosen &= inside.fill_null(False).to_numpy()
+        return np.flatnonzero(chosen)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive chosen rows of one input shard.
+
+    Attributes:
+        shard: The input shard.
+        skip: Chosen rows before the first of this piece.
+        num: Chosen rows in it.
+    """
+
+    shard: Shard
+    skip: int
+    num: int
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What an export writes and where.
+
+    Attributes:
+        out: Its folder.
+        manifest: The sealed round.
+        choice: Which pairs.
+        form: The format.
+        data: Where the input shards lie.
+        read: How they are read.
+        inject: Whether uid, cosine and p_safe go into the JSON of every pair.
+        weights: Column that goes along as `weight`; None for none.
+    """
+
+    out: Store
+    manifest: Manifest
+    choice: Choice
+    form: Format
+    data: Store
+    read: ReadOptions
+    inject: bool = False
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One written file.
+
+    Attributes:
+        name: Below the export.
+        rows: Pairs in it.
+        size_bytes: Its length.
+        sha256: Hex digest.
+        missing: Chosen pairs left out since their image file is gone.
+    """
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    missing: int = 0
+
+
+@dataclass
+class _Written:
+    rows: int = 0
+    missing: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+class Export:
+    """Stage: a file to be made in, its facts out. The file's name is that of the `Shard` it is handed."""
+
+    def __init__(self, target: ExportTarget, pieces: Mapping[str, Sequence[Piece]]) -> None:
+        """Say what to write; `pieces` names what goes into each file."""
+        self._target, self._pieces = target, pieces
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, unit: Shard, /) -> Exported:
+        """Write one file whole or not at all.
+
+        Raises:
+            DataError: The input is not as it was scored, or the format cannot hold it.
+        """
+        writers: dict[str, Callable[[BinaryIO, str, _Written], None]] = {
+            "webdataset": self._tar,
+            "openclip-tsv": self._tsv,
+            "parquet": self._parquet,
+            "hf": self._parquet,
+            "keys": self._keys,
+        }
+        written = _Written()
+        write = writers[self._target.form]
+        size, digest = write_file(self._target.out, unit.name, lambda file: write(file, unit.name, written))
+        return Exported(unit.name, written.rows, size, digest, written.missing)
+
+    def _tar(self, file: BinaryIO, name: str, written: _Written) -> None:
+        with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+            for row, facts in self._originals(name):
+                key = row.key if row.key not in written.keys else f"{row.key}-{facts['uid'].hex()[:8]}"
+                written.keys.add(key)
+                members = dict(row.members)
+                more = self._more(facts)
+                if more:
+                    members["json"] = json.dumps({**_parsed(members.get("json")), **more}).encode()
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+                written.rows += 1
+
+    def _tsv(self, file: BinaryIO, name: str, written: _Written) -> None:
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        lines = csv.writer(text, delimiter="\t", lineterminator="\n")
+        for row, facts in self._originals(name):
+            if row.path is None and row.image is not None:
+                raise DataError(
+                    f"{row.key}: its image is no file of its own, and openclip-tsv lists files; archives are not extracted. "
+                    "Use --format webdataset."
+                )
+            if row.path is None:
+                written.missing += 1
+                continue
+            more = [facts[self._target.weights]] if self._target.weights else []
+            lines.writerow([row.path, row.caption, *more])
+            written.rows += 1
+        _let_go(text)
+
+    def _keys(self, file: BinaryIO, name: str, written: _Written) -> None:
+        for piece in self._pieces[name]:
+            chosen = self._chosen(piece)
+            keys = self._target.manifest.table(piece.shard.name, ["key"])["key"].take(chosen).to_pylist()
+            file.write("".join(key.replace("\n", " ") + "\n" for key in keys).encode("utf-8", "surrogatepass"))
+            written.rows += len(keys)
+
+    def _parquet(self, file: BinaryIO, name: str, written: _Written) -> None:
+        tables = self._tables(name)
+        first = next(tables)
+        schema = first.schema.with_metadata(_HF_METADATA) if self._target.form == "hf" else first.schema
+        with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer:
+            for table in _chain(first, tables):
+                writer.write_table(table.cast(schema))
+                written.rows += table.num_rows
+
+    def _tables(self, name: str) -> Iterator[pa.Table]:
+        for piece in self._pieces[name]:
+            table = self._target.manifest.table(piece.shard.name).take(self._chosen(piece))
+            columns = {n: table[n] for n in table.column_names if n not in ("uid", "shard", "label", "reason")}
+            columns["uid"] = pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string())
+            columns |= {n: table[n].cast(pa.string()) for n in ("shard", "label", "reason")}
+            if self._target.weights:
+                columns["weight"] = table[self._target.weights].cast(pa.float32())
+            if self._target.form == "hf":
+                rows = original_rows(self._target.data, piece.shard, self._target.read, self._chosen(piece))
+                images = [{"bytes": row.image, "path": None} for row in rows]
+                columns = {"image": pa.array(images, _IMAGE), **columns}
+            yield pa.table(columns)
+
+    def _originals(self, name: str) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
+        """Yield the chosen rows of a file as they lie in the input, each with its row of the manifest."""
+        target = self._target
+        for piece in self._pieces[name]:
+            chosen = self._chosen(piece)
+            table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
+            rows = original_rows(target.data, piece.shard, target.read, chosen)
+            for row, facts in zip(rows, table.to_pylist(), strict=True):
+                if row.shown_key != facts["key"]:
+                    raise DataError(
+                        f"{piece.shard.name} [{row.index}] is {row.shown_key!r}, its manifest says {facts['key']!r}: the data "
+                        "have changed since they were scored; nothing was exported of this shard"
+                    )
+                yield row, facts
+
+    def _chosen(self, piece: Piece) -> npt.NDArray[np.int64]:
+        rows = self._target.choice.rows(self._target.manifest, piece.shard.name)
+        return rows[piece.skip : piece.skip + piece.num]
+
+    def _more(self, facts: dict[str, Any]) -> dict[str, Any]:
+        found = {"uid": facts["uid"].hex(), "cosine": facts["cosine"], "p_safe": facts["p_safe"]} if self._target.inject else {}
+        return found | ({"weight": facts[self._target.weights]} if self._target.weights else {})
+
+
+_IMAGE: Final = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+
+# By this `datasets` knows that the column holds encoded images; it infers the other columns from the Parquet schema.
+_HF_METADATA: Final = {b"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}).encode()}
+
+
+def _parsed(data: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+def _let_go(text: TextIO) -> None:
+    """Flush a wrapper and leave the file below open, for who opened it."""
+    text.flush()
+    if isinstance(text, io.TextIOWrapper):
+        text.detach()
+
+
+def join(store: Store, name: str, parts: Sequence[str], head: bytes = b"") -> tuple[int, str]:
+    """Write several files one after the other into one, then delete them; return size and sha256."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(head)
+        for part in parts:
+            with store.fs.open_input_stream(store.path(part)) as stream:
+                while chunk := stream.read(8 << 20):
+                    file.write(chunk)
+
+    return write_file(store, name, write)
+
+
+def digest_of(rows: Sequence[Exported]) -> str:
+    """Return one digest of several files, by name."""
+    whole = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row.name):
+        whole.update(f"{row.name}\0{row.sha256}\n".encode())
+    return whole.hexdigest()

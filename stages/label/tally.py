@@ -1,0 +1,132 @@
+"""Count a scores part, and a signals part: what the driver needs of a shard to decide, never its rows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import RunError
+from manifests.layout import EMBEDDINGS, SCORES, part_name
+from manifests.parts import Part
+from manifests.reading import open_part
+from manifests.schema import NUM_NULLS
+from manifests.store import Store
+from stages.histogram import SparseCounts, count
+from stages.label.strata import COLUMN, StrataKind, strata_of
+from stages.pair import Shard
+from stages.score.null_cosines import caption_rows
+from stages.signals.signal_parts import SignalParts
+
+
+@dataclass(frozen=True, slots=True)
+class Tallied:
+    """What the driver needs of one scores part: counts, never rows.
+
+    Attributes:
+        part: Rows, size and hash of the part.
+        cosines: Its occupied histogram bins.
+        reasons: Quarantined rows per reason.
+        embeddings: Rows, size and hash of the embeddings part, where there is one.
+        nulls: Occupied histogram bins of cosines of mismatched pairs; none in scores of the first schema.
+        strata: Both kinds of bins of every stratum, by its code, where strata were asked for.
+    """
+
+    part: Part
+    cosines: SparseCounts
+    reasons: dict[str, int]
+    embeddings: Part | None
+    nulls: SparseCounts
+    strata: dict[int, tuple[SparseCounts, SparseCounts]] = field(default_factory=dict)
+
+
+class Tally:
+    """Stage: a shard in, the counts of its scores part out. Reads the score columns only, and hashes the file."""
+
+    def __init__(
+        self, run: Store, scores_round: int, fingerprint: str, *, with_embeddings: bool, strata: StrataKind | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            run: The run folder.
+            scores_round: Round whose scores are counted.
+            fingerprint: Of the plan they must have been written under.
+            with_embeddings: Whether there are embeddings parts, to be hashed too.
+            strata: How rows are grouped; None: not at all.
+        """
+        self._run, self._round, self._fingerprint = run, scores_round, fingerprint
+        self._with_embeddings, self._strata = with_embeddings, strata
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, shard: Shard, /) -> Tallied:
+        """Count one part.
+
+        Raises:
+            RunError: It was written under another plan, or by a version that did not write what groups rows.
+        """
+        name = part_name(self._round, SCORES, shard.name)
+        grouping = ["image_hash", COLUMN[self._strata]] if self._strata else []
+        table, part = open_part(self._run, name, ["cosine", "reason", "null_cosines", *grouping], self._fingerprint)
+        kept = part_name(self._round, EMBEDDINGS, shard.name)
+        embeddings = open_part(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
+        cosines = table["cosine"].drop_null().to_numpy()
+        reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
+        nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
+        counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
+        strata = _by_stratum(table, self._strata, name) if self._strata else {}
+        return Tallied(part, count(cosines), reasons, embeddings, counted, strata)
+
+
+def _by_stratum(table: pa.Table, kind: StrataKind, name: str) -> dict[int, tuple[SparseCounts, SparseCounts]]:
+    """Count the cosines of every stratum, and of mismatched pairs whose caption, or image, is in it."""
+    if COLUMN[kind] not in table.column_names or "null_cosines" not in table.column_names:
+        raise RunError(f"{name} has no {COLUMN[kind]}, by which --null-strata {kind} groups rows; score again")
+    cosine, nulls = table["cosine"].combine_chunks(), table["null_cosines"].combine_chunks()
+    codes = strata_of(kind, table[COLUMN[kind]])
+    grouped = np.repeat(codes[:, None], NUM_NULLS, axis=1)
+    if COLUMN[kind] == "caption":
+        rows = caption_rows(table["image_hash"].is_valid().to_numpy())
+        grouped = np.where(rows >= 0, codes[rows], grouped)
+    known, scored = nulls.flatten().is_valid().to_numpy(zero_copy_only=False), cosine.is_valid().to_numpy(zero_copy_only=False)
+    values, of = nulls.flatten().drop_null().to_numpy(), grouped.ravel()[known]
+    pairs, mine = cosine.drop_null().to_numpy(), codes[scored]
+    return {int(code): (count(pairs[mine == code]), count(values[of == code])) for code in np.unique(mine)}
+
+
+@dataclass(frozen=True, slots=True)
+class TalliedSignals:
+    """What the driver needs of one signals part.
+
+    Attributes:
+        part: Rows, size and hash of the part.
+        closeness: Occupied histogram bins of 1 - outlier; empty where that signal was not computed.
+        accord: Occupied histogram bins of accord; the same.
+    """
+
+    part: Part
+    closeness: SparseCounts
+    accord: SparseCounts
+
+
+class TallySignals:
+    """Stage: a shard in, the counts of its signals part out; hashes the file."""
+
+    def __init__(self, run: Store, parts: SignalParts) -> None:
+        """Say where the parts lie."""
+        self._run, self._parts = run, parts
+
+    def open(self) -> None:
+        """Do nothing; there is nothing to load."""
+
+    def run(self, shard: Shard, /) -> TalliedSignals:
+        """Count one part.
+
+        Raises:
+            RunError: It was written under another plan.
+        """
+        found, part = open_part(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
+        outlier, accord = (pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in ("outlier", "accord"))
+        return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)), count(accord))

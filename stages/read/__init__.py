@@ -1,0 +1,5 @@
+"""From a shard's bytes to pairs and pixels, whatever is wrong with them. Begin with `shards.read_shard`.
+
+`webdataset` reads tars (on `tar_stream`), `tables` everything else; `captions` cleans a caption, `images` decodes a picture.
+Imports the nouns of `stages` alone.
+"""

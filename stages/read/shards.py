@@ -1,0 +1,171 @@
+"""Find the shards of a dataset, fingerprint it, and read one shard."""
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+import pyarrow.fs as pafs
+
+from manifests.errors import DataError
+from manifests.store import Store, open_store
+from stages.pair import Pair, Shard, ShardFormat
+from stages.read.tables import read_parquet, read_text, unreadable
+from stages.read.webdataset import read_tar
+from stages.settings import ReadOptions
+
+_SUFFIXES: Final[dict[str, ShardFormat]] = {
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".parquet": "parquet",
+    ".tsv": "text",
+    ".csv": "text",
+    ".tsv.gz": "text",
+    ".csv.gz": "text",
+}
+_EDGE_BYTES: Final = 64 << 10
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The shards of one dataset, in the order of their names.
+
+    Attributes:
+        store: Where they lie; names are relative to its root.
+        shards: All of them.
+        fingerprint: Hex digest over names, sizes and the first and last 64 KiB of every shard. The same data gives the
+            same fingerprint in any folder or bucket.
+    """
+
+    store: Store
+    shards: tuple[Shard, ...]
+    fingerprint: str
+
+
+def open_dataset(data: Sequence[str]) -> Dataset:
+    """Find all shards of a dataset.
+
+    Args:
+        data: One or more folders, files, globs (`*`, `?`, `**`) or brace patterns (`{00000..00042}`, `{a,b}`), as
+            paths or URIs. In a folder that holds tars, the Parquet and CSV files beside them (img2dataset's own
+            bookkeeping) are left alone.
+
+    Raises:
+        DataError: Nothing is found, or the patterns lie on different file systems.
+    """
+    patterns = [text for entry in data for text in expand_braces(entry)]
+    stores = [open_store(pattern) for pattern in patterns]
+    if any(type(store.fs) is not type(stores[0].fs) for store in stores):
+        raise DataError(f"all data must lie on one file system, got {list(data)}")
+    found = {info.path: info for store in stores for info in _matches(store)}
+    if not found:
+        raise DataError(f"no shards found at {list(data)}; known endings: {', '.join(_SUFFIXES)}")
+    root = _common_root(stores, list(found))
+    store = Store(data[0], stores[0].fs, root)
+    shards = tuple(
+        Shard(path.removeprefix(root.rstrip("/") + "/"), path, _format(path) or "tar", int(found[path].size))
+        for path in sorted(found)
+    )
+    return Dataset(store, shards, _fingerprint(store, shards))
+
+
+def read_shard(store: Store, shard: Shard, options: ReadOptions) -> Iterator[Pair]:
+    """Yield the pairs of one shard in order; every row of it, whatever is wrong with it.
+
+    Raises:
+        OSError: The file system failed; worth another try.
+        DataError: A table lacks the columns that were asked for.
+    """
+    if shard.format == "parquet":
+        yield from read_parquet(store, shard, options)
+        return
+    # compression=None: arrow would otherwise unpack by the file's ending, before the reader can see where it breaks
+    compression = "gzip" if shard.format == "text" and shard.name.endswith(".gz") else None
+    with store.fs.open_input_stream(shard.path, compression=compression, buffer_size=1 << 20) as stream:
+        if shard.format == "tar":
+            yield from read_tar(stream, shard, options)
+        elif shard.size_bytes == 0:
+            yield unreadable(shard, 0, "0 bytes")
+        else:
+            yield from read_text(store, stream, shard, options)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand shell-like braces: `{00..12}` keeps its zeros, `{a,b}` lists.
+
+    Raises:
+        DataError: A brace holds neither a range nor a list.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    before, body, after = pattern[: match.start()], match[1], pattern[match.end() :]
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", body):
+        low, high = int(numbers[1]), int(numbers[2])
+        words = [f"{i:0{len(numbers[1])}d}" for i in range(low, high + 1)]
+    else:
+        words = body.split(",") if "," in body else []
+    if not words:
+        raise DataError(f"cannot expand {{{body}}} in {pattern!r}: write {{00000..00042}} or {{a,b}}")
+    return [text for word in words for text in expand_braces(before + word + after)]
+
+
+def _matches(store: Store) -> list[pafs.FileInfo]:
+    """Return the shard files that one pattern names; a file named outright must exist."""
+    parts = store.root.split("/")
+    first_wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
+    if first_wild is not None:
+        base = Store(store.uri, store.fs, "/".join(parts[:first_wild]))
+        return [info for info in base.files() if _glob(info.path, store.root) and _format(info.path)]
+    info = store.fs.get_file_info(store.root)
+    if info.type == pafs.FileType.NotFound:
+        raise DataError(f"{store.uri} does not exist (looked for {store.root})")
+    if info.type == pafs.FileType.File:
+        if _format(info.path) is None:
+            raise DataError(f"{store.uri} has no known ending; known: {', '.join(_SUFFIXES)}")
+        return [info]
+    infos = [i for i in store.files() if _format(i.path) and not posixpath.basename(i.path).startswith((".", "_"))]
+    tars = [i for i in infos if _format(i.path) == "tar"]
+    return tars or [i for i in infos if _format(i.path) == "parquet"] or infos
+
+
+def _glob(path: str, pattern: str) -> bool:
+    """Match like a shell: `*` stays inside one folder, `**` spans folders."""
+    if "**" in pattern:
+        return fnmatchcase(path, pattern.replace("**/", "*").replace("**", "*"))
+    return path.count("/") == pattern.count("/") and all(
+        fnmatchcase(a, b) for a, b in zip(path.split("/"), pattern.split("/"), strict=True)
+    )
+
+
+def _format(path: str) -> ShardFormat | None:
+    name = path.lower()
+    return next((_SUFFIXES[s] for s in sorted(_SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
+
+
+def _common_root(stores: list[Store], paths: list[str]) -> str:
+    """Return the folder that shard names are relative to: the one given, else the deepest that holds all shards."""
+    if len(stores) == 1 and stores[0].root not in paths and not re.search(r"[*?\[]", stores[0].root):
+        return stores[0].root
+    folders = [posixpath.dirname(path) for path in paths]
+    return posixpath.commonpath(folders) if len(set(folders)) > 1 else folders[0]
+
+
+def _fingerprint(store: Store, shards: Sequence[Shard]) -> str:
+    def edges(shard: Shard) -> bytes:
+        with store.fs.open_input_file(shard.path) as file:
+            head = file.read(_EDGE_BYTES)
+            file.seek(max(len(head), shard.size_bytes - _EDGE_BYTES))
+            return hashlib.sha256(bytes(head) + bytes(file.read())).digest()
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(32) as pool:
+        for shard, edge in zip(shards, pool.map(edges, shards), strict=True):
+            digest.update(f"{shard.name}\0{shard.size_bytes}\0".encode() + edge)
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""Read a shard and decode its images, in threads, into chunks of pixels that can travel between processes."""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.store import Store
+from stages.pair import Pair, Shard
+from stages.read.crops import Crop, Crops
+from stages.read.images import UndecodableImage, decode_image
+from stages.read.shards import read_shard
+from stages.score.encoders import image_size, pixel_preprocess
+from stages.score.null_cosines import CHUNK_ROWS
+from stages.settings import ReadOptions
+
+_WAITING_PER_THREAD: Final = 8
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some consecutive rows of a shard, decoded.
+
+    Attributes:
+        pairs: The rows, in order, without their encoded images.
+        rows: Positions in `pairs` that have pixels, int64 (n,).
+        pixels: Their preprocessed images, RGB uint8 (n, size, size, 3).
+    """
+
+    pairs: list[Pair]
+    rows: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.uint8]
+
+    @property
+    def captions(self) -> list[str]:
+        """Captions of the rows that have pixels, (n,)."""
+        return [self.pairs[row].caption or "" for row in self.rows]
+
+
+class Decode:
+    """Stage: a shard in, its chunks out."""
+
+    def __init__(
+        self, store: Store, options: ReadOptions, preprocess: dict[str, Any], *, num_threads: int, prefetch: bool = False
+    ) -> None:
+        """Prepare.
+
+        Args:
+            store: Where the dataset lies.
+            options: How pairs are read.
+            preprocess: The checkpoint's own preprocessing, as `preprocess_config` returns it.
+            num_threads: Decoding threads.
+            prefetch: Whether to decode the next chunk while the last one is in use; for GPUs, which else would wait.
+        """
+        self._store, self._options, self._config = store, options, preprocess
+        self._num_threads, self._prefetch = num_threads, prefetch
+        self._size = image_size(preprocess)
+
+    def open(self) -> None:
+        """Build the transform; no weights are needed."""
+        warnings.filterwarnings("ignore", module="PIL")  # one crawl has every kind of odd EXIF block; rows carry the facts
+        self._preprocess = pixel_preprocess(self._config)
+
+    def run(self, shard: Shard, /) -> Iterator[Chunk]:
+        """Yield the rows of a shard in order, in chunks of 512."""
+        chunks = self._chunks(shard)
+        return ahead(chunks, 1) if self._prefetch else chunks
+
+    def pairs(self, shard: Shard) -> Iterator[Pair]:
+        """Yield the rows of a shard in order with their encoded images, none decoded."""
+        return read_shard(self._store, shard, self._options)
+
+    def pixels(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
+        """Return the pixels of each pair, uint8 (size, size, 3), decoded in the threads of a pool; None where it cannot be."""
+        return [pixels for _, pixels in pool.map(self._decode, pairs)]
+
+    def views(
+        self, pairs: list[Pair], crops: list[tuple[Crop, ...]], cutter: Crops, pool: ThreadPoolExecutor
+    ) -> list[tuple[npt.NDArray[np.uint8], ...] | None]:
+        """Return the views of each pair, uint8 (size, size, 3) each, cut in the threads of a pool; None where it cannot be."""
+
+        def cut(pair: Pair, wanted: tuple[Crop, ...]) -> tuple[npt.NDArray[np.uint8], ...] | None:
+            try:
+                return cutter.cut(pair.image or b"", wanted, max_pixels=self._options.max_image_pixels)
+            except UndecodableImage:
+                return None
+
+        return list(pool.map(cut, pairs, crops))
+
+    @property
+    def num_threads(self) -> int:
+        """Decoding threads."""
+        return self._num_threads
+
+    def _chunks(self, shard: Shard) -> Iterator[Chunk]:
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            decoded = self._in_order(pool, read_shard(self._store, shard, self._options))
+            while rows := list(islice(decoded, CHUNK_ROWS)):
+                found = [(i, pixels) for i, (_, pixels) in enumerate(rows) if pixels is not None]
+                stacked = np.empty((len(found), self._size, self._size, 3), np.uint8)
+                for slot, (_, pixels) in enumerate(found):
+                    stacked[slot] = pixels
+                yield Chunk([pair for pair, _ in rows], np.asarray([i for i, _ in found], np.int64), stacked)
+
+    def _in_order(self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
+        """Decode in parallel; few encoded images wait at a time, since one may have `max_image_bytes`."""
+        waiting: deque[Future[tuple[Pair, npt.NDArray[np.uint8] | None]]] = deque()
+        for pair in pairs:
+            waiting.append(pool.submit(self._decode, pair))
+            if len(waiting) > _WAITING_PER_THREAD * self._num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _decode(self, pair: Pair) -> tuple[Pair, npt.NDArray[np.uint8] | None]:
+        if pair.reason is not None or pair.image is None:
+            return pair, None
+        limit = self._options.max_image_pixels
+        try:
+            pixels, edge = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
+        except UndecodableImage as error:
+            return pair.quarantine(error.reason, error.detail), None
+        return replace(pair, image=None, edge=edge), pixels
+
+
+def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:
+    """Yield the items of an iterator while another thread makes the next few."""
+    waiting: deque[Future[tuple[Item] | None]] = deque()
+    with ThreadPoolExecutor(1) as thread:  # one thread, so the items keep their order
+        waiting.extend(thread.submit(_next, items) for _ in range(num))
+        while (found := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(_next, items))
+            yield found[0]
+
+
+def _next(items: Iterator[Item]) -> tuple[Item] | None:
+    for item in items:
+        return (item,)
+    return None

@@ -1,0 +1,234 @@
+"""Turn pixels and captions into unit vectors with any open_clip model.
+
+The text tower is run on no more tokens than the longest caption of a batch has. open_clip's own `encode_text` refuses
+short inputs for the classic CLIP, so the forward is written out here; it is compared with `encode_text` when the model
+is loaded, and a model for which the two differ gets the full length.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import text_global_pool
+from PIL import Image
+from torchvision.transforms import Compose
+
+from manifests.errors import CheckpointError
+from stages.score.checkpoints import Weights, load_model
+
+log = logging.getLogger("pairsan.encoders")
+
+Features = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+TRIM_TOLERANCE: Final = 1e-5
+_PROBES: Final = (
+    "a dog",
+    "!",
+    "a photo of a cat sitting on a red sofa!!!",
+    "word " * 60,
+    "日本語のキャプション",
+    "short",
+)
+
+
+class Encoder(Protocol):
+    """Maps pixels and captions to unit vectors of one space."""
+
+    def encode_images(self, pixels: Pixels) -> Features:
+        """Return unit vectors, float32 (n, d), of uint8 RGB pixels (n, h, w, 3)."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> Features:
+        """Return unit vectors, float32 (n, d), of captions."""
+        ...
+
+    def encode_pairs(self, pixels: Pixels, captions: Sequence[str]) -> tuple[Features, Features]:
+        """Return unit vectors of images and of their captions, float32 (n, d) each."""
+        ...
+
+
+def preprocess_config(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the checkpoint's own image preprocessing as plain values: size, mean, std, interpolation, resize_mode."""
+    config: dict[str, Any] = open_clip.get_model_preprocess_cfg(model)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def image_size(config: dict[str, Any]) -> int:
+    """Return the edge in px of preprocessed images.
+
+    Raises:
+        CheckpointError: The model takes images that are not square.
+    """
+    size = config["size"]
+    edges = (size, size) if isinstance(size, int) else tuple(size)
+    if edges[0] != edges[1]:
+        raise CheckpointError(f"the model takes {edges[0]} x {edges[1]} px images; only square inputs are supported")
+    return int(edges[0])
+
+
+def pixel_preprocess(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
+    """Return open_clip's inference transform up to, but not with, tensor conversion and normalisation.
+
+    What follows is arithmetic on bytes, which the encoder does on its device; uint8 is what travels between processes.
+    """
+    known = {key: value for key, value in config.items() if key in PreprocessCfg.__dataclass_fields__}
+    transform = image_transform_v2(PreprocessCfg(**known), is_train=False)
+    steps = [step for step in transform.transforms if type(step).__name__ not in ("MaybeToTensor", "ToTensor", "Normalize")]
+    if len(steps) != len(transform.transforms) - 2:
+        raise CheckpointError(f"open_clip's transform has an unknown form: {transform}")
+    return Compose(steps)  # type: ignore[no-any-return]
+
+
+class OpenClipEncoder:
+    """An open_clip model on one device.
+
+    Attributes:
+        dim: Length of the vectors.
+        trims: Whether the text tower runs on trimmed captions (else `encode_text` at full length).
+    """
+
+    def __init__(
+        self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64, fold: int = 0
+    ) -> None:
+        """Load the weights.
+
+        Args:
+            weights: Which model.
+            device: `cpu` or `cuda`.
+            precision: `fp32`, or `bf16` / `fp16` for autocast.
+            batch_size: Rows per forward pass.
+            fold: Which text tower, of a cross-fitted scorer.
+        """
+        self._model = load_model(weights, fold).to(device).to(memory_format=torch.channels_last)
+        self._tokenizer = open_clip.get_tokenizer(_tokenizer_name(weights))
+        self._device = torch.device(device)
+        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.batch_size = batch_size
+        config = preprocess_config(self._model)
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(config["mean"], device=self._device).reshape(shape) * 255.0
+        self._std = torch.tensor(config["std"], device=self._device).reshape(shape) * 255.0
+        self._pad = padding_of(self._tokenizer)
+        self.trims = trimming_is_exact(self._model, self._tokenizer)
+        self.dim = self.encode_captions(_PROBES[:1]).shape[1]
+
+    def encode_images(self, pixels: Pixels) -> Features:
+        """Return unit vectors, float32 (n, d), of uint8 RGB pixels (n, h, w, 3)."""
+        return self._in_batches(self._image_batch, np.ascontiguousarray(pixels))
+
+    def encode_captions(self, captions: Sequence[str]) -> Features:
+        """Return unit vectors, float32 (n, d); each distinct caption is encoded once, short ones on few tokens."""
+        distinct, inverse = np.unique(np.asarray(captions, dtype=object), return_inverse=True)
+        tokens = self._tokenizer(list(distinct)).numpy()
+        lengths = token_lengths(tokens, self._pad)
+        order = np.argsort(lengths, kind="stable")
+        features = self._in_batches(self._text_batch, tokens[order])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return features[back][inverse]
+
+    def encode_pairs(self, pixels: Pixels, captions: Sequence[str]) -> tuple[Features, Features]:
+        """Return unit vectors of images and of their captions, float32 (n, d) each."""
+        return self.encode_images(pixels), self.encode_captions(captions)
+
+    def _image_batch(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
+        # (n, h, w, 3) bytes seen as (n, 3, h, w) are already channels_last, the fast layout for convolutions
+        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        return self._model.encode_image((images.float() - self._mean) / self._std)  # type: ignore[operator,no-any-return]
+
+    def _text_batch(self, tokens: npt.NDArray[Any]) -> torch.Tensor:
+        batch = torch.from_numpy(tokens)
+        if not self.trims:
+            return self._model.encode_text(batch.to(self._device))  # type: ignore[operator,no-any-return]
+        return encode_short_text(self._model, batch[:, : int(token_lengths(tokens, self._pad).max())].to(self._device))
+
+    def _in_batches(self, encode: Callable[[npt.NDArray[Any]], torch.Tensor], rows: npt.NDArray[Any]) -> Features:
+        """Encode rows batch by batch, with batches half as large each time a GPU runs out of memory."""
+        done: list[torch.Tensor] = []
+        start = 0
+        while start < len(rows):
+            try:
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
+                ):
+                    features = encode(rows[start : start + self.batch_size])
+            except torch.cuda.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                log.warning("CUDA out of memory; going on with batches of %d", self.batch_size)
+                continue
+            done.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
+            start += self.batch_size
+        return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
+
+
+def token_lengths(tokens: npt.NDArray[Any], pad: int) -> npt.NDArray[np.int64]:
+    """Return how many tokens each row has before its trailing padding; padding inside a caption counts."""
+    lengths: npt.NDArray[np.int64] = tokens.shape[1] - np.argmax((tokens != pad)[:, ::-1], axis=1)
+    return lengths
+
+
+def padding_of(tokenizer: Any) -> int:
+    """Return the token that an open_clip tokenizer fills short captions with."""
+    return int(getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0)
+
+
+def trimming_is_exact(model: Any, tokenizer: Any) -> bool:
+    """Compare the trimmed forward with `encode_text` on captions of all kinds; the model must be in eval mode."""
+    tokens = tokenizer(list(_PROBES))
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            full = torch.nn.functional.normalize(model.encode_text(tokens.to(device)), dim=-1)
+            worst = 0.0
+            for row, length in enumerate(token_lengths(tokens.numpy(), padding_of(tokenizer))):
+                short = encode_short_text(model, tokens[row : row + 1, : int(length)].to(device))
+                worst = max(worst, float((torch.nn.functional.normalize(short, dim=-1) - full[row]).abs().max()))
+    except (AttributeError, RuntimeError, IndexError, TypeError) as error:
+        log.info("captions are not trimmed: the text tower has another form (%s)", error)
+        return False
+    if worst > TRIM_TOLERANCE:
+        log.info("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
+    return worst <= TRIM_TOLERANCE
+
+
+def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Run an open_clip text tower on fewer tokens than its context length.
+
+    Args:
+        model: A CLIP (text tower flattened into the model) or CustomTextCLIP (`model.text`).
+        tokens: int64, shape (n, length), each row with its end-of-text token inside.
+
+    Returns:
+        Features before normalisation, shape (n, d).
+
+    Raises:
+        TypeError: The tower has a form that this forward does not know.
+    """
+    tower = getattr(model, "text", model)
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        raise TypeError("a text tower with a class token or a padding mask")
+    length = tokens.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    hidden = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
+    pool, end = (tower.text_pool_type, tower.text_eos_id) if tower is model else (tower.pool_type, tower.eos_id)
+    pooled = text_global_pool(hidden, tokens, pool, eos_token_id=end)
+    projection = tower.text_projection
+    features: torch.Tensor = pooled
+    if projection is not None:
+        features = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+    return features
+
+
+def _tokenizer_name(weights: Weights) -> str:
+    return weights.model.rpartition("/")[2].removesuffix(".json") if weights.model.endswith(".json") else weights.model

@@ -1,0 +1,81 @@
+"""How the image vector of a row lies among those of a sample, and what the captions around it say."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.histogram import on_grid
+from stages.signals.nearest import Nearest
+from stages.signals.sample import Reference
+from stages.vectors import unit
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Nearby:
+    """What is known of the neighbours of some rows; float32 (n,) each.
+
+    Attributes:
+        outlier: 1 - cosine of the k-th neighbour, in [0, 2].
+        neighbour_outlier: The median of the same over the k neighbours: a row at the edge of a crowd has members of it around.
+        caption_agreement: Cosine of the caption with the mean caption vector of the k neighbours, in [-1, 1].
+    """
+
+    outlier: Vectors
+    neighbour_outlier: Vectors
+    caption_agreement: Vectors
+
+
+class Neighbourhood:
+    """Compares rows with a sample. Copies of a row's image (equal hashes, itself too) are not among its neighbours.
+
+    Attributes:
+        own: Distance of the k-th neighbour of each row of the sample, float32 (r,).
+
+    Source: k-nearest-neighbour distance: Ramaswamy, Rastogi, Shim (SIGMOD 2000), here on unit vectors.
+    """
+
+    def __init__(self, reference: Reference, k: int) -> None:
+        """Index the sample, and see how its own rows lie.
+
+        Args:
+            reference: The sample.
+            k: How many neighbours; fewer where the sample is smaller.
+        """
+        self._reference, self._k = reference, k
+        self._nearest = Nearest(reference.images, exact=True)
+        self.own = self.distance(self.neighbours(reference.images, reference.hashes)[0])
+
+    def __call__(self, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Nearby:
+        """Return what is known of the neighbours of some rows.
+
+        Args:
+            v: Unit vectors of the images, float32 (n, d).
+            t: Unit vectors of their captions, float32 (n, d).
+            hashes: Of the images, int64 (n,).
+        """
+        similar, found = self.neighbours(v, hashes)
+        if not similar.shape[1]:
+            return Nearby(*(np.zeros(len(v), np.float32) for _ in range(3)))
+        middle = (found.shape[1] - 1) // 2
+        around = np.partition(self.own[found], middle, axis=1)[:, middle]
+        mean = unit(np.stack([self._reference.texts[rows].mean(0) for rows in found]) if len(found) else t)
+        return Nearby(self.distance(similar), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
+
+    def neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """Return cosines with the neighbours, nearest first, and their places in the sample: (n, k) each."""
+        wanted = min(self._k + 1, len(self._reference.hashes))
+        similar, found = self._nearest(v, wanted)
+        copies = self._reference.hashes[found] == hashes[:, None]
+        drop = np.where(copies.any(1), copies.argmax(1), wanted - 1)  # the copy, else the farthest
+        keep = np.arange(wanted)[None] != drop[:, None]
+        return similar[keep].reshape(len(v), -1), found[keep].reshape(len(v), -1)
+
+    @staticmethod
+    def distance(similar: Vectors) -> Vectors:
+        """Return the distance of the last neighbour, on the grid, so that its histogram loses nothing."""
+        if not similar.shape[1]:
+            return np.zeros(len(similar), np.float32)
+        return (1.0 - on_grid(similar[:, -1].astype(np.float64))).astype(np.float32)

@@ -1,0 +1,156 @@
+"""How many rows of the whole dataset share an image hash, or a caption hash: one grouping of two columns, out of core."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from manifests.layout import SCORES, part_name
+from manifests.parts import write_part
+from manifests.store import Store
+from stages.signals.components import components
+
+Kind = Literal["image", "caption"]
+KINDS: Final[tuple[Kind, ...]] = ("image", "caption")
+REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
+CLUSTERS: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
+_HASHES: Final = pa.schema([pa.field(f"{kind}_hash", pa.int64()) for kind in KINDS])
+_BATCH_ROWS: Final = 100_000
+
+
+def write_repeats(
+    run: Store, scores_round: int, shards: Sequence[str], folder: str, *, memory_bytes: int, fingerprint: str
+) -> None:
+    """Count equal hashes over all scores parts and write those that occur more than once, sorted by hash.
+
+    DuckDB groups within `memory_bytes` and spills the rest to the temporary folder: 8 bytes a row for each kind at worst.
+
+    Args:
+        run: The run folder.
+        scores_round: Round whose scores are read.
+        shards: Names of all shards.
+        folder: Where `repeats-image.parquet` and `repeats-caption.parquet` go, below the run.
+        memory_bytes: DuckDB's limit.
+        fingerprint: For the footers.
+    """
+    names = [part_name(scores_round, SCORES, shard) for shard in shards]
+    with over_parts(run, names, _HASHES, memory_bytes) as connection:
+        for kind in KINDS:
+            found = connection.sql(
+                f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM parts WHERE {kind}_hash IS NOT NULL "  # noqa: S608
+                "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
+            )
+            batches = tables_of(REPEATS, found.to_arrow_reader(_BATCH_ROWS))
+            write_part(run, repeats_name(folder, kind), REPEATS, batches, fingerprint=fingerprint)
+
+
+@contextmanager
+def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a DuckDB connection to which some files are the table `parts`; it spills to disk what is above its memory.
+
+    Args:
+        run: The run folder.
+        names: Of the files, inside it.
+        schema: Columns that are wanted of them.
+        memory_bytes: The limit.
+    """
+    parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
+    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
+        connection.register("parts", parts)
+        yield connection
+
+
+def repeats_name(folder: str, kind: Kind) -> str:
+    """Return the name of a kind's counts inside the run."""
+    return f"{folder}/repeats-{kind}.parquet"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Hashes that occur more than once, or have near copies, and how often; 24 bytes each.
+
+    Attributes:
+        hashes: int64 (n,), ascending.
+        counts: Rows that share the hash, or one of those that it is joined with, int64 (n,).
+        clusters: The lowest hash of those that are joined, int64 (n,).
+    """
+
+    hashes: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    clusters: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, run: Store, name: str) -> "Repeats":
+        """Read the counts that `write_repeats` left, or the clusters that `write` did."""
+        with run.fs.open_input_file(run.path(name)) as file:
+            table = pq.read_table(file)
+        clusters = table["cluster" if "cluster" in table.column_names else "hash"]
+        return cls(table["hash"].to_numpy(), table["num_rows"].to_numpy(), clusters.to_numpy())
+
+    def write(self, run: Store, name: str, *, fingerprint: str) -> None:
+        """Write the clusters as one part."""
+        table = pa.table([self.hashes, self.counts, self.clusters], schema=CLUSTERS)
+        write_part(run, name, CLUSTERS, [table], fingerprint=fingerprint)
+
+    def joined(self, links: npt.NDArray[np.int64]) -> "Repeats":
+        """Return what becomes of the counts when hashes are joined, in chains of any length.
+
+        Args:
+            links: Pairs of hashes, int64 (2, m).
+        """
+        nodes = np.unique(np.concatenate([self.hashes, links.ravel()]))
+        a, b = np.searchsorted(nodes, links)
+        first = components(a, b, len(nodes))
+        totals = np.bincount(first, weights=self.of(nodes), minlength=len(nodes))[first]
+        return Repeats(nodes, totals.astype(np.int64), nodes[first])
+
+    def clusters_of(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the cluster of each hash, int64 (m,)."""
+        return self._lookup(hashes, self.clusters, hashes)
+
+    def of(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many rows share each hash, 1 at least: int64 (m,)."""
+        return self._lookup(hashes, self.counts, np.ones(len(hashes), np.int64))
+
+    def _lookup(
+        self, hashes: npt.NDArray[np.int64], values: npt.NDArray[np.int64], otherwise: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        if not len(self.hashes):
+            return otherwise
+        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[place] == hashes, values[place], otherwise)
+
+
+class Commonness:
+    """How common it is that something occurs so often: a p-value without a model or a sample."""
+
+    def __init__(self, repeats: Repeats, num_rows: int) -> None:
+        """Sum up.
+
+        Args:
+            repeats: Of all rows.
+            num_rows: How many rows there are, those included whose hash occurs once.
+        """
+        self._repeats = repeats
+        self._counts = np.sort(repeats.counts)
+        above = self._counts[::-1].cumsum()[::-1] / max(1, num_rows)
+        self._share = np.minimum(1.0, np.append(above, 1.0 / max(1, num_rows)))
+
+    def __call__(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the share of all rows whose hash occurs at least as often, in (0, 1]; 1 for what occurs once: float64 (n,)."""
+        counts = self._repeats.of(hashes)
+        found: npt.NDArray[np.float64] = np.where(counts > 1, self._share[np.searchsorted(self._counts, counts)], 1.0)
+        return found
+
+
+def tables_of(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield the batches of a reader as tables of a schema."""
+    for batch in reader:
+        yield pa.Table.from_batches([batch]).cast(schema)

@@ -1,0 +1,188 @@
+"""A frozen image tower that never saw the data: what its vectors say, no trigger in the data has taught it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import timm
+import torch
+from open_clip.factory import load_state_dict
+from timm.data.config import resolve_model_data_config
+
+from manifests.errors import CheckpointError, ConfigError
+from manifests.parts import write_part
+from manifests.store import Store
+from stages.pair import Shard
+from stages.score.canaries import canaries_of
+from stages.score.checkpoints import file_sha256, load_model, refuse_unsafe, resolve_weights
+from stages.score.decode import Decode
+from stages.score.encoders import image_size, preprocess_config
+from stages.settings import ModelOptions
+from stages.vectors import packed
+
+TIMM: Final = "timm:"
+_BATCH: Final = 64
+_CLASSIFIERS: Final = ("classifier", "head", "fc", "_fc")
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """Which tower.
+
+    Attributes:
+        name: `timm:NAME`, or an open_clip model name, config or folder.
+        checkpoint: Its weights, on this machine; None where the folder of `name` holds them.
+        sha256: Of the weights.
+        size_px: Edge of its inputs; None for its own.
+    """
+
+    name: str
+    checkpoint: str | None
+    sha256: str
+    size_px: int | None
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What of it can change a vector."""
+        return {"name": self.name.rpartition("/")[2], "sha256": self.sha256, "size_px": self.size_px}
+
+
+def resolve_tower(name: str, checkpoint: str | None, size_px: int | None) -> Tower:
+    """Find the weights of a tower.
+
+    Raises:
+        ConfigError: A timm tower has no weights file.
+        CheckpointError: There are no weights.
+    """
+    if not name.startswith(TIMM):
+        weights = resolve_weights(ModelOptions(model=name, checkpoint=checkpoint))
+        if weights.path is None or weights.file_sha256 is None:
+            raise ConfigError(f"reference_encoder = {name!r} needs --reference-checkpoint FILE, or a folder with weights")
+        return Tower(name, weights.path, weights.file_sha256, size_px)
+    if checkpoint is None:
+        raise ConfigError(f"reference_encoder = {name!r} needs --reference-checkpoint FILE (.safetensors)")
+    if not Path(checkpoint).is_file():
+        raise CheckpointError(f"no reference checkpoint at {checkpoint}")
+    path = Path(checkpoint).absolute()
+    return Tower(name, str(path), file_sha256(path), size_px)
+
+
+def load_tower(tower: Tower) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Return the tower without a classifier, in eval mode, and its preprocessing as `Decode` takes it.
+
+    Raises:
+        CheckpointError: The weights do not fit it, or were overwritten.
+        UnsafeCheckpoint: The file is a pickle that asks for more than tensors.
+    """
+    if not tower.name.startswith(TIMM):
+        model = load_model(resolve_weights(ModelOptions(model=tower.name, checkpoint=tower.checkpoint)))
+        config = preprocess_config(model)
+        return _ImageHalf(model).eval(), {**config, "size": tower.size_px or config["size"]}
+    name = tower.name.removeprefix(TIMM)
+    path = Path(tower.checkpoint or "")
+    if file_sha256(path) != tower.sha256:
+        raise CheckpointError(f"{path} is not the file the plan names (sha256 differs); was it overwritten?")
+    refuse_unsafe(path)
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+        missing, unexpected = model.load_state_dict(load_state_dict(str(path), weights_only=True), strict=False)
+    except Exception as error:  # timm and torch raise many unrelated types
+        raise CheckpointError(f"cannot load {path} into timm's {name}: {type(error).__name__}: {error}") from error
+    strange = [key for key in unexpected if not key.startswith(_CLASSIFIERS)]
+    if missing or strange:
+        raise CheckpointError(
+            f"{path} does not fit timm's {name}: {len(missing)} of its tensors are missing ({', '.join(missing[:3])}), "
+            f"{len(strange)} are unknown ({', '.join(strange[:3])})"
+        )
+    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    size = tower.size_px or data["input_size"][-1]
+    config = {"size": size, "mode": "RGB", "mean": list(data["mean"]), "std": list(data["std"])}
+    return model.eval(), {**config, "interpolation": data["interpolation"], "resize_mode": "shortest", "fill_color": 0}
+
+
+class _ImageHalf(torch.nn.Module):
+    """The image half of an open_clip model."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_image(images)  # type: ignore[operator,no-any-return]
+
+
+class EmbedReference:
+    """Stage: a shard in, its reference vectors on disk out, one row for each of its rows; returns their number."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        tower: Tower,
+        run: Store,
+        folders: tuple[str, str],
+        *,
+        fingerprint: str,
+        num_threads: int,
+        num_canaries: int,
+    ) -> None:
+        """Prepare; nothing is loaded before `open`.
+
+        Args:
+            decode: Reads the pairs, by the tower's own preprocessing.
+            tower: Which.
+            run: The run folder.
+            folders: Of the vectors, and of those of canaries, below it.
+            fingerprint: For the footers.
+            num_threads: Torch threads on a CPU.
+            num_canaries: Canaries of each kind in every shard, as in scoring.
+        """
+        self._decode, self._tower, self._run, self._num_canaries = decode, tower, run, num_canaries
+        (self._folder, self._canaries), self._fingerprint, self._num_threads = folders, fingerprint, num_threads
+
+    def open(self) -> None:
+        """Load the weights."""
+        torch.set_num_threads(self._num_threads)
+        self._decode.open()
+        model, config = load_tower(self._tower)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(self._device).to(memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(config[key], device=self._device).reshape(1, 3, 1, 1) * 255.0 for key in ("mean", "std")
+        )
+        edge = image_size(config)
+        self._width = self._encode(np.zeros((1, edge, edge, 3), np.uint8)).shape[1]  # a shard may have no image at all
+
+    def run(self, shard: Shard, /) -> int:
+        """Encode the images of one shard."""
+        chunks, made = [], None
+        for chunk in self._decode.run(shard):
+            if self._num_canaries and made is None:
+                made = canaries_of(shard.name, chunk.pixels, chunk.captions, self._num_canaries)
+            chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
+        if self._num_canaries:
+            self._write(f"{self._canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
+        columns = []
+        for num, rows, vectors in chunks:
+            filled = np.zeros((num, self._width), np.float32)
+            if len(rows):
+                filled[rows] = vectors
+            columns.append(packed(filled))
+        return self._write(f"{self._folder}/{shard.name}.parquet", columns)
+
+    def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
+        schema = pa.schema([pa.field("image", pa.binary(2 * self._width), nullable=False)])
+        batches = [pa.RecordBatch.from_arrays([column], schema=schema) for column in columns]
+        return write_part(self._run, name, schema, batches, fingerprint=self._fingerprint).num_rows
+
+    def _encode(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(shown), _BATCH):
+                pixels = torch.from_numpy(shown[start : start + _BATCH]).to(self._device).permute(0, 3, 1, 2)
+                features = self._model((pixels.float() - self._mean) / self._std).float()
+                features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
+                found.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0, self._width), np.float32)

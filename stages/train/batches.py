@@ -1,0 +1,250 @@
+"""Stream the rows of a sealed round for training: joined by position inside each shard, shuffled in a bounded buffer.
+
+Safe and risky rows come in two streams, each of which reads the shards for itself and decodes nothing but its own rows. So
+which label a step has is planned from the seal alone: all workers take the same one at every step without a word between
+them, and no buffer grows where one shard is all safe and another all risky. The price is that both streams read the shards'
+bytes.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import ConfigError, RunError
+from manifests.reading import Manifest
+from manifests.schema import Label
+from stages.pair import Pair, Shard
+from stages.read.crops import Crops
+from stages.score.decode import Decode, ahead
+from stages.score.folds import folds_of
+
+BUFFER_BYTES: Final = 1 << 30
+_BATCHES_AHEAD: Final = 2
+_TRIES: Final = 1000
+Counts = Mapping[Label, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one label.
+
+    Attributes:
+        label: What they may be used for.
+        views: Random crops, RGB uint8 (n, size, size, 3): two of every risky row, one of every safe one.
+        folds: Fold of each row by its uncropped image, int64 (n,); all 0 where there is one fold.
+        captions: Their captions, (n,).
+        uids: 16 bytes each, for error messages.
+        drawn: Rows of each label that were drawn from their streams up to here; where to go on after a stop.
+    """
+
+    label: Label
+    views: tuple[npt.NDArray[np.uint8], ...]
+    folds: npt.NDArray[np.int64]
+    captions: list[str]
+    uids: list[bytes]
+    drawn: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PassRows:
+    """What one worker reads in one pass.
+
+    Attributes:
+        manifest: The sealed round; None for a pass over all pairs before there is any round.
+        shards: This worker's.
+        labels: The label of every step, the same for all workers.
+        batch_size: Rows per step of this worker.
+        seed: Of this pass and worker.
+        shuffle_rows: Encoded rows that each buffer holds.
+        crops: How views are cut.
+        first_step: Number of the pass's first step, counted over the whole training run.
+        num_folds: Folds to tell apart; 1 if nothing needs them, which saves decoding whole images.
+    """
+
+    manifest: Manifest | None
+    shards: tuple[Shard, ...]
+    labels: tuple[Label, ...]
+    batch_size: int
+    seed: int
+    shuffle_rows: int
+    crops: Crops
+    first_step: int = 0
+    num_folds: int = 1
+
+
+def plan_steps(
+    counts: Sequence[Counts], batch_size: int, order: Literal["interleaved", "sequential"], seed: int
+) -> tuple[Label, ...]:
+    """Return the label of every step of a pass.
+
+    Args:
+        counts: Rows of each label that each worker has; the worker with the fewest decides how many steps there are.
+        batch_size: Rows per step of one worker.
+        order: Labels mixed at random, or all risky steps first.
+        seed: Of this pass, the same on all workers.
+
+    Raises:
+        ConfigError: The safe rows do not fill a single batch, or no label does.
+    """
+    labels: list[Label] = []
+    for label in (Label.RISKY, Label.SAFE):
+        rows = [count.get(label, 0) for count in counts]
+        steps = min(rows) // batch_size
+        if any(rows) and steps == 0 and (label == Label.SAFE or not any(count.get(Label.SAFE) for count in counts)):
+            raise ConfigError(
+                f"{sum(rows)} {label} rows do not fill one batch of {batch_size} rows on each of {len(counts)} workers "
+                f"(fewest: {min(rows)}); lower train_batch_size, or let more rows be {label}"
+            )
+        labels += [label] * steps
+    if order == "interleaved":
+        random.Random(seed).shuffle(labels)  # noqa: S311  # an order, no secret
+    return tuple(labels)
+
+
+def share_shards(shards: Sequence[Shard], num_rows: Mapping[str, int], num_workers: int) -> list[tuple[Shard, ...]]:
+    """Deal shards out to workers so that all get about as many rows: the largest first, each to whoever has least.
+
+    Raises:
+        ConfigError: There are fewer shards than workers.
+    """
+    if len(shards) < num_workers:
+        raise ConfigError(f"{num_workers} workers need as many shards, the dataset has {len(shards)}; lower --train-workers")
+    hands: list[list[Shard]] = [[] for _ in range(num_workers)]
+    held = [0] * num_workers
+    for shard in sorted(shards, key=lambda s: (-num_rows[s.name], s.name)):
+        least = held.index(min(held))
+        hands[least].append(shard)
+        held[least] += num_rows[shard.name]
+    return [tuple(hand) for hand in hands]
+
+
+def pass_batches(rows: PassRows, decode: Decode, *, skip: int = 0, drawn: Mapping[str, int] | None = None) -> Iterator[Batch]:
+    """Yield the batches of one pass, in an order that depends on the seed alone; two are made ahead in other threads.
+
+    An image that cannot be decoded is passed over. A stream that runs out (by such images, or where another worker has
+    more) begins anew, in another order.
+
+    Args:
+        rows: What to read.
+        decode: Opened.
+        skip: Batches that were taken before.
+        drawn: The last of those batches' `drawn`.
+
+    Raises:
+        RunError: A shard has other rows than its manifest, or nothing in it can be decoded.
+    """
+    return ahead(_batches(rows, decode, skip, dict(drawn or {})), _BATCHES_AHEAD)
+
+
+def _batches(rows: PassRows, decode: Decode, skip: int, drawn: dict[str, int]) -> Iterator[Batch]:
+    streams = {label: _Stream(rows, label, decode, drawn.get(label, 0)) for label in dict.fromkeys(rows.labels[skip:])}
+    with ThreadPoolExecutor(decode.num_threads) as pool:
+        for step, label in enumerate(rows.labels[skip:], rows.first_step + skip):
+            pairs, views = streams[label].take(step, pool)
+            drawn = {**drawn, str(label): streams[label].num_drawn}
+            stacked = tuple(np.stack(view) for view in zip(*views, strict=True))
+            folds = _folds(pairs, rows.num_folds, decode, pool)
+            yield Batch(label, stacked, folds, [p.caption or "" for p in pairs], [p.uid for p in pairs], drawn)
+
+
+def _folds(pairs: list[Pair], num_folds: int, decode: Decode, pool: ThreadPoolExecutor) -> npt.NDArray[np.int64]:
+    """Return the fold of each row, by the very pixels that will be scored."""
+    folds = np.zeros(len(pairs), np.int64)
+    if num_folds > 1:
+        whole = enumerate(decode.pixels(pairs, pool))
+        found = [(row, pixels) for row, pixels in whole if pixels is not None]
+        if found:
+            folds[[row for row, _ in found]] = folds_of(np.stack([pixels for _, pixels in found]), num_folds)
+    return folds
+
+
+class _Stream:
+    """The rows of one label, without end."""
+
+    def __init__(self, rows: PassRows, label: Label, decode: Decode, num_drawn: int) -> None:
+        self._rows, self._label, self._decode = rows, label, decode
+        self._num_views = 2 if label == Label.RISKY else 1
+        self.num_drawn = 0
+        self._pairs = self._shuffled()
+        for _ in range(num_drawn):
+            self._draw()
+
+    def take(self, step: int, pool: ThreadPoolExecutor) -> tuple[list[Pair], list[tuple[npt.NDArray[np.uint8], ...]]]:
+        """Return the rows of a step and their views."""
+        found: list[tuple[Pair, tuple[npt.NDArray[np.uint8], ...]]] = []
+        num, first = self._rows.batch_size, self.num_drawn
+        while len(found) < num:
+            places = range(self.num_drawn - first, self.num_drawn - first + num - len(found))
+            drawn = [self._draw() for _ in places]
+            crops = [self._rows.crops.draw(step, place, self._num_views) for place in places]
+            views = self._decode.views(drawn, crops, self._rows.crops, pool)
+            tried = self.num_drawn - first
+            if not found and tried >= _TRIES and all(view is None for view in views):
+                raise RunError(f"none of {tried} {self._label} rows in a row can be decoded, the last is {drawn[-1].key!r}")
+            found += [(pair, view) for pair, view in zip(drawn, views, strict=True) if view is not None]
+        return [pair for pair, _ in found], [view for _, view in found]
+
+    def _draw(self) -> Pair:
+        self.num_drawn += 1
+        return next(self._pairs)
+
+    def _shuffled(self) -> Iterator[Pair]:
+        epoch = 0
+        while True:
+            rng = random.Random(f"{self._rows.seed}/{self._label}/{epoch}")  # noqa: S311  # an order, no secret
+            num = 0
+            for pair in _shuffle(self._one_epoch(rng), self._rows.shuffle_rows, rng):
+                num += 1
+                yield pair
+            if num == 0:
+                raise RunError(f"{len(self._rows.shards)} shards hold no {self._label} row to train on")
+            epoch += 1
+
+    def _one_epoch(self, rng: random.Random) -> Iterator[Pair]:
+        order = list(self._rows.shards)
+        rng.shuffle(order)
+        for shard in order:
+            yield from _rows_of(self._rows.manifest, shard, self._decode, self._label)
+
+
+def _shuffle(pairs: Iterator[Pair], size: int, rng: random.Random) -> Iterator[Pair]:
+    """Yield pairs out of a buffer of so many, or of 1 GiB, in random order."""
+    buffer: list[Pair] = []
+    num_bytes = 0
+    for pair in pairs:
+        buffer.append(pair)
+        num_bytes += len(pair.image or b"")
+        while len(buffer) > size or num_bytes > BUFFER_BYTES:
+            num_bytes -= len(_swap_out(buffer, rng).image or b"")
+            yield buffer.pop()
+    while buffer:
+        _swap_out(buffer, rng)
+        yield buffer.pop()
+
+
+def _swap_out(buffer: list[Pair], rng: random.Random) -> Pair:
+    """Bring a random pair to the end."""
+    place = rng.randrange(len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer[-1]
+
+
+def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Label) -> Iterator[Pair]:
+    """Yield the rows of a shard that have a label; all that can be read where there is no manifest."""
+    if manifest is None:
+        yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
+        return
+    words = manifest.table(shard.name, ["label"], check_hash=True)["label"].to_pylist()
+    index = -1
+    for index, pair in enumerate(decode.pairs(shard)):
+        if index >= len(words):
+            raise RunError(f"{shard.name} has more rows than its manifest ({len(words)}); has it changed?")
+        if words[index] == label:
+            yield pair
+    if index + 1 != len(words):
+        raise RunError(f"{shard.name} has {index + 1} rows, its manifest {len(words)}; has it changed?")

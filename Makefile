@@ -40,11 +40,11 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.split_speed
-	$(BIN)/python -m benchmarks.fit_speed
-	$(BIN)/python -m benchmarks.text_speed
-	$(BIN)/python -m benchmarks.clean_speed
-	$(BIN)/python -m benchmarks.train_speed
+	$(BIN)/python -m benchmarks.speed.split
+	$(BIN)/python -m benchmarks.speed.fit
+	$(BIN)/python -m benchmarks.speed.text
+	$(BIN)/python -m benchmarks.speed.clean
+	$(BIN)/python -m benchmarks.speed.train
 
 # The red team and the referee; hours, goes on where it stopped. `make bench-evidence QUICK=--quick`: under 25 minutes on 2 cores.
 EVIDENCE ?= evidence-run

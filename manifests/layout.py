@@ -46,6 +46,11 @@ def is_sealed(run: Store, number: int) -> bool:
     return run.exists(f"{round_folder(number)}/{SEAL}")
 
 
+def sealed_rounds(run: Store, before: int | None = None) -> list[int]:
+    """Return the numbers of all sealed rounds, ascending; with `before`, of those that are lower."""
+    return [number for number in round_numbers(run) if is_sealed(run, number) and (before is None or number < before)]
+
+
 def read_plan(run: Store, number: int) -> Plan:
     """Return the plan of a round.
 
@@ -65,8 +70,7 @@ def read_seal(run: Store, number: int | None = None) -> Seal:
     Raises:
         NotSealed: The round, or every round, lacks its seal.
     """
-    numbers = round_numbers(run)
-    sealed = [n for n in numbers if is_sealed(run, n)]
+    numbers, sealed = round_numbers(run), sealed_rounds(run)
     chosen = number if number is not None else max(sealed, default=None)
     if chosen is None or chosen not in sealed:
         which = "no sealed round" if number is None else f"no seal on round {number}"

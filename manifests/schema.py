@@ -4,7 +4,9 @@ A manifest part mirrors its input shard row by row. A change of columns is a new
 changelog and a note in docs/manifest-format.md; today's reader reads every older version.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import pyarrow as pa
 
@@ -28,15 +30,15 @@ class Label(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row is not safe."""
+    """Why a row is not safe. Of several limits that a row breaks, the first in this order names it."""
 
     # risky: scored, and not believed
     BELOW_CUT = "below_cut"
-    NEAR_DUPLICATE = "near_duplicate"  # too many rows show this image
-    CROWDED = "crowded"  # its image vector lies where the vectors are densest
-    LOCAL_OUTLIER = "local_outlier"  # its image vector lies far from all others
-    REPEATED_CAPTION = "repeated_caption"  # too many rows carry nearly this caption
-    DISCORDANT = "discordant"  # cosine, and images of like captions, speak against it together
+    NEAR_DUPLICATE = "near_duplicate"
+    REPEATED_CAPTION = "repeated_caption"
+    CROWDED = "crowded"
+    LOCAL_OUTLIER = "local_outlier"
+    DISCORDANT = "discordant"
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
@@ -53,33 +55,141 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"  # the model answered NaN or infinity
 
 
-_SIGNALS_OF_2 = (
-    pa.field("p_mismatch", pa.float32()),
-    pa.field("outlier", pa.float32()),
-    pa.field("image_cluster", pa.int64()),
-    pa.field("image_cluster_size", pa.int32()),
-    pa.field("caption_cluster_size", pa.int32()),
-    pa.field("caption_agreement", pa.float32()),
+class Bound(StrEnum):
+    """How a setting bounds a signal."""
+
+    MOST = "most"  # the setting is the highest value of a safe row
+    LOWEST_SHARE = "lowest_share"  # the setting is the share of rows, those of lowest values, that is risky
+    HIGHEST_SHARE = "highest_share"  # the same of highest values
+    CROWD = "crowd"  # the setting is the share of ordinary rows that fall under the cut; see `stages.label.crowds`
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSetting:
+    """A setting of `[split.limits]` that makes rows risky by a signal.
+
+    Attributes:
+        setting: Its name.
+        reason: Of the rows beyond it.
+        bound: How it bounds the signal.
+        counted: Signal whose values over all rows place the bound; None where the setting is the bound itself.
+    """
+
+    setting: str
+    reason: Reason
+    bound: Bound = Bound.MOST
+    counted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One field of the `signals` column: the one place where a new one is declared.
+
+    Attributes:
+        name: Of the field.
+        type: Its Arrow type.
+        since: Schema version that brought it.
+        meaning: For people: `pairsan schema`, the report, the review page and the docs show it.
+        limits: Settings that label by it.
+        top: Highest value it can have, 1 or 2.
+    """
+
+    name: str
+    type: pa.DataType
+    since: int
+    meaning: str
+    limits: tuple[LimitSetting, ...] = ()
+    top: float = 1.0
+
+
+_F, _N, _ID = pa.float32(), pa.int32(), pa.int64()
+SIGNAL_TABLE: Final = (
+    Signal("p_mismatch", _F, 2, "probability that the pair is mismatched (local false discovery rate); rule `calibrated` only"),
+    Signal(
+        "outlier",
+        _F,
+        2,
+        "1 - cosine of its image vector to the k-th nearest of a seeded sample; unusually low: crowded, high: alone",
+        (
+            LimitSetting("crowded_share", Reason.CROWDED, Bound.LOWEST_SHARE, "outlier"),
+            LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),
+            LimitSetting("outlier_share", Reason.LOCAL_OUTLIER, Bound.HIGHEST_SHARE, "outlier"),
+        ),
+        top=2.0,
+    ),
+    Signal("image_cluster", _ID, 2, "the image's perceptual hash; rows that share it look alike"),
+    Signal(
+        "image_cluster_size",
+        _N,
+        2,
+        "rows of the whole dataset that share that hash",
+        (LimitSetting("max_image_repeats", Reason.NEAR_DUPLICATE),),
+    ),
+    Signal("caption_cluster_size", _N, 2, "rows of the whole dataset with this caption, but for case, digits and punctuation"),
+    Signal("caption_agreement", _F, 2, "cosine of its caption vector with the mean one of its image's neighbours"),
+    Signal(
+        "near_copy_cluster", _ID, 3, "rows that share it are near copies by their image vectors, in chains: their lowest hash"
+    ),
+    Signal(
+        "near_copies",
+        _N,
+        3,
+        "rows of the whole dataset that share that cluster, itself too",
+        (LimitSetting("max_near_copies", Reason.NEAR_DUPLICATE),),
+    ),
+    Signal(
+        "image_agreement",
+        _F,
+        3,
+        "mean cosine of its image vector with those of the captions nearest to its own, copies left out",
+    ),
+    Signal("reference_agreement", _F, 3, "the same by a reference encoder that never saw the data, and by the captions' words"),
+    Signal("neg_clip_loss", _F, 3, "cosine, less what other captions and images of a sample explain of it"),
+    Signal(
+        "accord",
+        _F,
+        3,
+        "combined p-value, in [0, 1], of the ranks of neg_clip_loss, image_agreement and reference_agreement within a sample, "
+        "and of how often its caption occurs: low where they doubt the pair; near copies share their doubts",
+        (LimitSetting("discord_share", Reason.DISCORDANT, Bound.LOWEST_SHARE, "accord"),),
+    ),
+    Signal(
+        "caption_copies",
+        _N,
+        4,
+        "rows of the whole dataset with nearly this caption (a band of MinHash in common), itself too; 1 below 5",
+        (LimitSetting("max_caption_copies", Reason.REPEATED_CAPTION),),
+    ),
+    Signal(
+        "pair_copies",
+        _N,
+        4,
+        "near copies of its image, itself too, that have its caption",
+        (LimitSetting("max_pair_copies", Reason.NEAR_DUPLICATE),),
+    ),
+    Signal(
+        "cosine_rise",
+        _F,
+        4,
+        "share of rows that its cosine has overtaken since an earlier round by other weights, in [-1, 1]; high: learned fast",
+    ),
+    Signal(
+        "neighbour_outlier",
+        _F,
+        4,
+        "median of `outlier` over its k neighbours: low at the edge of a crowd, too",
+        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),),
+        top=2.0,
+    ),
 )
-_SIGNALS_OF_3 = (
-    *_SIGNALS_OF_2,
-    pa.field("near_copy_cluster", pa.int64()),
-    pa.field("near_copies", pa.int32()),
-    pa.field("image_agreement", pa.float32()),
-    pa.field("reference_agreement", pa.float32()),
-    pa.field("neg_clip_loss", pa.float32()),
-    pa.field("accord", pa.float32()),
+SIGNALS: Final = pa.struct([pa.field(signal.name, signal.type) for signal in SIGNAL_TABLE])
+# in the order in which they name a row's reason
+LIMITS: Final = tuple(
+    sorted(
+        ((limit, signal) for signal in SIGNAL_TABLE for limit in signal.limits),
+        key=lambda pair: list(Reason).index(pair[0].reason),
+    )
 )
-SIGNALS = pa.struct(
-    [
-        *_SIGNALS_OF_3,
-        pa.field("caption_copies", pa.int32()),  # since version 4, as are the next
-        pa.field("pair_copies", pa.int32()),
-        pa.field("cosine_rise", pa.float32()),
-        pa.field("neighbour_outlier", pa.float32()),
-    ]
-)
-_OLD_SIGNALS = {1: _SIGNALS_OF_2, 2: _SIGNALS_OF_2, 3: _SIGNALS_OF_3}
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _UID = pa.binary(16)
 
@@ -116,8 +226,8 @@ def manifest_schema(version: int) -> pa.Schema:
 
 
 def _with_signals_of(schema: pa.Schema, version: int) -> pa.Schema:
-    old = _OLD_SIGNALS.get(version)
-    return schema if old is None else schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(old)))
+    known = [pa.field(signal.name, signal.type) for signal in SIGNAL_TABLE if signal.since <= max(2, version)]
+    return schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(known)))
 
 
 MANIFEST = pa.schema(
@@ -150,25 +260,4 @@ MEANINGS = {
     "reason": "why the row is not safe; null where it is; `review` where a human said so, whatever the label",
     "detail": "what exactly was wrong with the row, or what was repaired in its caption",
     "signals": "what the signals stage adds (fields below); null until it has run, and where the row could not be scored",
-}
-
-SIGNAL_MEANINGS = {
-    "p_mismatch": "probability that the pair is mismatched (local false discovery rate); with rule `calibrated` only",
-    "outlier": "1 - cosine of its image vector to the k-th nearest of a reference sample; unusually low: crowded, high: alone",
-    "neighbour_outlier": "median of the same over these k neighbours: low at the edge of a crowd, too",
-    "image_cluster": "the image's perceptual hash; rows that share it look alike",
-    "image_cluster_size": "rows of the whole dataset that share it",
-    "caption_cluster_size": "rows of the whole dataset with this caption, but for case, digits and punctuation",
-    "caption_agreement": "cosine of its caption vector with the mean one of its image's neighbours",
-    "near_copy_cluster": "rows that share it are near copies by their image vectors, in chains: their lowest image hash",
-    "near_copies": "rows of the whole dataset that share it, itself too",
-    "image_agreement": "mean cosine of its image vector with those of the captions nearest to its own, copies left out",
-    "reference_agreement": "the same by a reference encoder that never saw the data, and by the captions' words",
-    "neg_clip_loss": "cosine, less what other captions and images of a sample explain of it",
-    "pair_copies": "near copies of its image, itself too, that have its caption",
-    "caption_copies": "rows of the whole dataset with nearly this caption (a band of MinHash in common), itself too; 1 below 5",
-    "cosine_rise": "share of rows that its cosine has overtaken since an earlier round by other weights, in [-1, 1]; high: it "
-    "was learned fast",
-    "accord": "combined p-value, in [0, 1], of the ranks of neg_clip_loss, image_agreement and reference_agreement within a "
-    "sample, and of how often its caption occurs: low where they doubt the pair; near copies share their doubts",
 }

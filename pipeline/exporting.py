@@ -1,7 +1,6 @@
 """Export chosen pairs of a sealed round: plan the files, write each whole or not at all, say last what is there."""
 
 import dataclasses
-import json
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from manifests.layout import require_same_plan
 from manifests.parts import write_file, write_json
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
-from pipeline.config.load import ExecutorOptions
-from pipeline.pages.gallery import sealed_off
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.queries.inspection import sealed_off
 from pipeline.steps.plan import read_run
 from pipeline.workers.executors import connected, make_executor
 from pipeline.workers.run_stage import run_stage
@@ -53,7 +52,9 @@ class ExportOptions:
             raise ConfigError("--multiplicities is of --format datacomp-npy alone")
 
 
-def export(manifest: Manifest, out: str, options: ExportOptions, executor: ExecutorOptions, *, verbose: bool = False) -> Report:
+def export(
+    manifest: Manifest, out: str, options: ExportOptions, executor: ExecutorSettings, *, verbose: bool = False
+) -> Report:
     """Write an export, or go on with one; a finished one is left as it is.
 
     Args:
@@ -108,7 +109,7 @@ def _plan(manifest: Manifest, options: ExportOptions) -> Report:
 
 
 def _files(
-    manifest: Manifest, store: Store, options: ExportOptions, executor_options: ExecutorOptions, *, verbose: bool
+    manifest: Manifest, store: Store, options: ExportOptions, executor_options: ExecutorSettings, *, verbose: bool
 ) -> list[Exported]:
     """Write all files that are not there yet, and join those of formats that are one file."""
     facts = read_run(manifest.run)
@@ -121,7 +122,7 @@ def _files(
             f"round {manifest.number} has no pair with labels {options.choice.labels}, reasons {options.choice.reasons}"
         )
     target = ExportTarget(
-        store, manifest, options.choice, options.form, dataset.store, facts.config.data, options.inject, options.weights
+        store, manifest, options.choice, options.form, dataset.store, facts.config.data, pieces, options.inject, options.weights
     )
     units = [Shard(name, "", "tar", sum(piece.num for piece in mine)) for name, mine in pieces.items()]
     notes = f"{PLAN}.files"
@@ -137,7 +138,7 @@ def _files(
     with connected(executor_options, verbose=verbose):
         executor = make_executor(executor_options, use_gpus=False, num_shards=len(todo) or 1)
         run_stage(
-            executor, Export(target, pieces), todo, what="export", folder=(store, None), collect=collect,
+            executor, Export(target), todo, what="export", folder=(store, None), collect=collect,
             num_done_before=len(units) - len(todo),
         )  # fmt: skip
     files = [done[unit.name] for unit in units]
@@ -202,7 +203,7 @@ def _datacomp(manifest: Manifest, store: Store, options: ExportOptions) -> Expor
     values = [list(some) for some in words.values() if some]
     what = "uid" if options.multiplicities else "DISTINCT uid"
     query = f"SELECT {what} FROM pairs WHERE {' AND '.join(['TRUE', *tests])} ORDER BY uid"  # noqa: S608
-    with sealed_off(manifest, None) as connection:
+    with sealed_off(manifest) as connection:
         num = connection.execute(f"SELECT count(*) FROM ({query})", values).fetchall()[0][0]  # noqa: S608
         if not num:
             raise RunError(f"round {manifest.number} has no pair with labels {options.choice.labels}")
@@ -229,8 +230,3 @@ def as_text(report: Report, out: str) -> str:
     files = report["files"]
     some = f"{len(files)} files" if len(files) > 1 else files[0]["name"]
     return f"{report['rows']:,} pairs of round {report['round']} in {some} of {out}{missing}; seal {report['fingerprint'][:12]}"
-
-
-def as_json(report: Report) -> str:
-    """Return an export for machines."""
-    return json.dumps(report, indent=1)

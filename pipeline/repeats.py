@@ -8,19 +8,20 @@ import duckdb
 import pyarrow as pa
 
 from manifests.layout import fingerprint, require_same_plan
-from manifests.parts import write_json, write_part
+from manifests.parts import write_json
 from manifests.store import Store, open_store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
 from pipeline.config.provenance import versions
+from pipeline.queries.terminal import printable
 from pipeline.workers.executors import connected, make_executor
 from pipeline.workers.run_stage import run_stage
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.signals.hash_rows import HASHES, PREPROCESS, HashRows
-from stages.signals.repeats import over_parts, tables_of
+from stages.signals.hash_rows import HASHES, PREPROCESS, HashRows, HashTarget
+from stages.signals.repeats import over_parts, write_answer
 
 PLAN, PARTS = "plan.json", "hashes"
-_SHOWN, _BATCH_ROWS, _MEMORY_BYTES = 10, 100_000, 2 << 30
+_SHOWN, _MEMORY_BYTES = 10, 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def find_repeats(
     with connected(options, verbose=verbose):
         executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
         decode = Decode(dataset.store, config.data, PREPROCESS, num_threads=executor.num_threads)
-        stage = HashRows(decode, store, PARTS, fingerprint(plan))
+        stage = HashRows(HashTarget(decode, store, PARTS, fingerprint(plan)))
         before = len(dataset.shards) - len(todo)
         run_stage(executor, stage, todo, what="hash", folder=(store, None), collect=lambda _, n: n, num_done_before=before)
     parts = [f"{PARTS}/{shard.name}.parquet" for shard in dataset.shards]
@@ -127,8 +128,7 @@ def _listed(
         f"SELECT shard, index, parts.key, parts.caption, common AS {common}, num_rows, num_captions, num_images "  # noqa: S608
         "FROM members JOIN parts USING (shard, index) JOIN counted USING (common) ORDER BY num_rows DESC, common, shard, index"
     )
-    schema = repeated_schema(common)
-    write_part(store, kind.file, schema, tables_of(schema, found.to_arrow_reader(_BATCH_ROWS)), fingerprint=stamp)
+    write_answer(found, store, kind.file, repeated_schema(common), fingerprint=stamp)
     repeated, shared = connection.sql("SELECT (SELECT count(*) FROM members), count(*) FROM counted").fetchall()[0]
     top = connection.sql("SELECT * EXCLUDE (common) FROM counted ORDER BY num_rows DESC, common").limit(_SHOWN)
     groups = [dict(zip(top.columns, row, strict=True)) for row in top.fetchall()]
@@ -153,6 +153,5 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def _line(group: dict[str, Any], others: str) -> str:
-    text = f"{group['key']}   {group['caption'] or ''}"
-    shown = "".join(c if c.isprintable() else " " for c in text)[:90]
+    shown = printable(f"{group['key']}   {group['caption'] or ''}", 90)
     return f"{group['num_rows']:>9,} rows, {group[f'num_{others}']:>7,} {others}   {shown}"

@@ -1,31 +1,30 @@
-"""The story of a round: plan, score, count, split, label, seal.
+"""The story of a round: plan, score, count, signals, decide, label, seal.
 
 Each step leaves whole files behind and begins by looking at what is already there, so that the same call goes on where
 an earlier one stopped, however that ended.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from manifests.layout import Plan, is_sealed, read_plan, round_numbers
+from manifests.layout import Plan, is_sealed, read_plan
 from manifests.reading import Manifest, open_round
-from manifests.reviews import snapshot
 from manifests.store import Store, open_store
-from pipeline.config.load import RunConfig
-from pipeline.steps.count import counted, decided
+from pipeline.config.catalogue import RunConfig
+from pipeline.steps.count import count
+from pipeline.steps.decide_round import decide_round
 from pipeline.steps.numbering import grown, newest_scores, rescore_number, split_number
-from pipeline.steps.plan import Round, begin_round, begin_run, read_run
-from pipeline.steps.score import Choice, scored_round
-from pipeline.steps.seal import label_and_seal
-from pipeline.steps.signals import asked_signals, signals_plan
-from pipeline.workers.executors import Executor, connected, make_executor
-from stages.read.shards import open_dataset
-from stages.settings import SplitOptions
+from pipeline.steps.plan import Round, begin_run, planned, read_run
+from pipeline.steps.score import prepare, score
+from pipeline.steps.seal import label, seal
+from pipeline.steps.signals import add_signals, asked_signals, signals_plan
+from pipeline.workers.executors import connected, make_executor
+from stages.read.shards import Dataset, open_dataset
+
+if TYPE_CHECKING:
+    from pipeline.steps.embed_stage import Scoring
 
 FIRST_ROUND = 1
-_OTHER_SETTINGS = (
-    "Other reading settings need another --out; other weights make a new round by `pairsan rescore {run}`; other split "
-    "settings need only `pairsan split {run}`, which reuses the scores."
-)
 
 
 def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
@@ -40,13 +39,27 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
     Raises:
         PairsanError: See `manifests.errors`; what was finished is kept.
     """
-    round_ = _first_round(data, out, config, kind="clean", verbose=verbose)
-    return open_round(round_.run, round_.number)
+    run, dataset, signals = open_store(out), open_dataset(data), asked_signals(config)
+    with connected(config.executor, verbose=verbose):
+        scoring = prepare(config, dataset)
+        begin_run(run, dataset, data, config)
+        more = {"split": config.split.model_dump(), "signals": signals}
+        scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
+        round_ = planned(run, FIRST_ROUND, dataset.shards, kind="clean", scores=scores, config=config, **more)
+        return _take(round_, config, scoring)
 
 
 def embed(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = False) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
-    return _first_round(data, out, config, kind="embed", verbose=verbose)
+    run, dataset = open_store(out), open_dataset(data)
+    with connected(config.executor, verbose=verbose):
+        scoring = prepare(config, dataset)
+        begin_run(run, dataset, data, config)
+        scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
+        round_ = planned(run, FIRST_ROUND, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)
+        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda", num_shards=len(dataset.shards))
+        score(executor, round_, config, scoring)
+        return round_
 
 
 def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
@@ -67,21 +80,9 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
     dataset = open_dataset(read_run(run).data)
     begin_run(run, dataset, [], config)  # refuses other data
     signals = asked_signals(config)
-
-    def choose(scores: Plan) -> Choice:
-        number = rescore_number(run, scores)
-        split = grown(run, config.split, before=number).model_dump()
-        plan = {"kind": "rescore", "scores": scores, "scores_round": number, "split": split}
-        plan["signals"] = signals
-        plan["reviews"] = _reviews(run, number)
-        if is_sealed(run, number):  # whatever was asked for now, these weights have their labels
-            plan = {key: read_plan(run, number).get(key) for key in plan}
-        return Choice(number, plan, _OTHER_SETTINGS.format(run=out))
-
-    with scored_round(run, dataset, config, choose, verbose=verbose) as (executor, round_):
-        if not is_sealed(run, round_.number):
-            _seal(executor, round_, config, SplitOptions.model_validate(round_.plan["split"]))
-    return open_round(run, round_.number)
+    with connected(config.executor, verbose=verbose):
+        scoring = prepare(config, dataset)
+        return _take(_rescored(run, dataset, config, scoring.plan, signals), config, scoring)
 
 
 def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbose: bool = False) -> Manifest:
@@ -100,44 +101,42 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     run = open_store(out)
     shards = read_run(run).shards
     source = scores_round if scores_round is not None else newest_scores(run, len(shards))
-    plan = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
-    plan["signals"] = signals_plan(run, source, config)
-    number = split_number(run, {**plan, "split": config.split.model_dump()})
+    scores = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
+    more = {"split": config.split.model_dump(), "signals": signals_plan(run, source, config)}
+    number = split_number(run, {**scores, **more, "profile": config.profile})
+    round_ = planned(run, number, shards, kind="split", scores=scores, config=config, **more)
     with connected(config.executor, verbose=verbose):
-        executor = make_executor(config.executor, use_gpus=False, num_shards=len(shards))
-        planned = Round(run, number, {**plan, "round": number}, shards)
-        totals = counted(executor, planned, config, config.split)
-        decision = decided(totals, config.split)  # before the plan: no round where it is refused
-        contents = {"kind": "split", **plan, "split": config.split.model_dump(), "reviews": _reviews(run, number)}
-        round_ = begin_round(run, number, contents, shards, hint="Choose another split.")
-        label_and_seal(executor, round_, totals, decision)
-    return open_round(run, number)
+        return _take(round_, config, None)
 
 
-def _first_round(data: Sequence[str], out: str, config: RunConfig, *, kind: str, verbose: bool) -> Round:
-    """Plan round 1, score it, and seal it where `kind` is `clean`."""
-    dataset, run = open_dataset(data), open_store(out)
-    split = config.split.model_dump() if kind == "clean" else None
-    signals = asked_signals(config) if kind == "clean" else None
+def _take(round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manifest:
+    """Take a planned round to its seal.
 
-    def choose(scores: Plan) -> Choice:
-        begin_run(run, dataset, list(data), config)
-        plan = {"kind": kind, "scores": scores, "scores_round": FIRST_ROUND, "split": split, "signals": signals}
-        plan["reviews"] = _reviews(run, FIRST_ROUND)
-        return Choice(FIRST_ROUND, plan, _OTHER_SETTINGS.format(run=out))
+    A round is begun, that is, its plan written, by the first step that writes into it: by `score` where it has scores of its
+    own, else by `label`. So a split that is refused leaves no round behind.
 
-    with scored_round(run, dataset, config, choose, verbose=verbose) as (executor, round_):
-        if kind == "clean" and not is_sealed(run, FIRST_ROUND):
-            _seal(executor, round_, config, config.split)
-        return round_
+    Args:
+        round_: Planned.
+        config: The settings.
+        scoring: What scores it; None where its scores are an earlier round's.
+    """
+    use_gpus = scoring is not None and scoring.device == "cuda"
+    executor = make_executor(config.executor, use_gpus=use_gpus, num_shards=len(round_.shards))
+    score(executor, round_, config, scoring)
+    if not round_.is_sealed:
+        totals = count(executor, round_)
+        signals = add_signals(executor, round_, config, totals.histogram.num_rows)
+        decided = decide_round(executor, round_, totals, signals)
+        written = label(executor, round_, signals, decided)
+        seal(round_, totals, signals, decided, written)
+    return open_round(round_.run, round_.number)
 
 
-def _reviews(run: Store, number: int) -> Plan | None:
-    """Return which human verdicts a round honours: those of when it was begun."""
-    return read_plan(run, number).get("reviews") if number in round_numbers(run) else snapshot(run)
-
-
-def _seal(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> None:
-    """Count a scored round, split it, label its rows and seal it."""
-    totals = counted(executor, round_, config, options)
-    label_and_seal(executor, round_, totals, decided(totals, options))
+def _rescored(run: Store, dataset: Dataset, config: RunConfig, scores: Plan, signals: Plan | None) -> Round:
+    """Plan the round of some weights; whatever is asked for now, weights that have labels keep them."""
+    number = rescore_number(run, scores)
+    if is_sealed(run, number):
+        return Round(run, number, read_plan(run, number), dataset.shards)
+    more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals}
+    of = {"scores": scores, "scores_round": number}
+    return planned(run, number, dataset.shards, kind="rescore", scores=of, config=config, **more)

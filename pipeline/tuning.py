@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import numpy as np
-
 from manifests.errors import RunError
 from manifests.layout import read_plan
 from manifests.store import open_store
-from pipeline.config.load import ExecutorOptions
-from pipeline.steps.canary_leaks import proposals
-from pipeline.steps.count import tally, tally_canaries, tally_signals
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.steps.canary_leaks import count_canaries, proposals
+from pipeline.steps.count import count
 from pipeline.steps.numbering import newest_scores
 from pipeline.steps.plan import Round, read_run
-from pipeline.steps.signals import signal_parts
+from pipeline.steps.signals import are_there, count_signals, signal_parts
 from pipeline.workers.executors import make_executor
-from stages.histogram import grid_bins
 from stages.label.calibration import FEWEST_NULLS, calibrate
+from stages.label.settings import SplitSettings
 
 
 def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
@@ -39,19 +37,18 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
     plan = read_plan(store, source)
     if not plan["scores"].get("canaries"):
         raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")
-    round_ = Round(store, source, plan, shards)
-    executor = make_executor(ExecutorOptions(executor="local"), use_gpus=False, num_shards=len(shards))
-    totals = tally(executor, round_)
-    parts = signal_parts(round_)
-    if parts is not None and parts.near and {f"{shard.name}.parquet" for shard in shards} <= store.names(parts.folder):
-        tally_signals(executor, round_, parts, totals)
-    tally_canaries(executor, round_, totals)
-    found = proposals(totals.canaries, totals.histogram, totals.accord, leak)
-    numbers = {kind: sum(len(scores.cosines) for scores in pieces) for kind, pieces in totals.canaries.items()}
+    split = plan["split"] or SplitSettings().model_dump()  # of an `embed`, which has none
+    round_ = Round(store, source, {**plan, "split": {**split, "max_quarantined_share": 1.0}}, shards)
+    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False, num_shards=len(shards))
+    totals = count(executor, round_)
+    parts = signal_parts(round_, totals.histogram.num_rows)
+    signals = count_signals(executor, round_, parts) if parts and parts.asked.near and are_there(parts) else None
+    canaries = count_canaries(executor, round_, signals.parts if signals else None)
+    found = proposals(canaries, totals.histogram, signals.values.get("accord") if signals else None, leak)
+    numbers = {kind: sum(len(scores.cosines) for scores in pieces) for kind, pieces in canaries.items()}
     found |= {"leak": leak, "round": source, "num_canaries": numbers}
     if totals.nulls.num_rows >= FEWEST_NULLS:
-        tail = calibrate(totals.histogram, totals.nulls).tail
-        found["alpha"] = float(tail[int(grid_bins(np.asarray([found["cut"]], np.float32))[0])])
+        found["alpha"] = calibrate(totals.histogram, totals.nulls).tail_at(found["cut"])
     return found
 
 

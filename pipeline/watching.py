@@ -4,14 +4,11 @@ There is no state beside the rounds themselves: a checkpoint is done when a seal
 be killed and started again at any time.
 """
 
-import contextlib
 import json
 import logging
-import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import time
 import zipfile
@@ -22,11 +19,14 @@ from glob import glob
 from pathlib import Path
 from typing import Final
 
+from filelock import FileLock, Timeout
+
 from manifests.errors import ConfigError, PairsanError, RunError
-from manifests.layout import EMBEDDINGS, is_sealed, read_plan, round_folder, round_numbers
+from manifests.layout import EMBEDDINGS, read_plan, round_folder, round_numbers, sealed_rounds
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
+from pipeline.steps.plan import read_run
 
 log = logging.getLogger("pairsan.watch")
 
@@ -132,8 +132,7 @@ def is_complete(path: Path) -> bool:
 
 def scored_checkpoints(run: Store) -> set[str]:
     """Return the sha256 of every checkpoint file that a sealed round was scored with."""
-    sealed = [number for number in round_numbers(run) if is_sealed(run, number)]
-    return {read_plan(run, number)["scores"]["model"]["file_sha256"] for number in sealed}
+    return {read_plan(run, number)["scores"]["model"]["file_sha256"] for number in sealed_rounds(run)}
 
 
 def prune_embeddings(run: Store, keep: int | None) -> None:
@@ -147,39 +146,22 @@ def prune_embeddings(run: Store, keep: int | None) -> None:
 
 
 @contextmanager
-def lock(run: str, *, break_lock: bool) -> Iterator[None]:
-    """Hold the watcher's lock of a run.
+def lock(run: str) -> Iterator[None]:
+    """Hold the watcher's lock of a run; the system frees it when its holder dies, however that happens.
 
     Raises:
-        RunError: Another watcher holds it, or a dead one has left it.
+        RunError: Another watcher holds it, or there is no run.
     """
     store = open_store(run)
     if not store.is_local:
         raise ConfigError(f"watch needs the run on a local or mounted path, not {run!r}; use `pairsan rescore` on a schedule")
-    path = Path(store.path(LOCK))
-    if break_lock:
-        path.unlink(missing_ok=True)
+    read_run(store)  # refuses what is no run folder
+    path = store.path(LOCK)
     try:
-        with path.open("x") as file:
-            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file)
-    except FileExistsError:
-        raise RunError(_held(path)) from None
-    except FileNotFoundError:
-        raise RunError(f"{run} is no run folder; `pairsan clean DATA --out {run}` begins one") from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _held(path: Path) -> str:
-    holder: dict[str, object] = {}
-    with contextlib.suppress(ValueError, OSError):
-        holder = json.loads(path.read_text())
-    who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
-    if holder.get("host") == socket.gethostname() and not Path(f"/proc/{holder.get('pid')}").exists():
-        return f"{path} was left by a watcher that is gone ({who}); start again with --break-lock"
-    return f"{path}: another watcher holds this run ({who}); stop it first, or use --break-lock if it is gone"
+        with FileLock(path, blocking=False):
+            yield
+    except Timeout:
+        raise RunError(f"another watcher holds {path}; stop that one first") from None
 
 
 def _sha256(path: Path) -> str:

@@ -122,6 +122,10 @@ class Histogram:
         from_top = self.counts[::-1].cumsum()
         return float(grid_values(np.asarray([NUM_BINS - 1 - int(np.searchsorted(from_top, wanted))]))[0])
 
+    def cut_above_share(self, share: float) -> float:
+        """Return the grid value below which about a share of the rows lies; `cut_for_share` from the other end."""
+        return self.cut_for_share(1.0 - min(share, 1.0 - 1e-9))
+
     def coarse(self, num_bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return at most `num_bins` bins of equal width over the occupied range: their mean cosines and counts."""
         values, counts = self.occupied()

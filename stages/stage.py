@@ -1,18 +1,26 @@
 """What a stage is."""
 
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
-In_contra = TypeVar("In_contra", contravariant=True)
-Out_co = TypeVar("Out_co", covariant=True)
+from stages.pair import Shard
+
+Target = TypeVar("Target")
+Out = TypeVar("Out")
 
 
-class Stage(Protocol[In_contra, Out_co]):
-    """Work on one shard; picklable before `open`, so that it travels to its workers."""
+class Stage(Generic[Target, Out]):
+    """Work on one shard; picklable before `open`, so that it travels to its workers.
+
+    Every stage is made of one frozen dataclass, its target, which says where it reads, where it writes and how.
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Take the target; nothing is loaded before `open`."""
+        self.target = target
 
     def open(self) -> None:
-        """Prepare, once per worker: load weights, open files."""
-        ...
+        """Prepare, once per worker: load weights, open files. Most stages have nothing to load."""
 
-    def run(self, item: In_contra, /) -> Out_co:
-        """Do the work on one item; the same item gives the same output on any worker."""
-        ...
+    def run(self, shard: Shard, /) -> Out:
+        """Do the work on one shard; the same shard gives the same output on any worker."""
+        raise NotImplementedError

@@ -31,7 +31,7 @@ def unit(vectors: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> npt.NDAr
     return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
-def packed(vectors: npt.NDArray[np.float32]) -> pa.FixedSizeBinaryArray:
+def packed(vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
     """Return vectors as fp16 in fixed-size binary, which `vectors_of` reads."""
     half = np.ascontiguousarray(vectors, np.float16)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * half.shape[1]), len(half), [None, pa.py_buffer(half)])

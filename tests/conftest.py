@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -18,6 +20,8 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "examples" / "emoji"
 TINY = EMOJI / "tiny-clip"
+SMALL_MODEL = EMOJI / "demo-model"
+CLEAN = ("--executor", "local", "--keep-share", 1.0)
 
 
 @pytest.fixture(scope="session")
@@ -121,10 +125,60 @@ def ray_cluster() -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers find stages that tests define
-    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        configure_logging=False,
+    )
     patch.undo()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tars of 80 real pairs each."""
+    folder = tmp_path_factory.mktemp("few")
+    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m, _ in zip(tar, range(720), strict=False)]
+    for shard in range(3):
+        (folder / f"{shard}.tar").write_bytes(make_tar(members[shard * 240 : (shard + 1) * 240]))
+    return folder
+
+
+def table(run: Path, number: int | None = None) -> pd.DataFrame:
+    """The rows of a sealed round, a column for each signal."""
+    from manifests.reading import open_round
+
+    rows = open_round(run, number).to_pandas()
+    return pd.concat([rows.drop(columns="signals"), pd.json_normalize(list(rows["signals"].map(lambda s: s or {})))], axis=1)
+
+
+def histogram_of(cosines: np.ndarray) -> Any:
+    from stages.histogram import Histogram, count, on_grid
+
+    histogram = Histogram()
+    histogram.add(count(on_grid(cosines)))
+    return histogram
+
+
+def two_groups(share: float, size: int, seed: int = 0, skewed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines, and which of them are mismatched."""
+    rng = np.random.default_rng(seed)
+    num_bad = round(share * size)
+    good = 0.16 + rng.gamma(4.0, 0.04, size - num_bad) if skewed else rng.normal(0.28, 0.06, size - num_bad)
+    return np.r_[good, rng.normal(0.06, 0.04, num_bad)], np.r_[np.zeros(size - num_bad, bool), np.ones(num_bad, bool)]
+
+
+def wait_for(path: Path, seconds: float = 180.0) -> None:
+    """Sleep until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
 
 
 def parts_of(run: Path) -> dict[str, bytes]:

@@ -14,11 +14,10 @@ import pytest
 import timm
 import torch
 from click.testing import Result
-from conftest import EMOJI, make_tar
+from conftest import CLEAN, EMOJI, make_tar, table
 from safetensors.torch import save_file
 from scipy.stats import chi2
 from sklearn.metrics import roc_auc_score
-from test_signals import CLEAN, table
 
 from manifests.errors import CheckpointError, ConfigError, RunError, UnsafeCheckpoint
 from manifests.layout import read_plan
@@ -26,12 +25,13 @@ from manifests.reading import open_round
 from manifests.schema import Reason, manifest_schema, scores_schema
 from manifests.store import open_store
 from pipeline.steps.plan import Round, read_run
-from pipeline.steps.signals import _check_memory
+from pipeline.steps.signals import _check_memory, signal_parts
 from stages.histogram import Histogram, count
 from stages.label.decide import decide
+from stages.label.settings import SplitSettings
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.settings import ReadOptions, SplitOptions
+from stages.settings import ReadSettings
 from stages.signals.accord import Accord, Rows, agreement, neg_clip_loss
 from stages.signals.repeats import Commonness, Repeats
 from stages.signals.sample import Reference
@@ -104,8 +104,8 @@ def test_a_budget_of_discord_holds_its_share() -> None:
     values = (np.round(rng.uniform(0, 1, 5000) * 2**19) / 2**19).astype(np.float32)
     accord.add(count(values))
     cosines.add(count(np.linspace(0, 0.5, 5000).round(4).astype(np.float32)))
-    options = SplitOptions(rule="keep-share", keep_share=1.0, discord_share=0.08)
-    (limit,) = decide(cosines, options, None, None, accord).limits
+    options = SplitSettings(rule="keep-share", keep_share=1.0, discord_share=0.08)
+    (limit,) = decide(cosines, options, signals={"accord": accord}).limits
     assert limit.reason == Reason.DISCORDANT
     flagged = ~limit.allows(values.astype(np.float64))
     assert flagged.mean() == pytest.approx(0.08, abs=2e-3)
@@ -166,14 +166,14 @@ def test_exchanged_captions_are_in_discord(swapped: Path, tmp_path: Path, tiny: 
 
 def test_reference_vectors_are_the_towers_own(crawl: Path, tmp_path: Path, tiny: str, tower: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
-    encoder = ("--reference-encoder", f"timm:{TOWER}", "--reference-checkpoint", tower, "--reference-image-size", 64)
+    encoder = ("--reference-encoder", f"timm:{TOWER}", "--reference-checkpoint", tower, "--set", "reference_image_size=64")
     pairsan("clean", crawl, "--out", run, "--checkpoint", tiny, *CLEAN, "--near-copy-cosine", 0.99, *encoder)
     plan = json.loads((run / "rounds/0001/plan.json").read_text())
     assert plan["signals"]["reference_encoder"]["name"] == f"timm:{TOWER}"
     folder = next(run.glob("reference-*"))
     found = np.concatenate([vectors_of(pq.read_table(path)["image"]) for path in sorted(folder.iterdir())])
     model, config = load_tower(resolve_tower(f"timm:{TOWER}", str(tower), 64))
-    decode = Decode(open_store(str(crawl)), ReadOptions(), config, num_threads=1)
+    decode = Decode(open_store(str(crawl)), ReadSettings(), config, num_threads=1)
     decode.open()
     expected = np.zeros_like(found)
     mean, std = (torch.tensor(config[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
@@ -284,10 +284,12 @@ def test_a_sample_larger_than_the_memory_is_refused(swapped: Path, tmp_path: Pat
     pairsan(*args, "--agreement-rows", 64)
     round_ = open_round(tmp_path / "run")
     loaded = Round(round_.run, 1, read_plan(round_.run, 1), read_run(round_.run).shards)
+    parts = signal_parts(loaded, memory_bytes=64 << 20)
+    assert parts is not None
     with pytest.raises(
-        RunError, match=r"a sample of 9,000,000 rows takes [\d,]+ MiB in each worker, --signals-memory-mb allows 64"
+        RunError, match=r"a sample of 9,000,000 rows takes [\d,]+ MiB in each worker, signals_memory_mb allows 64"
     ):
-        _check_memory(loaded, 9_000_000, None, 64 << 20)
+        _check_memory(parts, 9_000_000)
 
 
 def test_how_common_it_is_to_occur_so_often() -> None:
@@ -316,7 +318,7 @@ def test_one_caption_under_many_pictures_is_in_discord(
     members = [(name, b"a picture of a fine thing" if name.endswith(".txt") and i < 36 else data)
                for i, (name, data) in enumerate(emoji_members)]  # fmt: skip
     (tmp_path / "data.tar").write_bytes(make_tar(members))
-    args = ("clean", tmp_path / "data.tar", "--checkpoint", tiny, *CLEAN, "--agreement-neighbours", 2, "--neighbours", 3)
+    args = ("clean", tmp_path / "data.tar", "--checkpoint", tiny, *CLEAN, "--set", "agreement_neighbours=2", "--neighbours", 3)
     pairsan(*args, "--out", tmp_path / "with", "--discord-share", 0.3)
     pairsan(*args, "--out", tmp_path / "without", "--discord-share", 0.3, "--no-common-captions")
     found = {name: table(tmp_path / name) for name in ("with", "without")}

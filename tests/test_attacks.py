@@ -18,7 +18,7 @@ from benchmarks.attacks.world import Row, World, load_rows
 from benchmarks.poison import poison, read_truth
 from manifests.errors import ConfigError, RunError
 from stages.read.shards import open_dataset, read_shard
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 SMALL = {"tdpa": "targets=3,rows=4", "flooding": "targets=2,rows=5", "optimised": "rows=6,steps=3"}
 KEPT_CAPTION = ("clean-label", "composed")
@@ -105,7 +105,7 @@ def test_poisoned_shards_hold_every_row_once_and_the_truth_names_the_planted_one
     attacks = [parse_attack("patch:rows=20"), parse_attack("tdpa:targets=2,rows=3")]
     poison(data, [str(EMOJI / "eval" / "00000.tar.gz")], attacks, tmp_path / "a", seed=4)
     dataset = open_dataset([str(tmp_path / "a" / "shards")])
-    pairs = [(shard.name, pair) for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions())]
+    pairs = [(shard.name, pair) for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings())]
     assert len(pairs) == len(rows) + 6
     assert all(pair.reason is None for _, pair in pairs)
     truth = read_truth(tmp_path / "a")

@@ -8,10 +8,11 @@ import torch
 from conftest import EMOJI
 
 from stages.score.encoders import preprocess_config
-from stages.settings import TrainOptions
+from stages.train import augment
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group
-from stages.train.learner import augment, new_model
+from stages.train.learner import new_model
+from stages.train.settings import TrainSettings
 from stages.train.views import Views
 
 
@@ -76,7 +77,7 @@ def test_wide_colours_hide_a_tone_curve_that_usual_ones_leave_visible() -> None:
 def test_images_get_wide_colours_only_where_they_are_asked_for() -> None:
     name = f"local-dir:{EMOJI / 'demo-model'}"
     model, tokenizer = new_model(name, 0), open_clip.get_tokenizer(name)
-    views = Views(model, tokenizer, TrainOptions(colour_strength=0.0), torch.device("cpu"), Group())
+    views = Views(model, tokenizer, TrainSettings(colour_strength=0.0), torch.device("cpu"), Group())
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     mean, std = (torch.tensor(preprocess_config(model)[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     plain = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std

@@ -16,9 +16,9 @@ from manifests.reading import open_round
 from stages.histogram import Histogram, count, grid_bins, on_grid
 from stages.label.calibration import calibrate
 from stages.label.decide import decide
+from stages.label.settings import SplitSettings
 from stages.label.strata import STRATA, StrataKind, strata_of
 from stages.score.null_cosines import caption_rows, null_cosines
-from stages.settings import SplitOptions
 from stages.vectors import unit
 
 Pairsan = Callable[..., Result]
@@ -78,11 +78,11 @@ def test_a_checkpoint_that_tells_nothing_is_refused() -> None:
     rng = np.random.default_rng(3)
     cosines, nulls = histogram_of(rng.normal(0.2, 0.05, 5000)), histogram_of(rng.normal(0.2, 0.05, 20_000))
     with pytest.raises(SplitRefused, match=r"no cut leaves at most 1.00% mismatched|only 0\.\d+% of the scored rows"):
-        decide(cosines, SplitOptions(rule="calibrated"), None, nulls)
+        decide(cosines, SplitSettings(rule="calibrated"), nulls=nulls)
     with pytest.raises(SplitRefused, match="1,000 of them at least, and there are 0"):
-        decide(cosines, SplitOptions(rule="calibrated"), None, Histogram())
-    options = SplitOptions(rule="calibrated", if_unseparable="quantile", fallback_share=0.2)
-    decision = decide(cosines, options, None, nulls)
+        decide(cosines, SplitSettings(rule="calibrated"), nulls=Histogram())
+    options = SplitSettings(rule="calibrated", if_unseparable="quantile", fallback_share=0.2)
+    decision = decide(cosines, options, nulls=nulls)
     assert decision.rule == "quantile"
     assert decision.p_mismatch(np.asarray([0.2], np.float32)) is None
 
@@ -159,10 +159,10 @@ def test_strata_state_their_own_rates(tmp_path: Path) -> None:
     both, null = histogram_of(cosines.ravel()), Histogram()
     for part in nulls:
         null.counts += part.counts
-    options = SplitOptions(rule="calibrated", null_strata="image-size")
+    options = SplitSettings(rule="calibrated", null_strata="image-size")
     counted = {0: (pairs[0], nulls[0]), 1: (pairs[1], nulls[1])}
-    decision = decide(both, options, None, null, counted=counted)
-    pooled = decide(both, options.model_copy(update={"null_strata": None}), None, null)
+    decision = decide(both, options, nulls=null, strata=counted)
+    pooled = decide(both, options.model_copy(update={"null_strata": None}), nulls=null)
     assert decision.strata is not None
     for code in (0, 1):
         on = on_grid(cosines[code])
@@ -174,7 +174,7 @@ def test_strata_state_their_own_rates(tmp_path: Path) -> None:
         assert decision.strata.facts[code]["mismatched_share"] == pytest.approx(share, abs=0.03)
     assert pooled.is_safe(on_grid(cosines[0]))[~wrong[0]].mean() < 0.6  # what one null for all costs here
     few = {0: counted[0], 1: (pairs[1], histogram_of(np.asarray([0.3])))}
-    shared = decide(both, options, None, null, counted=few).strata
+    shared = decide(both, options, nulls=null, strata=few).strata
     assert shared is not None
     assert [fact["own_null"] for fact in shared.facts] == [True, False]
     assert shared.cuts[1] == pooled.cut
@@ -210,6 +210,6 @@ def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> No
     captionless = ("--out", bare, *args, "--no-keep-captions")
     assert "leaves none" in pairsan("clean", EMOJI / "eval", *captionless, "--null-strata", "script", code=2).stderr
     pairsan("embed", EMOJI / "eval", *captionless)
-    (tmp_path / "other.toml").write_text("[embed]\nkeep_captions = true\n[split]\nnull_strata = 'script'\n")
+    (tmp_path / "other.toml").write_text("[embed]\nkeep_captions = true\n[split.calibrated]\nnull_strata = 'script'\n")
     refused = pairsan("split", bare, "--config", tmp_path / "other.toml", code=5)
     assert "these scores kept none; use --keep-captions" in refused.stderr

@@ -86,14 +86,14 @@ def test_a_seal_says_how_much_known_poison_would_be_safe(run: Path, tmp_path: Pa
 
 
 def test_too_leaky_a_split_is_refused_and_tune_proposes_another(run: Path, pairsan: Pairsan) -> None:
-    everything = ("--min-cosine", -0.99, "--max-safe-share", 1)
+    everything = ("--min-cosine", -0.99, "--set", "max_safe_share=1")
     refused = pairsan("split", run, *everything, "--max-canary-leak", 0.05, code=7)
     assert "of mismatched" in refused.stderr
     assert "canaries safe, allowed are 5.00%" in refused.stderr
     assert "composed" not in refused.stderr.split("allowed")[0]
     found = json.loads(pairsan("tune", run, "--leak", 0.0, "--json").stdout)
     assert found["num_canaries"]["mismatched"] == 60
-    pairsan("split", run, "--min-cosine", found["cut"], "--max-canary-leak", 0.0, "--max-safe-share", 1)
+    pairsan("split", run, "--min-cosine", found["cut"], "--max-canary-leak", 0.0, "--set", "max_safe_share=1")
     seal = open_round(run).seal
     assert max(seal["canaries"][kind]["share"] for kind in ("mismatched", "repeated", "patch")) == 0.0
     assert seal["safe_share"] == pytest.approx(found["kept_share"], abs=1e-6)
@@ -106,7 +106,9 @@ def test_too_leaky_a_split_is_refused_and_tune_proposes_another(run: Path, pairs
 def test_without_canaries_there_is_nothing_to_judge_by(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     out = tmp_path / "run"
     args = ("clean", crawl, "--out", out, "--checkpoint", tiny, *LOCAL, "--keep-share", 0.5)
-    assert "these scores have none" in pairsan(*args, "--max-canary-leak", 0.1, code=7).stderr
+    assert "it acts with canaries set" in pairsan(*args, "--max-canary-leak", 0.1, code=2).stderr
+    pairsan(*args)
+    assert "these scores have none" in pairsan("split", out, "--max-canary-leak", 0.1, code=7).stderr
     assert "have no canaries" in pairsan("tune", out, code=5).stderr
 
 
@@ -133,7 +135,7 @@ def test_neighbours_judge_canaries_too(run: Path, tmp_path: Path, tiny: str, pai
     pairsan("split", out, "--keep-share", 1.0, "--discord-share", found["discord_share"], "--max-canary-leak", 0.06)
     seal = open_round(out).seal
     assert seal["safe_share"] == pytest.approx(1.0 - found["discord_share"], abs=0.01)
-    everything = ("--min-cosine", -0.99, "--max-safe-share", 1, "--max-canary-leak", 0.06)
+    everything = ("--min-cosine", -0.99, "--set", "max_safe_share=1", "--max-canary-leak", 0.06)
     pairsan("split", out, *everything, "--discord-share", found["discord_share"])  # without the cut's help
     refused = pairsan("split", out, *everything, "--discord-share", 0.0, code=7)
     assert "canaries safe, allowed are 6.00%" in refused.stderr
@@ -143,7 +145,10 @@ def test_doubts_about_copies_add_up_for_canaries_as_for_rows(run: Path, tmp_path
     found = jointly(np.asarray([0.1, 0.1, 0.1, 0.1, 0.9, 0.02]), np.asarray([7, 7, 7, 7, 8, 9]))
     assert found == pytest.approx([0.0315] * 4 + [0.9, 0.02], abs=1e-4)  # sf(1.2816 x sqrt(4 / 1.9))
     assert jointly(np.asarray([0.001, 0.9]), np.asarray([3, 3]))[0] == 0.001  # nobody's doubt is taken away
-    data, everything = json.loads((run / "run.json").read_text())["data"][0], ("--min-cosine", -0.99, "--max-safe-share", 1)
+    data, everything = (
+        json.loads((run / "run.json").read_text())["data"][0],
+        ("--min-cosine", -0.99, "--set", "max_safe_share=1"),
+    )
     args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, *everything, "--discord-share", 0.004, "--agreement-rows", 256)
     leaks = {}
     for name, more in (("singly", ()), ("jointly", ("--near-copy-cosine", 0.995))):
@@ -160,7 +165,7 @@ def test_doubts_about_copies_add_up_for_canaries_as_for_rows(run: Path, tmp_path
 
 def test_a_reference_encoder_sees_the_canaries_too(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     data, out = json.loads((run / "run.json").read_text())["data"][0], tmp_path / "near"
-    args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, "--min-cosine", -0.99, "--max-safe-share", 1)
+    args = ("--checkpoint", tiny, *LOCAL, "--canaries", 60, "--min-cosine", -0.99, "--set", "max_safe_share=1")
     pairsan("clean", data, "--out", out, *args, "--discord-share", 0.1, "--reference-encoder", tiny)
     (folder,) = out.glob("reference-*-canaries-60")
     stored = pq.read_table(out / "rounds/0001/canaries/00000.tar.gz.parquet")
@@ -169,5 +174,5 @@ def test_a_reference_encoder_sees_the_canaries_too(run: Path, tmp_path: Path, ti
     assert leak["mismatched"]["share"] < 0.2
     assert leak["composed"]["share"] > leak["mismatched"]["share"]
     shutil.rmtree(folder)  # as in a run that an older version began
-    pairsan("split", out, "--min-cosine", -0.99, "--max-safe-share", 1, "--discord-share", 0.1)
+    pairsan("split", out, "--min-cosine", -0.99, "--set", "max_safe_share=1", "--discord-share", 0.1)
     assert open_round(out).seal["canaries"]["mismatched"]["share"] == 1.0  # by the cut alone

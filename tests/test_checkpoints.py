@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 from stages.score.checkpoints import load_model, resolve_weights, state_sha256
-from stages.settings import ModelOptions
+from stages.settings import ModelSettings
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -28,7 +28,7 @@ def state(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
 
 
 def load(**options: str) -> torch.nn.Module:
-    return load_model(resolve_weights(ModelOptions(**options)))
+    return load_model(resolve_weights(ModelSettings(**options)))
 
 
 def test_one_model_in_four_file_formats_has_one_state_hash(tiny: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_a_folder_with_two_weights_files_is_ambiguous(tiny: str, tmp_path: Path)
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match="holds 2 .safetensors files"):
-        resolve_weights(ModelOptions(checkpoint=str(tmp_path)))
+        resolve_weights(ModelSettings(checkpoint=str(tmp_path)))
 
 
 def test_a_file_that_changed_since_the_plan_is_refused(tiny: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(state, path)
-    weights = resolve_weights(ModelOptions(model=tiny, checkpoint=str(path)))
+    weights = resolve_weights(ModelSettings(model=tiny, checkpoint=str(path)))
     save_file({**state, "logit_scale": state["logit_scale"] + 1}, path)
     with pytest.raises(CheckpointError, match="not the file the plan names"):
         load_model(weights)
@@ -126,7 +126,7 @@ def test_a_remote_checkpoint_is_fetched_by_every_machine_that_needs_it(
     with fsspec.open("memory://weights/model.safetensors", "wb") as file:
         file.write((Path(tiny) / WEIGHTS).read_bytes())
     monkeypatch.setenv("PAIRSAN_CACHE", str(tmp_path / "driver"))
-    weights = resolve_weights(ModelOptions(model=tiny, checkpoint="memory://weights/model.safetensors"))
+    weights = resolve_weights(ModelSettings(model=tiny, checkpoint="memory://weights/model.safetensors"))
     monkeypatch.setenv("PAIRSAN_CACHE", str(tmp_path / "worker"))  # another machine, with a cache of its own
     shutil.rmtree(tmp_path / "driver")
     assert state_sha256(load_model(weights)) == state_sha256(load(checkpoint=tiny))
@@ -173,8 +173,8 @@ def hub(tiny: str) -> Iterator[str]:
 def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny: str, tmp_path: Path) -> None:
     code = (
         "from stages.score.checkpoints import *; from stages.score.encoders import OpenClipEncoder;"
-        "from stages.settings import ModelOptions;"
-        "weights = resolve_weights(ModelOptions(model='hf-hub:acme/tiny'));"
+        "from stages.settings import ModelSettings;"
+        "weights = resolve_weights(ModelSettings(model='hf-hub:acme/tiny'));"
         "print(state_sha256(load_model(weights)), OpenClipEncoder(weights).trims)"
     )
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}

@@ -95,7 +95,7 @@ def test_a_resume_under_another_plan_names_the_field(crawl: Path, tmp_path: Path
     result = clean(pairsan, crawl, run, tiny, "--keep-share", 0.6, code=5)
     assert "split.keep_share: 0.5 -> 0.6" in result.stderr
     assert "pairsan split" in result.stderr
-    result = clean(pairsan, crawl, run, tiny, "--keep-share", 0.5, "--max-caption-bytes", 100, code=5)
+    result = clean(pairsan, crawl, run, tiny, "--keep-share", 0.5, "--set", "max_caption_bytes=100", code=5)
     assert "scores.read.max_caption_bytes: 8192 -> 100" in result.stderr
     other = tmp_path / "other"
     shutil.copytree(tiny, other)

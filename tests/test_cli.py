@@ -13,67 +13,74 @@ from conftest import ROOT
 from manifests import errors, schema
 from manifests.schema import MANIFEST, MEANINGS, Reason
 from pipeline.cli.main import main
+from pipeline.config.catalogue import CATALOGUE, COMMANDS, TABLES
 
 Pairsan = Callable[..., Result]
 
-DATA = "--image-column --caption-column --key-column --separator --image-root --max-image-bytes --max-image-pixels"
-DATA += " --max-caption-bytes"
-MODEL = "--checkpoint --model --pretrained --precision --device"
-EMBED = "--canaries --batch-size --keep-embeddings --keep-captions"
-SPLIT = "--max-canary-leak --alpha --max-p-mismatch --null-strata --max-caption-copies --max-pair-copies "
-SPLIT += "--rule --threshold --keep-share --min-cosine --growth --cap --if-unseparable --fallback-share --min-separation"
-SPLIT += " --max-image-repeats --max-near-copies --crowded-share --crowded-tail --outlier-share --discord-share"
-SPLIT += " --min-safe-share --max-safe-share --max-quarantined-share --seed"
-SIGNALS = (
-    "--signals --neighbours --reference-rows --agreement-rows --agreement-neighbours --near-copy-cosine --copy-cell-rows "
-    "--common-captions "
-    "--caption-shingles --reference-encoder --reference-checkpoint --reference-image-size --signals-seed --signals-memory-mb"
-)
-EXECUTOR = "--executor --ray-address --workers --threads-per-worker --decode --max-retries"
-TRAIN = "--preset --rounds --warmup-passes --scorer --scorer-folds --refit-passes --first-matching --matching-passes --order"
-TRAIN += " --learning-rate --slow-learning-rate --locked-learning-rate --weight-decay --train-batch-size --train-workers"
-TRAIN += " --local-loss --train-precision --lr-warmup-share --pool-size --faiss-from --clip-weight --unimodal-weight"
-TRAIN += " --least-crop --colour-strength --warmup-views --warmup-least-crop --p-caption-change --shuffle-rows"
-TRAIN += " --save-every-steps --train-seed --scout-passes --scout-crowded-tail --scout-image-repeats --risky"
-TRAIN += " --scout-near-copy-cosine --scout-near-copies --scout-discord-share"
+# every flag of a setting, by its table of the settings file
+FLAGS = {
+    "data": "--image-column --caption-column --key-column --separator --image-root",
+    "model": "--checkpoint --model --pretrained --precision --device",
+    "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
+    "signals": "--signals --caption-shingles --signals-memory-mb",
+    "signals.near": "--neighbours --reference-rows --agreement-rows --common-captions --near-copy-cosine",
+    "signals.reference": "--reference-encoder --reference-checkpoint",
+    "split": "--rule --keep-share --min-cosine",
+    "split.calibrated": "--alpha --max-p-mismatch --null-strata",
+    "split.mixture": "--threshold --min-separation",
+    "split.limits": "--max-image-repeats --max-near-copies --max-pair-copies --max-caption-copies --crowded-share"
+    " --crowded-tail --outlier-share --discord-share",
+    "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share",
+    "growth": "--growth --cap",
+    "executor": "--executor --ray-address --workers --threads-per-worker --decode",
+    "train": "--rounds --warmup-passes --scorer --risky --first-matching --matching-passes --learning-rate --train-batch-size"
+    " --train-workers --train-precision --warmup-views --train-seed",
+    "scout": "--scout-passes",
+}
 SURFACE = {
-    "clean": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
-    "embed": f"data --out --json --config {DATA} {MODEL} {EMBED} {EXECUTOR}",
-    "repeats": f"data --out --more-than --captions-more-than --json --config {DATA} {EXECUTOR}",
-    "split": f"run --scores-round --json --config {SIGNALS} {SPLIT} {EXECUTOR}",
-    "rescore": f"run --json --config {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR}",
-    "run": f"data --out --until-round --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR} {TRAIN}",
-    "warmup": f"data --out --json --config {DATA} {MODEL} {EMBED} {SIGNALS} {SPLIT} {EXECUTOR} {TRAIN}",
-    "train": f"run --round --json --config {EXECUTOR} {TRAIN}",
-    "watch": f"run --checkpoints --every --settle --once --keep-last --on-sealed --break-lock --config {SIGNALS} {SPLIT} "
-    + EXECUTOR,
-    "status": "run --json --prometheus",
-    "verify": "run --round --json",
-    "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key"
-    " --sort --limit --columns --format --output",
+    "clean": "data --out --json",
+    "plan": "data --json",
+    "repeats": "data --out --more-than --captions-more-than --json",
+    "embed": "data --out --json",
+    "split": "run --scores-round --json",
+    "rescore": "run --json",
+    "watch": "run --checkpoints --every --settle --once --keep-last --on-sealed",
+    "config": "--profile --for --markdown",
+    "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key --sort --limit --columns --format"
+    " --output",
     "report": "run --round --out --pairs --no-images --json",
-    "diff": "run --from --to --other --flipped --json",
     "review": "run --round --port --who",
     "reviews": "",
-    "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json --config "
-    + EXECUTOR,
+    "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json",
+    "diff": "run --from --to --other --flipped --json",
+    "status": "run --json --prometheus",
+    "verify": "run --round --json",
     "tune": "run --round --leak --json",
     "open": "run --round --json",
-    "completion": "shell",
     "schema": "--json",
+    "completion": "shell",
+    "run": "data --out --until-round --json",
+    "train": "run --round --json",
+    "warmup": "",
 }
 REVIEWS = {"list": "run --all --json", "export": "run file", "import": "run file --who", "revoke": "run --uid --who --verdict"}
+COMMON = {"--config", "--set", "--help-all"}
+
+
+def expected(name: str) -> set[str]:
+    tables = COMMANDS.get(name, ())
+    more = COMMON if tables else set()
+    more = more | {"--profile"} if any(table.startswith("split") for table in tables) else more
+    return {*SURFACE[name].split(), *more, *(flag for table in tables for flag in FLAGS[table].split())} - (
+        {"--help-all"} if name == "export" and not tables else set()
+    )
 
 
 def test_the_surface_is_as_frozen_here() -> None:
-    found = {
-        name: " ".join(param.opts[0] for param in command.params)
-        for name, command in main.commands.items()
-        if isinstance(command, click.Command)
+    assert {name: {param.opts[0] for param in command.params} for name, command in main.commands.items()} == {
+        name: expected(name) for name in SURFACE
     }
-    assert {name: set(words.split()) for name, words in found.items()} == {
-        name: set(words.split()) for name, words in SURFACE.items()
-    }
+    assert set(FLAGS) == set(TABLES)
 
 
 def test_the_surface_of_reviews_is_as_frozen_here() -> None:
@@ -83,26 +90,63 @@ def test_the_surface_of_reviews_is_as_frozen_here() -> None:
     assert found == {name: set(words.split()) for name, words in REVIEWS.items()}
 
 
-@pytest.mark.parametrize("name", SURFACE)
-def test_every_command_has_help_and_stands_in_the_readme(name: str, pairsan: Pairsan) -> None:
+@pytest.mark.parametrize("name", [name for name in SURFACE if name != "warmup"])
+def test_every_command_has_help_and_stands_in_the_docs(name: str, pairsan: Pairsan) -> None:
     output = pairsan(name, "--help").output
     command = main.commands[name]
     assert command.help
     assert command.help.split()[0] in output
     assert all(param.help for param in command.params if isinstance(param, click.Option))
-    assert re.search(rf"\| `pairsan {name}\b", (ROOT / "README.md").read_text())
+    assert re.search(rf"\| `pairsan {name}\b", (ROOT / "docs" / "commands.md").read_text())
+
+
+def test_the_help_of_clean_fits_a_screen_and_begins_with_what_is_required(pairsan: Pairsan) -> None:
+    lines = pairsan("clean", "--help").output.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 80
+    assert [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")] == [
+        *("Data", "Weights", "What is safe", "Look closer", "Where it runs", "Other", "Help", "Example"),
+    ]
+    assert lines[lines.index("Data:") + 1].split()[:2] == ["--out", "RUN"]
+    whole = pairsan("clean", "--help-all").output
+    for table in COMMANDS["clean"]:
+        assert f"\n[{table}]" in whole
+        assert all(flag in whole for flag in FLAGS[table].split())
+    assert all(entry.name in whole for entry in CATALOGUE.values() if entry.toml and entry.table in COMMANDS["clean"])
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("clean", "x", "--out", "r", "--copy-cell-rows", "9"), "--copy-cell-rows is no flag: --set copy_cell_rows=VALUE"),
+        (("clean", "x", "--out", "r", "--growth", "0.1"), "--growth has no effect here; it belongs to rescore, watch, run"),
+        (("run", "x", "--out", "r", "--preset", "demo"), "--preset is now profile (--profile NAME"),
+        (("clean", "x", "--out", "r", "--alhpa", "0.1"), "No such option '--alhpa'"),
+        (("warmup", "x", "--out", "r", "--anything"), "`warmup` is now `pairsan run DATA --out RUN --until-round 0`"),
+        (("clean", "x", "--out", "r", "--keep-share", "0.5", "--alpha", "0.1"), "alpha = 0.1 has no effect"),
+    ],
+)
+def test_old_and_wrong_spellings_are_told_the_new_ones(args: tuple[str, ...], told: str, pairsan: Pairsan) -> None:
+    assert told in " ".join(pairsan(*args, code=2).stderr.split())
+
+
+def test_the_settings_file_of_a_profile_is_taken_as_it_is_printed(pairsan: Pairsan, tmp_path: Path) -> None:
+    text = pairsan("config", "--profile", "standard", "--for", "clean").output
+    assert 'profile = "standard"' in text
+    assert "max_pair_copies = 4\n" in text
+    assert "[train]" not in text
+    assert "# alpha = 0.01\n" in text
+    (tmp_path / "p.toml").write_text(text)
+    refused = pairsan("clean", tmp_path / "none", "--out", tmp_path / "r", "--config", tmp_path / "p.toml", code=3)
+    assert "does not exist" in refused.stderr
 
 
 def test_flags_named_in_the_docs_exist() -> None:
-    known = {opt for words in [*SURFACE.values(), *REVIEWS.values()] for opt in words.split()} | {
-        "--verbose",
-        "--help",
-        "--benchmark",
-        "--version",
-    }
-    known |= {"--no-keep-captions", "--no-common-captions", "--vs", "--no-index"}
+    known = {flag for words in [*FLAGS.values(), *SURFACE.values(), *REVIEWS.values()] for flag in words.split()}
+    known |= {*COMMON, "--profile", "--verbose", "--help", "--version", "--no-keep-captions", "--no-common-captions"}
+    known |= {"--benchmark", "--vs", "--no-index", "--strict"}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip ).*$", "", page.read_text())
+        text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip |mkdocs).*$", "", page.read_text())
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page.name
 
 
@@ -117,7 +161,7 @@ def test_the_manifest_page_lists_every_column_and_reason() -> None:
 
 
 def test_exit_codes_are_documented(pairsan: Pairsan) -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs" / "commands.md").read_text()
     codes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PairsanError)}
     assert codes == {1, 2, 3, 4, 5, 6, 7, 8}
     assert all(f"| {code} |" in page for code in codes | {0, 130})

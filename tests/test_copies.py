@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import parts_of
+from conftest import CLEAN, parts_of, table
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from test_signals import CLEAN, table
 
 from stages.signals import nearest
 from stages.signals.components import components
@@ -77,7 +76,7 @@ def test_counts_are_joined_in_chains() -> None:
 
 
 def test_near_copies_of_a_round_are_those_of_brute_force(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
-    args = ("--checkpoint", tiny, *CLEAN, "--near-copy-cosine", 0.85, "--max-near-copies", 4, "--copy-cell-rows", 16)
+    args = ("--checkpoint", tiny, *CLEAN, "--near-copy-cosine", 0.85, "--max-near-copies", 4, "--set", "copy_cell_rows=16")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for run in (whole, cut):
         pairsan("clean", copies, "--out", run, *args)

@@ -15,7 +15,7 @@ from stages.read.shards import open_dataset, read_shard
 from stages.score.checkpoints import resolve_weights
 from stages.score.decode import Decode
 from stages.score.encoders import OpenClipEncoder, preprocess_config
-from stages.settings import ModelOptions, ReadOptions
+from stages.settings import ModelSettings, ReadSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 MODELS = {
@@ -52,7 +52,7 @@ TRIMS = {"small-rn": True, "small-vit": True, "timm-tower": True, "siglip-style"
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
     dataset = open_dataset([str(EMOJI / "eval")])
-    real = [p.caption or "" for p in list(read_shard(dataset.store, dataset.shards[0], ReadOptions()))[:60]]
+    real = [p.caption or "" for p in list(read_shard(dataset.store, dataset.shards[0], ReadSettings()))[:60]]
     return [*real, "!", "long " * 90, real[0]]
 
 
@@ -70,7 +70,7 @@ def encoder(
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.05)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    return request.param, OpenClipEncoder(resolve_weights(ModelOptions(checkpoint=str(folder)))), model
+    return request.param, OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=str(folder)))), model
 
 
 def pixels_of(encoder: OpenClipEncoder, size: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_images_agree_with_open_clips_own_preprocessing(
         make_tar([(f"{i}.{e}", b) for i, p in enumerate(pictures) for e, b in (("png", p), ("txt", b"x"))])
     )
     dataset = open_dataset([str(tmp_path)])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(model), num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(model), num_threads=2)
     decode.open()
     (chunk,) = decode.run(dataset.shards[0])
     transform = image_transform_v2(PreprocessCfg(**preprocess_config(model)), is_train=False)
@@ -132,7 +132,7 @@ def test_equal_captions_are_encoded_once(encoder: tuple) -> None:
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved(tiny: str) -> None:
-    ours = OpenClipEncoder(resolve_weights(ModelOptions(checkpoint=tiny)), batch_size=16)
+    ours = OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=tiny)), batch_size=16)
     pixels = pixels_of(ours, 64)
     expected = ours.encode_images(pixels)
     whole = ours._model.encode_image

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conftest import histogram_of, two_groups
 from sklearn.mixture import GaussianMixture
 
 from stages.histogram import NUM_BINS, Histogram, count, grid_bins, grid_values
@@ -7,20 +8,6 @@ from stages.label.mixture import fit_mixture, published_mixture
 from stages.score.embed import on_grid
 
 GRID = grid_values(np.arange(NUM_BINS))
-
-
-def histogram_of(cosines: np.ndarray) -> Histogram:
-    histogram = Histogram()
-    histogram.add(count(on_grid(cosines)))
-    return histogram
-
-
-def two_groups(share: float, size: int, seed: int = 0, skewed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines, and which of them are mismatched."""
-    rng = np.random.default_rng(seed)
-    num_bad = round(share * size)
-    good = 0.16 + rng.gamma(4.0, 0.04, size - num_bad) if skewed else rng.normal(0.28, 0.06, size - num_bad)
-    return np.r_[good, rng.normal(0.06, 0.04, num_bad)], np.r_[np.zeros(size - num_bad, bool), np.ones(num_bad, bool)]
 
 
 def test_the_histogram_loses_nothing() -> None:

@@ -15,7 +15,7 @@ from conftest import EMOJI, parts_of
 
 from manifests import open_round
 from manifests.errors import CheckpointError
-from pipeline.config.load import ExecutorOptions
+from pipeline.config.catalogue import ExecutorSettings
 from pipeline.workers.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
 from stages.pair import Shard
 
@@ -49,7 +49,7 @@ def outcomes(executor: LocalExecutor | RayExecutor, stage: Flaky) -> dict[str, o
 def executor(request: pytest.FixtureRequest) -> LocalExecutor | RayExecutor:
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
-    options = ExecutorOptions(executor=request.param, max_retries=2)
+    options = ExecutorSettings(executor=request.param, max_retries=2)
     return make_executor(options, use_gpus=False, num_shards=len(SHARDS))
 
 
@@ -72,12 +72,12 @@ def test_retries_are_bounded_and_only_for_faults_that_may_pass(
 
 
 def test_a_worker_that_dies_costs_a_retry_not_the_run(ray_cluster: None, tmp_path: Path) -> None:
-    executor = RayExecutor(ExecutorOptions(max_retries=2), num_gpus=0, num_shards=6)
+    executor = RayExecutor(ExecutorSettings(max_retries=2), num_gpus=0, num_shards=6)
     assert set(outcomes(executor, Flaky(tmp_path, "die", 1)).values()) == {s.name for s in SHARDS}
 
 
 def test_a_shard_that_kills_every_worker_fails_alone(ray_cluster: None, tmp_path: Path) -> None:
-    executor = RayExecutor(ExecutorOptions(max_retries=1), num_gpus=0, num_shards=6)
+    executor = RayExecutor(ExecutorSettings(max_retries=1), num_gpus=0, num_shards=6)
     found = outcomes(executor, Flaky(tmp_path, "die", 99))
     failed = found.pop(SHARDS[2].name)
     assert isinstance(failed, Failed)
@@ -86,7 +86,7 @@ def test_a_shard_that_kills_every_worker_fails_alone(ray_cluster: None, tmp_path
 
 
 def test_a_worker_opens_its_stage_once(ray_cluster: None, tmp_path: Path) -> None:
-    executor = RayExecutor(ExecutorOptions(workers=1), num_gpus=0, num_shards=6)
+    executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0, num_shards=6)
     outcomes(executor, Flaky(tmp_path, "read", 0))
     assert len(list(tmp_path.glob("opened-*"))) == 1
 

@@ -74,5 +74,5 @@ def test_rows_without_an_image_are_counted_and_a_call_goes_on(crawl: Path, tmp_p
     (cut / "repeated-captions.parquet").unlink()
     pairsan("repeats", crawl, "--out", cut, *LOCAL, "--more-than", 2)
     assert parts_of(whole) == parts_of(cut)
-    refused = pairsan("repeats", crawl, "--out", cut, *LOCAL, "--max-caption-bytes", 9, code=5)
+    refused = pairsan("repeats", crawl, "--out", cut, *LOCAL, "--set", "max_caption_bytes=9", code=5)
     assert "was begun under another plan" in refused.stderr

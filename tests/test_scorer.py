@@ -19,20 +19,21 @@ from stages.score.cross_fit import CrossFitEncoder, make_encoder
 from stages.score.decode import Decode
 from stages.score.encoders import OpenClipEncoder, preprocess_config
 from stages.score.folds import folds_of
-from stages.settings import ModelOptions, ReadOptions, TrainOptions
+from stages.settings import ModelSettings, ReadSettings
 from stages.train.batches import Batch, _folds
 from stages.train.learner import new_model
 from stages.train.locked_scorer import Scorer
+from stages.train.settings import TrainSettings
 
 MODEL = EMOJI / "demo-model"
-OPTIONS = TrainOptions(train_batch_size=24, scorer_folds=2)
+OPTIONS = TrainSettings(train_batch_size=24, scorer_folds=2)
 
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[np.ndarray, list[str]]:
     """Pixels and captions of the first 512 held-out pairs."""
     dataset = open_dataset([str(EMOJI / "eval")])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(new_model(f"local-dir:{MODEL}", 0)), num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(new_model(f"local-dir:{MODEL}", 0)), num_threads=2)
     decode.open()
     chunk = next(decode.run(dataset.shards[0]))
     return chunk.pixels, [chunk.pairs[row].caption or "" for row in chunk.rows]
@@ -88,7 +89,7 @@ def test_a_saved_scorer_goes_on_exactly_and_scores_each_pair_by_the_tower_of_its
     assert all(torch.equal(value, found[key]) for key, value in whole.tensors().items())
 
     whole.save_model(store, "scorer.safetensors")
-    weights = resolve_weights(ModelOptions(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))
+    weights = resolve_weights(ModelSettings(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))
     assert weights.folds == 2
     states = {state_sha256(load_model(weights, fold)) for fold in range(2)}
     assert len(states) == 2
@@ -107,11 +108,11 @@ def test_a_saved_scorer_goes_on_exactly_and_scores_each_pair_by_the_tower_of_its
 
 def test_one_fold_is_one_text_tower_that_saw_all(rows: tuple[np.ndarray, list[str]], tmp_path: Path) -> None:
     name = f"local-dir:{MODEL}"
-    options = TrainOptions(train_batch_size=24, scorer_folds=1)
+    options = TrainSettings(train_batch_size=24, scorer_folds=1)
     scorer = Scorer(new_model(name, 0), open_clip.get_tokenizer(name), options)
     scorer.learn([batch_of(rows, range(24))], lambda _: 1e-3)
     scorer.save_model(open_store(tmp_path), "scorer.safetensors")
-    weights = resolve_weights(ModelOptions(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))
+    weights = resolve_weights(ModelSettings(model=str(MODEL), checkpoint=str(tmp_path / "scorer.safetensors")))
     assert weights.folds == 1
     assert torch.equal(load_model(weights, 0).text_projection, scorer.model[0].text_projection)
 
@@ -119,7 +120,7 @@ def test_one_fold_is_one_text_tower_that_saw_all(rows: tuple[np.ndarray, list[st
 def test_a_batch_without_a_whole_image_is_in_the_first_fold(tmp_path: Path) -> None:
     size = {"size": 32, "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3}
     preprocess = {**size, "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
-    decode = Decode(open_store(tmp_path), ReadOptions(), preprocess, num_threads=1)
+    decode = Decode(open_store(tmp_path), ReadSettings(), preprocess, num_threads=1)
     decode.open()
     pairs = [Pair(i, str(i), bytes(16), b"no image", "a caption") for i in range(3)]
     with ThreadPoolExecutor(1) as pool:

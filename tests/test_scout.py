@@ -1,13 +1,14 @@
 """The scout: trained on everything, asked once, given up."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import Result
+from conftest import SMALL_MODEL
 from safetensors.torch import load_file
-from test_training import SMALL_MODEL, few  # noqa: F401  # the second is a fixture
 
 from manifests.reading import open_round
 from manifests.store import open_store
@@ -17,14 +18,19 @@ from stages.score.checkpoints import file_sha256
 Pairsan = Callable[..., Result]
 
 
-def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:  # noqa: F811
+def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
     args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
-    told = pairsan("warmup", *args[1:]).output
-    assert "--keep-share 1.0 --crowded-share 0.2 --max-image-repeats 2 --near-copy-cosine 0.98 --max-near-copies 4" in told
-    assert told.rstrip().endswith("--discord-share 0.05")
+    told = pairsan(*args, "--until-round", 0).output.splitlines()[-1]
+    command = shlex.split(told.removeprefix("next: pairsan "))
+    assert command[:2] == ["rescore", str(run)]
+    pairsan(*command)  # the round that `run` itself would make, from the settings file that the command names
+    by_hand = open_round(run).seal["plan"]
     pairsan(*args)
+    assert open_round(run).seal["plan"] == by_hand
+    assert by_hand["split"]["crowded_share"] == 0.2
+    assert (by_hand["split"]["max_near_copies"], by_hand["split"]["discord_share"]) == (4, 0.05)
     history = position(open_store(run))["history"]
     assert [(entry["kind"], entry["subject"], entry["manifest"]) for entry in history] == [
         ("scout", "scout", None),

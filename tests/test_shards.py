@@ -9,7 +9,7 @@ from manifests.errors import DataError
 from manifests.parts import write_bytes
 from manifests.store import open_store
 from stages.read.shards import expand_braces, open_dataset, read_shard
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 
 def test_braces_expand_like_a_shell() -> None:
@@ -94,8 +94,8 @@ def test_the_same_shards_on_s3(s3: str) -> None:
     remote = open_dataset([f"s3://crawl/eval?{s3}"])
     local = open_dataset([str(EMOJI / "eval")])
     assert remote.fingerprint == local.fingerprint
-    one = list(read_shard(remote.store, remote.shards[2], ReadOptions()))
-    assert one == list(read_shard(local.store, local.shards[2], ReadOptions()))
+    one = list(read_shard(remote.store, remote.shards[2], ReadSettings()))
+    assert one == list(read_shard(local.store, local.shards[2], ReadSettings()))
     assert len(one) > 300
 
 

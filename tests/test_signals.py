@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import encode, make_tar, parts_of
+from conftest import CLEAN, encode, make_tar, parts_of, table
 from PIL import Image
 
 from manifests.errors import SplitRefused
@@ -21,8 +20,8 @@ from manifests.schema import Reason, scores_schema
 from stages.histogram import Histogram, count
 from stages.label.crowds import crowd_cut
 from stages.label.decide import Limit, decide
+from stages.label.settings import SplitSettings
 from stages.score.hashes import caption_hashes, image_hashes
-from stages.settings import SplitOptions
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference, Sampled, priorities, share_of
 from stages.vectors import unit
@@ -114,8 +113,8 @@ def test_budgets_become_limits_that_hold_their_share() -> None:
     histogram, closeness = Histogram(), Histogram()
     histogram.add(count((np.round(cosines * 2**19) / 2**19).astype(np.float32)))
     closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
-    options = SplitOptions(rule="keep-share", keep_share=1.0, crowded_share=0.25, outlier_share=0.1, max_image_repeats=3)
-    limits = decide(histogram, options, closeness).limits
+    options = SplitSettings(rule="keep-share", keep_share=1.0, crowded_share=0.25, outlier_share=0.1, max_image_repeats=3)
+    limits = decide(histogram, options, signals={"outlier": closeness}).limits
     assert [limit.reason for limit in limits] == [Reason.NEAR_DUPLICATE, Reason.CROWDED, Reason.LOCAL_OUTLIER]
     near, crowded, alone = limits
     assert near.allows(np.asarray([1.0, 3.0, 4.0, np.nan])).tolist() == [True, True, False, False]
@@ -123,7 +122,7 @@ def test_budgets_become_limits_that_hold_their_share() -> None:
         out = ~limit.allows(outlier.astype(np.float64))
         assert out.mean() == pytest.approx(share, abs=2e-3)
     assert outlier[~crowded.allows(outlier.astype(np.float64))].max() < outlier[~alone.allows(outlier.astype(np.float64))].min()
-    assert decide(histogram, SplitOptions(rule="keep-share", keep_share=0.5), None).limits == ()
+    assert decide(histogram, SplitSettings(rule="keep-share", keep_share=0.5)).limits == ()
     assert Limit(Reason.CROWDED, "outlier").allows(np.asarray([0.0, np.nan])).tolist() == [True, False]
 
 
@@ -160,7 +159,9 @@ def test_a_crowd_takes_with_it_what_lies_among_its_members() -> None:
     closeness, cosines = Histogram(), Histogram()
     closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
     cosines.add(count(np.linspace(0, 0.5, 4400).round(4).astype(np.float32)))
-    limits = decide(cosines, SplitOptions(rule="keep-share", keep_share=1.0, crowded_tail=0.01), closeness).limits
+    limits = decide(
+        cosines, SplitSettings(rule="keep-share", keep_share=1.0, crowded_tail=0.01), signals={"outlier": closeness}
+    ).limits
     assert [(limit.reason, limit.signal) for limit in limits] == [
         (Reason.CROWDED, "outlier"),
         (Reason.CROWDED, "neighbour_outlier"),
@@ -176,15 +177,7 @@ def test_a_crowd_of_more_than_half_is_refused() -> None:
     closeness.add(count((np.round((1 - distance) * 2**19) / 2**19).astype(np.float32)))
     cosines.add(count(np.linspace(0, 0.5, 10_000).round(4).astype(np.float32)))
     with pytest.raises(SplitRefused, match=r"6,0\d\d of 10,000 scored rows would be crowded"):
-        decide(cosines, SplitOptions(rule="keep-share", keep_share=1.0, crowded_tail=0.01), closeness)
-
-
-CLEAN = ("--executor", "local", "--keep-share", 1.0)
-
-
-def table(run: Path, number: int | None = None) -> pd.DataFrame:
-    rows = open_round(run, number).to_pandas()
-    return pd.concat([rows.drop(columns="signals"), pd.json_normalize(list(rows["signals"].map(lambda s: s or {})))], axis=1)
+        decide(cosines, SplitSettings(rule="keep-share", keep_share=1.0, crowded_tail=0.01), signals={"outlier": closeness})
 
 
 def test_repeats_are_counted_over_shards_and_label(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

@@ -1,18 +1,19 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import histogram_of, two_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mixture import GRID, histogram_of, two_groups
 
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
+from stages.histogram import NUM_BINS, grid_values
 from stages.label.decide import decide
 from stages.label.label_table import label_table
+from stages.label.settings import SplitSettings
 from stages.score.embed import on_grid
-from stages.settings import SplitOptions
 
-MIXTURE = SplitOptions(rule="monotone")
+MIXTURE = SplitSettings(rule="monotone")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.15, 0.3])
@@ -42,7 +43,7 @@ def test_a_skewed_bulk_is_not_believed_but_a_share_can_be_declared(share: float)
     cosines, bad = two_groups(share, 50_000, skewed=True)
     with pytest.raises(SplitRefused, match=r"(?s)Ashman's D is .*--if-unseparable quantile"):
         decide(histogram_of(cosines), MIXTURE)
-    options = SplitOptions(rule="monotone", if_unseparable="quantile", fallback_share=0.3)
+    options = SplitSettings(rule="monotone", if_unseparable="quantile", fallback_share=0.3)
     decision = decide(histogram_of(cosines), options)
     assert decision.rule == "quantile"
     assert decision.share_above_cut == pytest.approx(0.3, abs=1e-3)
@@ -54,23 +55,23 @@ def test_the_published_rule_admits_what_ours_refuses_on_a_u_shape() -> None:
     rng = np.random.default_rng(1)
     poison = np.full(100, -0.5)
     cosines = np.r_[rng.normal(0.20, 0.02, 8000), rng.normal(0.26, 0.12, 4000), poison]
-    published = decide(histogram_of(cosines), SplitOptions(rule="published"))
+    published = decide(histogram_of(cosines), SplitSettings(rule="published"))
     assert published.is_safe(on_grid(poison)).all()
     assert published.num_safe == published.is_safe(on_grid(cosines)).sum()
-    ours = decide(histogram_of(cosines), SplitOptions(rule="monotone", min_separation=0.0))
+    ours = decide(histogram_of(cosines), SplitSettings(rule="monotone", min_separation=0.0))
     assert not ours.is_safe(on_grid(poison)).any()
 
 
 def test_the_published_rule_with_a_share_ranks_by_posterior() -> None:
     cosines, _ = two_groups(0.3, 10_000)
-    decision = decide(histogram_of(cosines), SplitOptions(rule="published", keep_share=0.25))
+    decision = decide(histogram_of(cosines), SplitSettings(rule="published", keep_share=0.25))
     assert decision.share_above_cut == pytest.approx(0.25, abs=0.001)
     assert decision.cut is None
 
 
 @pytest.mark.parametrize("rule", [{"rule": "keep-share", "keep_share": 0.4}, {"rule": "min-cosine", "min_cosine": 0.25}])
 def test_chosen_cuts_need_no_mixture_to_be_believed(rule: dict[str, object]) -> None:
-    constant = decide(histogram_of(np.full(1000, 0.25)), SplitOptions(max_safe_share=1.0, **rule))
+    constant = decide(histogram_of(np.full(1000, 0.25)), SplitSettings(max_safe_share=1.0, **rule))
     assert constant.num_safe == 1000  # all tie
     assert constant.mixture is None
     assert constant.p_safe(on_grid(np.array([0.25]))).tolist() == [1.0]
@@ -81,14 +82,14 @@ def test_three_rows_and_no_rows() -> None:
         decide(histogram_of(np.array([0.1, 0.2, 0.3])), MIXTURE)
     with pytest.raises(SplitRefused, match="nothing to split"):
         decide(histogram_of(np.array([])), MIXTURE)
-    kept = decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitOptions(rule="keep-share", keep_share=0.5))
+    kept = decide(histogram_of(np.array([0.1, 0.2, 0.3])), SplitSettings(rule="keep-share", keep_share=0.5))
     assert kept.num_safe == 2
 
 
 def test_an_absurd_share_is_not_believed() -> None:
     cosines, _ = two_groups(0.15, 20_000)
     with pytest.raises(SplitRefused, match=r"of the scored rows would be safe, believed are .*--max-safe-share"):
-        decide(histogram_of(cosines), SplitOptions(rule="monotone", max_safe_share=0.5))
+        decide(histogram_of(cosines), SplitSettings(rule="monotone", max_safe_share=0.5))
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,9 +101,9 @@ def test_an_absurd_share_is_not_believed() -> None:
 )
 def test_labels_p_safe_and_rank_are_monotone_in_cosine(share: float, skewed: bool, seed: int, threshold: float) -> None:
     cosines, _ = two_groups(share, 4000, seed, skewed)
-    options = SplitOptions(rule="monotone", threshold=threshold, if_unseparable="quantile", fallback_share=0.2)
+    options = SplitSettings(rule="monotone", threshold=threshold, if_unseparable="quantile", fallback_share=0.2)
     decision = decide(histogram_of(cosines), options)
-    grid = GRID[:: 2**8].astype(np.float32)
+    grid = grid_values(np.arange(NUM_BINS))[:: 2**8].astype(np.float32)
     assert (np.diff(decision.p_safe(grid)) >= 0).all()
     assert (np.diff(decision.rank(grid)) <= 0).all()
     assert (np.diff(decision.is_safe(grid).astype(int)) >= 0).all()
@@ -130,7 +131,7 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
         },
         schema=SCORES,
     )
-    decision = decide(histogram_of(np.array([0.9, 0.1])), SplitOptions(rule="min-cosine", min_cosine=0.5))
+    decision = decide(histogram_of(np.array([0.9, 0.1])), SplitSettings(rule="min-cosine", min_cosine=0.5))
     table = label_table(scores, "s.tar", decision).cast(MANIFEST)
     assert table["label"].to_pylist() == ["safe", "quarantined", "risky"]
     assert table["reason"].to_pylist() == [None, Reason.IMAGE_MISSING, Reason.BELOW_CUT]

@@ -10,12 +10,12 @@ from manifests.errors import DataError
 from manifests.schema import Reason
 from stages.pair import Pair
 from stages.read.shards import open_dataset, read_shard
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 
 def pairs_of(path: Path, **options: object) -> list[Pair]:
     dataset = open_dataset([str(path)])
-    return [pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions(**options))]
+    return [pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings(**options))]
 
 
 def outcomes(path: Path, **options: object) -> list[tuple[str, Reason | None]]:

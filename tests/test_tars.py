@@ -11,13 +11,13 @@ from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
 from stages.read.tar_stream import BLOCK, BrokenArchive, Member, read_members
 from stages.read.webdataset import read_tar
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 SHARD = Shard("00000.tar", "/x/00000.tar", "tar", 0)
 
 
 def pairs_of(data: bytes, **options: object) -> list[Pair]:
-    return list(read_tar(io.BytesIO(data), SHARD, ReadOptions(**options)))
+    return list(read_tar(io.BytesIO(data), SHARD, ReadSettings(**options)))
 
 
 def outcomes(data: bytes, **options: object) -> list[tuple[str, Reason | None]]:
@@ -180,5 +180,5 @@ def test_members_agree_with_tarfile_and_any_prefix_gives_a_prefix(bodies: list[b
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=3000))
 def test_garbage_never_raises_anything_else(data: bytes) -> None:
-    for pair in read_tar(io.BytesIO(data), SHARD, ReadOptions()):
+    for pair in read_tar(io.BytesIO(data), SHARD, ReadSettings()):
         assert pair.reason is not None

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import parts_of
+from conftest import CLEAN, parts_of, table
 from scipy.stats import norm
-from test_signals import CLEAN, table
 
 from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from manifests.store import open_store
 from stages.pair import Shard
-from stages.signals.joint_doubt import CORRELATION, WITNESS, WITNESSED, JoinCopies, witnessed, write_groups
+from stages.signals.joint_doubt import CORRELATION, WITNESSED, JoinCopies, witnessed, write_groups
 from stages.signals.sample import Reference
+from stages.signals.signal_parts import WITNESS, SignalParts
 from stages.vectors import unit
 
 Pairsan = Callable[..., Result]
@@ -32,10 +32,11 @@ def signals_of(accord: list[float | None], clusters: np.ndarray, copies: np.ndar
 
 def joined(folder: Path, shards: dict[str, pa.Table]) -> dict[str, pa.StructArray]:
     run = open_store(folder)
+    parts = SignalParts(run, 1, tuple(shards), "s", "x")
     for name, rows in shards.items():
-        write_part(run, f"s/{WITNESS}/{name}.parquet", WITNESSED, [rows], fingerprint="x")
-    write_groups(run, list(shards), "s", memory_bytes=1 << 28, fingerprint="x")
-    stage = JoinCopies(run, "s", "x")
+        write_part(run, parts.part(name, WITNESS), WITNESSED, [rows], fingerprint="x")
+    write_groups(parts)
+    stage = JoinCopies(parts)
     stage.open()
     for name in shards:
         stage.run(Shard(name, "", "tar", 0))
@@ -90,7 +91,7 @@ def test_copies_are_joined_over_shards_and_an_interrupted_run_ends_the_same(
     copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    args = ("--checkpoint", tiny, *CLEAN, "--neighbours", 3, "--agreement-neighbours", 2, "--near-copy-cosine", 0.9)
+    args = ("--checkpoint", tiny, *CLEAN, "--neighbours", 3, "--set", "agreement_neighbours=2", "--near-copy-cosine", 0.9)
     for run in (whole, cut):
         pairsan("clean", copies, "--out", run, *args, "--max-pair-copies", 2, "--discord-share", 0.2)
     rows = table(whole)

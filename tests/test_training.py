@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import open_clip
 import pytest
 import torch
 from click.testing import Result
-from conftest import EMOJI, make_tar
+from conftest import SMALL_MODEL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -30,13 +29,13 @@ from stages.read.crops import Crops
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.score.encoders import preprocess_config
-from stages.settings import ReadOptions, TrainOptions
+from stages.settings import ReadSettings
 from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
 from stages.train.learner import ClipLearner, new_model, read_progress
+from stages.train.settings import TrainSettings
 
 Pairsan = Callable[..., Result]
-SMALL_MODEL = EMOJI / "demo-model"
-SMALL = TrainOptions(train_batch_size=8, pool_size=64, learning_rate=1e-3)
+SMALL = TrainSettings(train_batch_size=8, pool_size=64, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def architecture() -> str:
     return f"local-dir:{SMALL_MODEL}"
 
 
-def learner_of(architecture: str, options: TrainOptions = SMALL) -> ClipLearner:
+def learner_of(architecture: str, options: TrainSettings = SMALL) -> ClipLearner:
     return ClipLearner(new_model(architecture, 0), open_clip.get_tokenizer(architecture), options)
 
 
@@ -59,7 +58,7 @@ def batches_of(label: Label, num: int, seed: int = 0) -> list[Batch]:
 
 
 def test_one_warm_up_and_one_cosine_over_the_steps_that_are_taken() -> None:
-    options = TrainOptions(scorer="locked", warmup_passes=2, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
+    options = TrainSettings(scorer="locked", warmup_passes=2, rounds=3, learning_rate=1.0, lr_warmup_share=0.2)
     rates, step = [], 0
     for this in passes_of(options):
         num_steps = 10 + this.index  # passes differ in length
@@ -152,7 +151,7 @@ def sealed(tmp_path: Path, crawl: Path, tiny: str, pairsan: Pairsan) -> Path:
 
 def open_decode(crawl: Path, architecture: str) -> tuple[tuple, Decode]:
     dataset = open_dataset([str(crawl)])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(new_model(architecture, 0)), num_threads=1)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(new_model(architecture, 0)), num_threads=1)
     decode.open()
     return dataset.shards, decode
 
@@ -230,17 +229,6 @@ def test_a_shard_that_has_changed_since_is_refused(sealed: Path, crawl: Path, ar
         list(pass_batches(rows_of(sealed, shards, (Label.SAFE,) * 4), decode))
 
 
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tars of 80 real pairs each."""
-    folder = tmp_path_factory.mktemp("few")
-    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:
-        members = [(m.name, tar.extractfile(m).read()) for m, _ in zip(tar, range(720), strict=False)]
-    for shard in range(3):
-        (folder / f"{shard}.tar").write_bytes(make_tar(members[shard * 240 : (shard + 1) * 240]))
-    return folder
-
-
 OPTIONS = (
     "--model",
     SMALL_MODEL,
@@ -255,7 +243,7 @@ OPTIONS = (
     "--rule",
     "keep-share",
 )
-OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--save-every-steps", 6, "--scorer")
+OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--set", "save_every_steps=6", "--scorer")
 
 
 def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
@@ -280,7 +268,20 @@ def test_the_warm_up_has_views_of_its_own(tmp_path: Path, few: Path, pairsan: Pa
     losses = {}
     for views in ("wide", "published"):
         run = tmp_path / views
-        pairsan("warmup", few, "--out", run, *OPTIONS, "model", "--warmup-views", views, "--colour-strength", 0)
+        pairsan(
+            "run",
+            few,
+            "--out",
+            run,
+            "--until-round",
+            0,
+            *OPTIONS,
+            "model",
+            "--warmup-views",
+            views,
+            "--set",
+            "colour_strength=0",
+        )
         passes = json.loads((run / "checkpoints" / "history.json").read_text())
         losses[views] = [entry["unimodal_loss"] for entry in passes if entry["kind"] == "unimodal"]
         assert len(losses[views]) == len(passes) - 1
@@ -325,10 +326,10 @@ def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: 
 def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_commands(
     tmp_path: Path, few: Path, pairsan: Pairsan
 ) -> None:
-    options = (*OPTIONS, "locked", "--refit-passes", 1, "--scorer-folds", 2, "--order", "sequential")
+    options = (*OPTIONS, "locked", "--set", "refit_passes=1", "--set", "scorer_folds=2", "--set", "order=sequential")
     whole, phases = tmp_path / "whole", tmp_path / "phases"
     pairsan("run", few, "--out", whole, *options)
-    output = pairsan("warmup", few, "--out", phases, *options).output
+    output = pairsan("run", few, "--out", phases, "--until-round", 0, *options).output
     for number in (1, 2):
         checkpoint = output.split("--checkpoint ")[1].strip()
         assert checkpoint.endswith(f"scorer-000{number - 1}.safetensors")
@@ -354,7 +355,7 @@ KILLED = {  # by scorer: where, as (pass, batches), and the weights that are com
 def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
     tmp_path: Path, few: Path, scorer: str
 ) -> None:
-    more = ("--crowded-share", 0.2, "--neighbours", 4) if scorer == "scout" else ("--refit-passes", 1)
+    more = ("--crowded-share", 0.2, "--neighbours", 4) if scorer == "scout" else ("--set", "refit_passes=1")
     args, (places, names) = [str(a) for a in ("run", few, *OPTIONS, scorer, *more)], KILLED[scorer]
     program = str(Path(sys.executable).parent / "pairsan")
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bits from run to run
@@ -380,7 +381,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
 
 def test_a_pass_goes_on_with_the_round_that_it_began_on(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
-    args = ("run", few, "--out", run, *OPTIONS, "locked", "--scorer-folds", 2)
+    args = ("run", few, "--out", run, *OPTIONS, "locked", "--set", "scorer_folds=2")
     pairsan(*args, "--until-round", 0)
     pairsan("rescore", run, "--checkpoint", run / "checkpoints/scorer-0000.safetensors")
     state = run / "checkpoints/state.safetensors"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from manifests import Label
 from manifests.errors import TrainingFailed
 from pipeline.workers.train_on_ray import take_on_ray
-from stages.settings import TrainOptions
 from stages.train.batches import Batch
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, new_model
+from stages.train.settings import TrainSettings
 
 VIT = {
     "embed_dim": 32,
@@ -51,7 +51,7 @@ def learn(out: str, device: torch.device) -> None:
     """Take six steps on this worker's rows of fixed batches, by both kinds of loss, and leave all that changed in files."""
     for local_loss in (False, True):
         group = Group.of_process()
-        options = TrainOptions(train_batch_size=16, pool_size=40, learning_rate=1e-3, local_loss=local_loss)
+        options = TrainSettings(train_batch_size=16, pool_size=40, learning_rate=1e-3, local_loss=local_loss)
         learner = ClipLearner(new_model(vit(), 0), open_clip.get_tokenizer("ViT-B-32"), options, device=device, group=group)
         rows = slice(group.rank * 16 // group.size, (group.rank + 1) * 16 // group.size)
         losses = []
@@ -103,7 +103,7 @@ def test_a_run_on_two_workers(tmp_path: Path, ray_cluster: None, pairsan: Any, e
     for shard in range(2):
         (data / f"{shard}.tar").write_bytes(make_tar(emoji_members[shard * 60 : (shard + 1) * 60]))
     options = ("--model", EMOJI / "demo-model", "--warmup-passes", 1, "--rounds", 1, "--train-workers", 2)
-    options += ("--rule", "keep-share", "--keep-share", 0.5, "--scorer", "locked", "--scorer-folds", 2)
+    options += ("--rule", "keep-share", "--keep-share", 0.5, "--scorer", "locked", "--set", "scorer_folds=2")
     result: Result = pairsan("run", data, "--out", run, *options, "--train-batch-size", 7, code=2)
     assert "train_batch_size = 7 cannot be shared evenly by 2 workers" in result.stderr
     run = tmp_path / "other"

@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks.attacks.triggers import Pixels
 from stages.score.checkpoints import load_model, resolve_weights
 from stages.score.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
-from stages.settings import ModelOptions
+from stages.settings import ModelSettings
 
 _CORNER = 0.85
 
@@ -20,7 +20,7 @@ class ClipSurrogate:
 
     def __init__(self, checkpoint: str) -> None:
         """Load a checkpoint folder or file that pairsan takes as `--checkpoint`."""
-        weights = resolve_weights(ModelOptions(checkpoint=checkpoint))
+        weights = resolve_weights(ModelSettings(checkpoint=checkpoint))
         self._model, self._encoder = load_model(weights), OpenClipEncoder(weights, batch_size=256)
         self._config = preprocess_config(self._model)
         self._preprocess = pixel_preprocess(self._config)

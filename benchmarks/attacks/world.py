@@ -13,7 +13,7 @@ from PIL import Image
 
 from manifests.errors import ConfigError, DataError
 from stages.read.shards import open_dataset, read_shard
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 Pixels = npt.NDArray[np.uint8]
 TEMPLATES = ("{}", "a picture of {}", "drawing of {}", "{} emoji", "a colour icon showing {}", "{} icon", "icon of {}")
@@ -148,7 +148,7 @@ class World:
         return self.surrogate
 
 
-def load_rows(data: list[str], options: ReadOptions | None = None, label_column: str = "json:label") -> list[Row]:
+def load_rows(data: list[str], options: ReadSettings | None = None, label_column: str = "json:label") -> list[Row]:
     """Read all pairs of a dataset that can be read, with their classes where the source names them.
 
     Args:
@@ -156,7 +156,7 @@ def load_rows(data: list[str], options: ReadOptions | None = None, label_column:
         options: How pairs are read.
         label_column: Where the class stands, as in `caption_column`.
     """
-    dataset, options = open_dataset(data), options or ReadOptions()
+    dataset, options = open_dataset(data), options or ReadSettings()
     named = options.model_copy(update={"caption_column": label_column})
     rows = []
     for shard in dataset.shards:
@@ -167,7 +167,7 @@ def load_rows(data: list[str], options: ReadOptions | None = None, label_column:
     return rows
 
 
-def _read(store: object, shard: object, options: ReadOptions) -> list:  # type: ignore[type-arg]
+def _read(store: object, shard: object, options: ReadSettings) -> list:  # type: ignore[type-arg]
     try:
         return list(read_shard(store, shard, options))  # type: ignore[arg-type]
     except DataError:  # a table without such a column

@@ -27,16 +27,16 @@ from benchmarks.poison import poison, read_truth
 from manifests import open_round
 from stages.histogram import Histogram, count
 from stages.label.crowds import crowd_cut
-from stages.settings import TrainOptions
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
+from stages.train.settings import TrainSettings
 
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
 TAILS: Final = {"scout's choice, tail 1 %": 0.01, "scout's choice, tail 2 %": 0.02, "scout's choice, second look": 0.05}
 SCOUT_SAFE: Final = 0.58  # of the rows, as its first run had it; sets the number of rounds
 PIPELINES: Final[dict[str, list[str]]] = {
-    "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--order", "sequential"],
+    "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--set", "order=sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
     "locked": ["--scorer", "locked"],
     "scout": ["--scorer", "scout", "--risky", "skip"],
@@ -98,7 +98,7 @@ class Cell:
         )  # fmt: skip
         self.out.mkdir(parents=True, exist_ok=True)
         self.shards = self.poisoned / "shards"
-        self.options = one_pass(TrainOptions(train_seed=self.seed, **self.setting.train))
+        self.options = one_pass(TrainSettings(train_seed=self.seed, **self.setting.train))
         self.rows = PoisonedRows(self.shards)
         self.truth = read_truth(self.poisoned, pa.Table.from_pandas(self.rows.table()))
         self.table = with_truth(self.rows.table(), self.truth.to_pandas())
@@ -283,10 +283,10 @@ def pipeline_arm(cell: Cell) -> list[Line]:
         "model": MODEL.removeprefix("local-dir:"),
         "executor": "local",
         **(_scout_flags(cell) if cell.arm.startswith("scout") else _growing_flags(cell)),
-        "train-seed": cell.seed,
-        **{key.replace("_", "-"): value for key, value in setting.train.items()},
+        "train_seed": cell.seed,
+        **setting.train,
     }
-    command = [str(pairsan), "run", str(cell.shards), "--out", str(run), *(f"--{k}={v}" for k, v in flags.items())]
+    command = [str(pairsan), "run", str(cell.shards), "--out", str(run), *(f"--set={k}={v}" for k, v in flags.items())]
     more = [*PIPELINES[cell.arm], *setting.run_options]
     done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
     (cell.out / "log.txt").write_text(f"{' '.join([*command, *more])}\n{done.stdout}\n{done.stderr}")
@@ -299,10 +299,10 @@ def _growing_flags(cell: Cell) -> dict[str, Any]:
     setting = cell.setting
     return {
         "rounds": setting.passes - setting.warmup_passes,
-        "warmup-passes": setting.warmup_passes,
+        "warmup_passes": setting.warmup_passes,
         **({} if cell.arm == "published" else {"rule": "monotone"}),
-        "if-unseparable": "quantile",
-        "fallback-share": setting.first_share,
+        "if_unseparable": "quantile",
+        "fallback_share": setting.first_share,
         "growth": setting.growth,
         "cap": setting.cap,
     }
@@ -311,7 +311,7 @@ def _growing_flags(cell: Cell) -> dict[str, Any]:
 def _scout_flags(cell: Cell) -> dict[str, Any]:
     """Return rounds by which the model that stays sees as many pairs as any other arm's; the scout's are an extra cost."""
     seen = SCOUT_SAFE if "skip" in PIPELINES[cell.arm] else 1.0
-    return {"rounds": round(cell.setting.passes / seen), "scout-passes": cell.setting.scout_passes}
+    return {"rounds": round(cell.setting.passes / seen), "scout_passes": cell.setting.scout_passes}
 
 
 def _rounds(cell: Cell, run: Path) -> list[Line]:

@@ -12,7 +12,7 @@ from stages.read.shards import open_dataset
 from stages.score.checkpoints import resolve_weights
 from stages.score.decode import Decode
 from stages.score.encoders import OpenClipEncoder, preprocess_config
-from stages.settings import ModelOptions, ReadOptions
+from stages.settings import ModelSettings, ReadSettings
 from stages.train.learner import new_model
 
 
@@ -61,10 +61,10 @@ class PoisonedRows:
     def vectors(self, checkpoint: Path | str, model: str | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """Return unit vectors of all images and captions by a checkpoint, float32 (n, d) each."""
         name = model.removeprefix("local-dir:") if model else None
-        encoder = OpenClipEncoder(resolve_weights(ModelOptions(model=name, checkpoint=str(checkpoint))), batch_size=256)
+        encoder = OpenClipEncoder(resolve_weights(ModelSettings(model=name, checkpoint=str(checkpoint))), batch_size=256)
         dataset = open_dataset([str(self._shards)])
         preprocess = preprocess_config(new_model(model or f"local-dir:{checkpoint}", 0))
-        decode = Decode(dataset.store, ReadOptions(), preprocess, num_threads=1)
+        decode = Decode(dataset.store, ReadSettings(), preprocess, num_threads=1)
         decode.open()
         found = [
             encoder.encode_pairs(chunk.pixels, [chunk.pairs[row].caption or "" for row in chunk.rows])

@@ -16,9 +16,10 @@ from stages.read.crops import Crop, Crops
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.score.encoders import image_size, preprocess_config
-from stages.settings import ReadOptions, TrainOptions
+from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches
 from stages.train.learner import ClipLearner, new_model
+from stages.train.settings import TrainSettings
 
 MODEL = f"local-dir:{Path(__file__).parent / 'model'}"
 
@@ -49,7 +50,7 @@ class PlainCrops(Crops):
 def train(
     shards: Path,
     out: Path,
-    options: TrainOptions,
+    options: TrainSettings,
     num_steps: int,
     *,
     choice: Choice | None = None,
@@ -77,7 +78,7 @@ def train(
     if start is not None:
         learner.model.load_state_dict(load_file(start))
     dataset, preprocess = open_dataset([str(shards)]), preprocess_config(learner.model)
-    decode = Decode(dataset.store, ReadOptions(), preprocess, num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess, num_threads=2)
     decode.open()
     views = crops(options.seed, options.least_crop, image_size(preprocess))
     labels, size, seed = (Label.SAFE,) * num_steps, options.train_batch_size, options.seed * 1009
@@ -95,6 +96,6 @@ def train(
     return time.monotonic() - began
 
 
-def one_pass(options: TrainOptions) -> TrainOptions:
+def one_pass(options: TrainSettings) -> TrainSettings:
     """Return options under which `train`'s schedule is one rise and one cosine over all its steps."""
     return options.model_copy(update={"warmup_passes": 1, "matching_passes": 0, "rounds": 0, "scorer": "model"})

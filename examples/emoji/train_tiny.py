@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.score.encoders import preprocess_config
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 HERE = Path(__file__).parent
 
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 def load(part: str, model: torch.nn.Module) -> tuple[torch.Tensor, list[str]]:
     """Return all images, uint8 (n, 3, 64, 64), and captions of one part, through the pipeline's own reader."""
     dataset = open_dataset([str(HERE / part)])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(model), num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(model), num_threads=2)
     decode.open()
     chunks = [chunk for shard in dataset.shards for chunk in decode.run(shard)]
     pixels = np.concatenate([chunk.pixels for chunk in chunks])

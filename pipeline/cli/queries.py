@@ -1,4 +1,4 @@
-"""Commands that look at what is there, overrule it and hand it on; the group is in `pipeline.cli.main`."""
+"""Commands that ask what is there, overrule it and hand it on."""
 
 import json
 import sys
@@ -11,16 +11,13 @@ from manifests.reading import open_round
 from manifests.reviews import reviewer_name
 from manifests.store import open_store
 from manifests.verify import problems
-from pipeline.cli.flags import config_options
-
-_ROUND = click.option("--round", "number", type=int, help="Round to look at; the newest sealed one by default.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+from pipeline.cli.flags import JSON, ROUND, Command, option, say, settings_of
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@_JSON
-@click.option("--prometheus", metavar="FILE.prom", help="Also write metrics there, for Prometheus' textfile collector.")
+@JSON
+@option("--prometheus", metavar="FILE.prom", help="Also write metrics there, for Prometheus' textfile collector.")
 def status(run: str, as_json: bool, prometheus: str | None) -> None:
     """Say for every round of RUN what is done, what failed and why."""
     from pipeline.queries import status as status_
@@ -30,13 +27,13 @@ def status(run: str, as_json: bool, prometheus: str | None) -> None:
         from pipeline.queries import prometheus as metrics
 
         metrics.write(report, prometheus)
-    click.echo(json.dumps(report, indent=1) if as_json else status_.as_text(report))
+    say(report, status_.as_text(report), as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@click.option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
-@_JSON
+@option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
+@JSON
 def verify(run: str, number: int | None, as_json: bool) -> None:
     """Check a sealed round of RUN: hashes, counts, schema, order, labels. Reads every part; exit code 1 if one is wrong."""
     manifest = open_round(run, number)
@@ -52,20 +49,20 @@ def verify(run: str, number: int | None, as_json: bool) -> None:
     click.echo(f"round {manifest.number} of {run}: {len(manifest.shards)} shards, {manifest.num_rows:,} rows, all as sealed")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@_ROUND
-@click.option("--label", multiple=True, help="safe, risky or quarantined; may be repeated.")
-@click.option("--reason", multiple=True, help="E.g. below_cut, image_undecodable; may be repeated.")
-@click.option("--cosine", nargs=2, type=float, metavar="LOW HIGH", help="Range of cosine, both ends included.")
-@click.option("--p-safe", nargs=2, type=float, metavar="LOW HIGH", help="Range of p_safe, both ends included.")
-@click.option("--caption", metavar="TEXT", help="Captions that contain TEXT, in any case.")
-@click.option("--shard", metavar="GLOB", help="Shards whose name matches, e.g. 'part-0*'.")
-@click.option("--key", metavar="GLOB", help="Keys that match.")
-@click.option("--sort", default="cosine", show_default=True, help="Column; a leading - sorts downwards.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Rows at most; 0 for all.")
-@click.option("--columns", default="", help="Columns by comma; by default those that fit a terminal, or all.")
-@click.option(
+@ROUND
+@option("--label", multiple=True, help="safe, risky or quarantined; may be repeated.")
+@option("--reason", multiple=True, help="E.g. below_cut, image_undecodable; may be repeated.")
+@option("--cosine", nargs=2, type=float, metavar="LOW HIGH", help="Range of cosine, both ends included.")
+@option("--p-safe", nargs=2, type=float, metavar="LOW HIGH", help="Range of p_safe, both ends included.")
+@option("--caption", metavar="TEXT", help="Captions that contain TEXT, in any case.")
+@option("--shard", metavar="GLOB", help="Shards whose name matches, e.g. 'part-0*'.")
+@option("--key", metavar="GLOB", help="Keys that match.")
+@option("--sort", default="cosine", show_default=True, help="Column; a leading - sorts downwards.")
+@option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Rows at most; 0 for all.")
+@option("--columns", default="", help="Columns by comma; by default those that fit a terminal, or all.")
+@option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "csv", "parquet"]),
@@ -73,7 +70,7 @@ def verify(run: str, number: int | None, as_json: bool) -> None:
     show_default=True,
     help="json is one object a line.",
 )
-@click.option("--output", metavar="FILE", help="Write there in place of standard output; needed for parquet.")
+@option("--output", metavar="FILE", help="Write there in place of standard output; needed for parquet.")
 def inspect(run: str, number: int | None, form: str, output: str | None, **filters: Any) -> None:
     """Show pairs of a sealed round of RUN: those that are not safe, worst first, unless filters say otherwise."""
     from pipeline.queries import inspection
@@ -82,11 +79,11 @@ def inspect(run: str, number: int | None, form: str, output: str | None, **filte
     inspection.show(open_round(run, number), query, form=form, output=output)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@_ROUND
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; a free one by default.")
-@click.option("--who", metavar="NAME", help="Name that verdicts carry; by default the user's.")
+@ROUND
+@option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; a free one by default.")
+@option("--who", metavar="NAME", help="Name that verdicts carry; by default the user's.")
 def review(run: str, number: int | None, port: int, who: str | None) -> None:
     """Serve a page on this machine to look through a sealed round of RUN and overrule it; later rounds honour the verdicts."""
     from pipeline.pages import gallery, thumbnails
@@ -99,24 +96,22 @@ def review(run: str, number: int | None, port: int, who: str | None) -> None:
     page.serve(reviewer, port, told=lambda address: click.echo(f"open {address}   (Ctrl-C ends)"))
 
 
-@click.command()
-@_JSON
+@click.command(cls=Command)
+@JSON
 def schema(as_json: bool) -> None:
     """Print the columns of a manifest, their types and meanings, and all reasons."""
     from pipeline.queries import summary
 
-    click.echo(json.dumps(summary.schema_document(), indent=1) if as_json else summary.schema_text())
+    say(summary.schema_document(), summary.schema_text(), as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@_ROUND
-@click.option(
-    "--out", default="report.html", show_default=True, metavar="FILE.html", help="Page to write; FILE.json beside it."
-)
-@click.option("--pairs", default=24, show_default=True, type=click.IntRange(1, 500), help="Pairs shown in each section.")
-@click.option("--no-images", is_flag=True, help="Leave thumbnails out; for data that are no longer there.")
-@_JSON
+@ROUND
+@option("--out", default="report.html", show_default=True, metavar="FILE.html", help="Page to write; FILE.json beside it.")
+@option("--pairs", default=24, show_default=True, type=click.IntRange(1, 500), help="Pairs shown in each section.")
+@option("--no-images", is_flag=True, help="Leave thumbnails out; for data that are no longer there.")
+@JSON
 def report(run: str, number: int | None, out: str, pairs: int, no_images: bool, as_json: bool) -> None:
     """Write a sealed round of RUN as one page that needs no network, and its figures as JSON."""
     from pipeline.pages import report as report_
@@ -126,46 +121,44 @@ def report(run: str, number: int | None, out: str, pairs: int, no_images: bool, 
     images = None if no_images else Thumbnails.of_round(manifest)
     page, twin = report_.write(manifest, images, Path(out), num_pairs=pairs)
     told = {"report": str(page.absolute()), "json": str(twin.absolute())}
-    click.echo(json.dumps(told) if as_json else f"report: {told['report']}\nfigures: {told['json']}")
+    say(told, f"report: {told['report']}\nfigures: {told['json']}", as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@click.option("--from", "first", type=int, required=True, help="The earlier round.")
-@click.option("--to", "second", type=int, help="The later round; the newest sealed one by default.")
-@click.option("--other", metavar="RUN", help="Take the later round from another run over the same data.")
-@click.option("--flipped", metavar="FILE", help="Write the rows whose label differs there, as .csv or .parquet.")
-@_JSON
+@option("--from", "first", type=int, required=True, help="The earlier round.")
+@option("--to", "second", type=int, help="The later round; the newest sealed one by default.")
+@option("--other", metavar="RUN", help="Take the later round from another run over the same data.")
+@option("--flipped", metavar="FILE", help="Write the rows whose label differs there, as .csv or .parquet.")
+@JSON
 def diff(run: str, first: int, second: int | None, other: str | None, flipped: str | None, as_json: bool) -> None:
     """Compare two sealed rounds of RUN, or of two runs over the same data: labels, cosines, shards, plans."""
     from pipeline.queries import differences
 
     rounds = open_round(run, first), open_round(other or run, second)
     found = differences.compare(*rounds, Path(flipped) if flipped else None)
-    click.echo(differences.as_json(found) if as_json else differences.as_text(found))
+    say(found, differences.as_text(found), as_json=as_json)
 
 
-@click.command()
-@config_options("executor")
+@click.command(cls=Command)
+@settings_of("export")
 @click.argument("run")
-@_ROUND
-@click.option("--out", required=True, metavar="FOLDER", help="Folder or URI; empty, or of an interrupted export.")
-@click.option(
+@ROUND
+@option("--out", required=True, metavar="FOLDER", help="Folder or URI; empty, or of an interrupted export.")
+@option(
     "--format",
     "form",
     required=True,
     type=click.Choice(["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]),
     help="What the trainer reads.",
 )
-@click.option(
-    "--label", multiple=True, default=("safe",), show_default=True, help="safe, risky, quarantined or all; repeatable."
-)
-@click.option("--reason", multiple=True, help="Only rows with this reason, e.g. review; repeatable.")
-@click.option("--rows-per-file", default=10_000, show_default=True, type=click.IntRange(min=1), help="Of a webdataset tar.")
-@click.option("--inject", is_flag=True, help="Add uid, cosine and p_safe to the JSON of every pair of a webdataset.")
-@click.option("--weights", type=click.Choice(["p_safe"]), help="Carry this column along as `weight`.")
-@click.option("--multiplicities", is_flag=True, help="datacomp-npy: keep a uid as often as it occurs.")
-@_JSON
+@option("--label", multiple=True, default=("safe",), show_default=True, help="safe, risky, quarantined or all; repeatable.")
+@option("--reason", multiple=True, help="Only rows with this reason, e.g. review; repeatable.")
+@option("--rows-per-file", default=10_000, show_default=True, type=click.IntRange(min=1), help="Of a webdataset tar.")
+@option("--inject", is_flag=True, help="Add uid, cosine and p_safe to the JSON of every pair of a webdataset.")
+@option("--weights", type=click.Choice(["p_safe"]), help="Carry this column along as `weight`.")
+@option("--multiplicities", is_flag=True, help="datacomp-npy: keep a uid as often as it occurs.")
+@JSON
 @click.pass_obj
 def export(verbose: bool, /, run: str, number: int | None, out: str, config_path: str | None, **given: Any) -> None:
     """Write chosen pairs of a sealed round of RUN for a trainer: tars, TSV, uids, Parquet, keys. Resumable."""
@@ -182,24 +175,22 @@ def export(verbose: bool, /, run: str, number: int | None, out: str, config_path
     options = exporting.ExportOptions(
         own["form"], choice, own["rows_per_file"], own["inject"], own["weights"], own["multiplicities"]
     )
-    config = load_config(config_path, given)
+    config = load_config(config_path, given, command="export")
     done = exporting.export(open_round(run, number), out, options, config.executor, verbose=verbose)
-    click.echo(exporting.as_json(done) if own["as_json"] else exporting.as_text(done, out))
+    say(done, exporting.as_text(done, out), as_json=own["as_json"])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
-@click.option("--round", "number", type=int, help="Round whose scores are looked at; the newest complete ones by default.")
-@click.option(
-    "--leak", default=0.01, show_default=True, type=click.FloatRange(0, 1), help="Share of canaries that may be safe."
-)
-@_JSON
+@option("--round", "number", type=int, help="Round whose scores are looked at; the newest complete ones by default.")
+@option("--leak", default=0.01, show_default=True, type=click.FloatRange(0, 1), help="Share of canaries that may be safe.")
+@JSON
 def tune(run: str, number: int | None, leak: float, as_json: bool) -> None:
     """Propose a cut for RUN by which at most a share of its canaries would be safe; looks at no truth, needs --canaries."""
     from pipeline import tuning
 
     found = tuning.tune(run, number, leak)
-    click.echo(json.dumps(found, indent=1) if as_json else tuning.as_text(found, run))
+    say(found, tuning.as_text(found, run), as_json=as_json)
 
 
 @click.group()
@@ -209,14 +200,14 @@ def reviews() -> None:
 
 @reviews.command("list")
 @click.argument("run")
-@click.option("--all", "every", is_flag=True, help="Every act ever, not only the newest verdict of each pair.")
-@_JSON
+@option("--all", "every", is_flag=True, help="Every act ever, not only the newest verdict of each pair.")
+@JSON
 def list_reviews(run: str, every: bool, as_json: bool) -> None:
     """Print the verdicts on RUN."""
     from pipeline.queries import verdicts
 
     found = verdicts.listed(open_store(run), every=every)
-    click.echo(json.dumps(found, indent=1) if as_json else verdicts.as_text(found))
+    say(found, verdicts.as_text(found), as_json=as_json)
 
 
 @reviews.command("export")
@@ -232,7 +223,7 @@ def export_reviews(run: str, file: str) -> None:
 @reviews.command("import")
 @click.argument("run")
 @click.argument("file")
-@click.option("--who", metavar="NAME", help="Name that the verdicts carry; by default that in FILE, else the user's.")
+@option("--who", metavar="NAME", help="Name that the verdicts carry; by default that in FILE, else the user's.")
 def import_reviews(run: str, file: str, who: str | None) -> None:
     """Append the verdicts of FILE (.csv or .parquet with uid and verdict, perhaps note and who) to RUN."""
     from pipeline.queries import verdicts
@@ -242,9 +233,9 @@ def import_reviews(run: str, file: str, who: str | None) -> None:
 
 @reviews.command("revoke")
 @click.argument("run")
-@click.option("--uid", multiple=True, help="Of a pair, 32 hex digits; may be repeated.")
-@click.option("--who", metavar="NAME", help="All verdicts of this reviewer.")
-@click.option("--verdict", type=click.Choice(["safe", "risky", "drop"]), help="All of this kind.")
+@option("--uid", multiple=True, help="Of a pair, 32 hex digits; may be repeated.")
+@option("--who", metavar="NAME", help="All verdicts of this reviewer.")
+@option("--verdict", type=click.Choice(["safe", "risky", "drop"]), help="All of this kind.")
 def revoke_reviews(run: str, uid: tuple[str, ...], who: str | None, verdict: str | None) -> None:
     """Take verdicts on RUN back; what was said stays on record."""
     from pipeline.queries import verdicts
@@ -253,19 +244,19 @@ def revoke_reviews(run: str, uid: tuple[str, ...], who: str | None, verdict: str
     click.echo(f"{num:,} verdicts taken back; `pairsan split {run}` labels without them")
 
 
-@click.command("open")
+@click.command("open", cls=Command)
 @click.argument("run")
-@_ROUND
-@_JSON
+@ROUND
+@JSON
 def open_(run: str, number: int | None, as_json: bool) -> None:
     """Print one-liners that open a sealed round of RUN in DuckDB, pandas, polars, Spotlight and Hugging Face datasets."""
     from pipeline.queries import oneliners
 
     found = oneliners.of_round(open_round(run, number))
-    click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(f"# {name}\n{line}" for name, line in found.items()))
+    say(found, "\n\n".join(f"# {name}\n{line}" for name, line in found.items()), as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell; e.g. in ~/.bashrc: eval "$(pairsan completion bash)"."""
@@ -276,7 +267,4 @@ def completion(shell: str) -> None:
         click.echo(kind(click.get_current_context().find_root().command, {}, "pairsan", "_PAIRSAN_COMPLETE").source())
 
 
-def add_to(group: click.Group) -> None:
-    """Add all commands of this module to the group."""
-    for command in (status, verify, inspect, report, diff, review, reviews, export, tune, open_, completion, schema):
-        group.add_command(command)
+COMMANDS = (inspect, report, review, reviews, export, diff, status, verify, tune, open_, schema, completion)

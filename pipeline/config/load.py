@@ -1,101 +1,172 @@
-"""All settings of a run: one frozen value, from TOML and flags, checked before any work begins."""
+"""All settings of a run: one frozen value from profile, TOML and flags, checked before any work begins."""
 
 import copy
 import difflib
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from manifests.errors import ConfigError
-from pipeline.config.presets import PRESETS
-from stages.settings import EmbedOptions, ModelOptions, Options, ReadOptions, SignalOptions, SplitOptions, TrainOptions
+from pipeline.config.catalogue import CATALOGUE, COMMANDS, SECTIONS, TABLES, RunConfig, values_of
+from pipeline.config.profiles import PROFILES
+from pipeline.config.scout import scouted
+from stages.label.settings import SplitSettings
 
-_NEAR_LIMITS = ("crowded_share", "crowded_tail", "outlier_share", "discord_share", "max_near_copies", "max_pair_copies")
-_DEFAULT_RULE = SplitOptions.model_fields["rule"].default
-
-
-class ExecutorOptions(Options):
-    """Where the work runs (`[executor]`); nothing here can change a label."""
-
-    executor: Literal["ray", "local"] = Field("ray", description="ray, or local: the same stages in this process")
-    ray_address: str | None = Field(None, description="address of a Ray cluster; a local one is started if unset")
-    workers: int | None = Field(None, ge=1, description="workers; by default one per GPU, else one per CPU thread group")
-    threads_per_worker: int | None = Field(
-        None,
-        ge=1,
-        description="CPU threads of each worker; by default 1 on CPUs, and an equal share of all CPUs beside each GPU",
-    )
-    decode: Literal["worker", "cluster"] = Field(
-        "worker", description="decode images in the worker's threads, or in CPU-only tasks anywhere on the cluster"
-    )
-    max_retries: int = Field(3, ge=0, description="retries of a shard after a lost worker or a failed read")
-
-
-class RunConfig(Options):
-    """The settings of one command; its sections are the tables of the TOML file."""
-
-    data: ReadOptions = ReadOptions()
-    model: ModelOptions = ModelOptions()
-    embed: EmbedOptions = EmbedOptions()
-    signals: SignalOptions = SignalOptions()
-    split: SplitOptions = SplitOptions()
-    executor: ExecutorOptions = ExecutorOptions()
-    train: TrainOptions = TrainOptions()
-
-
-SECTIONS: dict[str, type[Options]] = {
-    "data": ReadOptions,
-    "model": ModelOptions,
-    "embed": EmbedOptions,
-    "signals": SignalOptions,
-    "split": SplitOptions,
-    "executor": ExecutorOptions,
-    "train": TrainOptions,
+_CROWDS: Final = ("crowded_share", "crowded_tail", "outlier_share", "discord_share")
+_NEAR_LIMITS: Final = (*_CROWDS, "max_near_copies", "max_pair_copies")
+_DEFAULT_RULE: Final = SplitSettings.model_fields["rule"].default
+# names of earlier releases, and what to say of them; for one release
+RENAMED: Final = {
+    "preset": "profile (--profile NAME, or profile = NAME at the head of the TOML file)",
+    "break_lock": "gone: the system frees the lock of a watcher that is no more",
 }
 
 
-def load_config(path: str | None, flags: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
-    """Build the settings of a command: defaults, then the TOML file, then flags.
+def load_config(
+    path: str | None,
+    flags: dict[str, Any],
+    base: RunConfig | None = None,
+    *,
+    command: str = "clean",
+) -> RunConfig:
+    """Build the settings of a command: defaults, then the profile, then the TOML file, then flags.
 
     Args:
-        path: TOML file with tables named like the sections; None for none.
-        flags: Values by field name; None means that the flag was not given. Field names are unique over sections.
-        base: Settings to start from in place of the defaults.
+        path: TOML file; None for none.
+        flags: Values by name; None means that the flag was not given. `profile` names one, `more` has texts `name=value`.
+        base: Settings to start from in place of the defaults: a run's own.
+        command: What they are for; its settings must have an effect.
 
     Raises:
-        ConfigError: A key is unknown, or a value is out of range; names key, value and what is allowed.
+        ConfigError: A key is unknown, a value is out of range, or a setting has no effect; names key and value.
     """
     document = _read_toml(path) if path is not None else {}
-    given = base.model_dump() if base is not None else _preset(document, flags)
-    for section, values in document.items():
-        if section not in SECTIONS:
-            raise ConfigError(f"{path}: unknown table [{section}]{_nearest(section, SECTIONS)}; tables: {', '.join(SECTIONS)}")
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: {section} must be a table, got {values!r}")
-        given.setdefault(section, {}).update(values)
-    for section, options in SECTIONS.items():
-        chosen = {name: flags[name] for name in options.model_fields if flags.get(name) is not None}
-        given.setdefault(section, {}).update(chosen)
-    _imply_rule(given["split"])
-    _imply_signals(given)
+    named = document.pop("profile", None)
+    name = flags.get("profile") or named
+    given = dict(_keys(document, path or ""))
+    given |= dict(_said(text) for text in flags.get("more") or ())
+    given |= {key: value for key, value in flags.items() if key in CATALOGUE and value is not None}
+    chosen: dict[str, Any] = base.model_dump() if base is not None else {section: {} for section in SECTIONS}
+    profile = _profile(name)
+    for section, values in copy.deepcopy(profile).items():
+        chosen[section].update(values)
+    for key, value in given.items():
+        chosen[CATALOGUE[key].section][key] = value
+    if name is not None:
+        chosen["profile"] = name
+    _imply_rule(chosen["split"])
+    _imply_signals(chosen)
     try:
-        config = RunConfig.model_validate(given)
+        config = RunConfig.model_validate(chosen)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     _check_split(config.split)
     _check_signals(config)
+    if config.train.local_loss and config.train.train_workers == 1:
+        raise ConfigError("local_loss = true has no effect with one worker; it shares the CLIP loss among train_workers")
     if config.signals.signals == "none" and limits_of(config.split):
         raise ConfigError(f"signals = 'none', but {', '.join(limits_of(config.split))} needs them; use signals = 'all'")
+    for needed in PROFILES[name].needs if name is not None else ():
+        if not values_of(config)[needed]:
+            raise ConfigError(f"profile {name!r} needs {CATALOGUE[needed].flag}: {CATALOGUE[needed].field.description}")
+    _check_effects(config, given, command)
     return config
 
 
-def _preset(document: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the preset that the flags or the file name, below everything else they say."""
-    train = document.get("train")
-    name = flags.get("preset") or (train.get("preset") if isinstance(train, dict) else None)
-    return copy.deepcopy(PRESETS.get(name, {})) if isinstance(name, str) else {}
+def _said(text: str) -> tuple[str, Any]:
+    """Return name and value of `--set NAME=VALUE`; what is not TOML is a word.
+
+    Raises:
+        ConfigError: There is no such setting.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or name not in CATALOGUE:
+        raise ConfigError(f"--set {text}: write NAME=VALUE{_nearest(name, CATALOGUE)}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def profiled(name: str | None) -> RunConfig:
+    """Return the settings of a profile as they stand in a file: what it says, and defaults; not checked, not completed."""
+    return RunConfig.model_validate({**_profile(name), "profile": name})
+
+
+def _profile(name: Any) -> dict[str, dict[str, Any]]:
+    if name is None:
+        return {}
+    if name not in PROFILES:
+        raise ConfigError(f"no profile {name!r}{_nearest(str(name), PROFILES)}; there are: {', '.join(PROFILES)}")
+    return PROFILES[name].settings
+
+
+def _keys(document: dict[str, Any], path: str, table: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a TOML document, all tables inside tables too.
+
+    Raises:
+        ConfigError: A table or key is unknown, or a key stands in another table than its own.
+    """
+    for key, value in document.items():
+        inner = f"{table}.{key}" if table else key
+        if isinstance(value, dict):
+            if not any(known == inner or known.startswith(f"{inner}.") for known in TABLES):
+                raise ConfigError(f"{path}: unknown table [{inner}]{_nearest(inner, TABLES)}; tables: {', '.join(TABLES)}")
+            yield from _keys(value, path, inner)
+            continue
+        entry = CATALOGUE.get(key)
+        if key in RENAMED:
+            raise ConfigError(f"{path}: {key} is now {RENAMED[key]}")
+        if entry is not None and entry.table != table:
+            raise ConfigError(f"{path}: {key} stands in [{entry.table}], not in [{table}]")
+        if entry is None:
+            known = [name for name, entry in CATALOGUE.items() if entry.table == table]
+            where = f"[{table}] has" if table else "the head of the file knows only profile, it has"
+            raise ConfigError(
+                f"{path}: {where} no setting {key!r} (= {value!r}){_nearest(key, known or CATALOGUE)}"
+                + (f"; it has: {', '.join(known)}" if known else "")
+            )
+        yield key, value
+
+
+def _check_effects(config: RunConfig, given: Iterable[str], command: str) -> None:
+    """Refuse settings that were given for this command and would change nothing.
+
+    Raises:
+        ConfigError: Names each, and what it would act with.
+    """
+    tables, trains = COMMANDS[command], "train" in COMMANDS[command]
+    effective = scouted(config) if trains and config.train.scorer == "scout" else config
+    values, before, found = values_of(effective), values_of(config), []
+    for name in given:
+        entry = CATALOGUE[name]
+        if entry.table not in tables:
+            continue
+        # a condition on what another command decides says nothing here
+        modes = [mode for mode in entry.when if all(_table_of(key) in tables for key in mode)]
+        if values[name] != before[name]:
+            found.append(f"{name} = {before[name]!r} has no effect: scorer 'scout' takes {values[name]!r}")
+        elif modes and not any(_holds(mode, values) for mode in modes):
+            wanted = " or ".join(", ".join(_told(key, some) for key, some in mode.items()) for mode in modes)
+            actual = ", ".join(f"{key} = {values[key]!r}" for key in modes[0])
+            found.append(f"{name} = {values[name]!r} has no effect: it acts with {wanted}; here {actual}")
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _table_of(name: str) -> str:
+    return CATALOGUE[name].table if name in CATALOGUE else "train"
+
+
+def _holds(mode: dict[str, tuple[Any, ...]], values: dict[str, Any]) -> bool:
+    return all(values[key] in some if some else bool(values[key]) for key, some in mode.items())
+
+
+def _told(key: str, some: tuple[Any, ...]) -> str:
+    return f"{key} {' / '.join(map(str, some))}" if some else f"{key} set"
 
 
 def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
@@ -113,9 +184,15 @@ def inherit(base: RunConfig, flags: dict[str, Any]) -> RunConfig:
     return base.model_copy(update={"split": split, "model": model})
 
 
-def limits_of(split: SplitOptions) -> list[str]:
+def limits_of(split: SplitSettings) -> list[str]:
     """Return the names of the settings that label by signals and are in use."""
     return [name for name in ("max_image_repeats", "max_caption_copies", *_NEAR_LIMITS) if getattr(split, name)]
+
+
+def of_another_version(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that an earlier release has written as this one has them."""
+    train = {key: value for key, value in config["train"].items() if key != "preset"}
+    return {**config, "train": train, "profile": config.get("profile") or config["train"].get("preset")}
 
 
 def _imply_rule(split: dict[str, Any]) -> None:
@@ -163,7 +240,7 @@ def _check_signals(config: RunConfig) -> None:
         raise ConfigError("reference_encoder compares captions by their words; keep_captions = false leaves none")
 
 
-def _check_split(split: SplitOptions) -> None:
+def _check_split(split: SplitSettings) -> None:
     if split.keep_share is not None and split.min_cosine is not None:
         raise ConfigError(f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other")
     if split.crowded_share and split.crowded_tail:
@@ -192,14 +269,11 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 
 def _explain(problem: Any) -> str:
-    section, *rest = [str(part) for part in problem["loc"]]
-    key = ".".join(rest) or section
-    known = SECTIONS[section].model_fields if section in SECTIONS else {}
-    if problem["type"] == "extra_forbidden":
-        return f"[{section}] has no setting {key!r} (= {problem['input']!r}){_nearest(key, known)}; it has: {', '.join(known)}"
-    return f"[{section}] {key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    key = str(problem["loc"][-1])
+    table = CATALOGUE[key].table if key in CATALOGUE else str(problem["loc"][0])
+    return f"[{table}] {key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

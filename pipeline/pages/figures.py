@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
-from manifests.layout import is_sealed, read_seal, round_numbers
+from manifests.layout import read_seal, sealed_rounds
 from manifests.reading import Manifest
-from manifests.schema import Label
+from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
 from pipeline.queries.inspection import Query
 
@@ -14,6 +14,7 @@ BINS: Final = 120
 _UNUSUAL: Final = 12
 _GROUPS: Final = 6
 _GROUP_ROWS: Final = 6
+_BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.REVIEW}
 Figures = dict[str, Any]
 
 
@@ -65,7 +66,7 @@ def histogram(gallery: Gallery) -> list[dict[str, Any]]:
 def rounds(manifest: Manifest) -> Iterable[dict[str, Any]]:
     """Yield what the seals of all rounds up to this one say."""
     run = manifest.run
-    for number in [number for number in round_numbers(run) if number <= manifest.number and is_sealed(run, number)]:
+    for number in sealed_rounds(run, manifest.number + 1):
         seal = read_seal(run, number)
         changes = seal.get("changes")
         yield {
@@ -131,7 +132,7 @@ def sections(gallery: Gallery, num: int) -> dict[str, list[Row]]:
         above = Wanted(Query(label=("safe",), cosine=(cut, 2.0), sort="cosine"))
         found |= {"Just below the cut": gallery.first(below, num), "Just above the cut": gallery.first(above, num)}
     for reason in gallery.manifest.seal["counts"]["reasons"]:
-        if reason in ("near_duplicate", "crowded", "local_outlier", "repeated_caption", "discordant", "review"):
+        if reason in _BY_SIGNALS:
             found[f"Reason {reason}"] = gallery.first(Wanted(Query(reason=(reason,), sort="uid")), num)
     found["Safe, at random"] = gallery.first(Wanted(Query(label=("safe",), sort="uid")), num)
     found["Quarantined"] = gallery.first(Wanted(Query(label=("quarantined",), sort="uid")), num)

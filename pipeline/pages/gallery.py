@@ -12,13 +12,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
-from manifests.layout import is_sealed, round_numbers
+from manifests.layout import sealed_rounds
 from manifests.reading import Manifest, open_round
 from manifests.reviews import newest, read_all
-from pipeline.queries.inspection import Query
+from pipeline.queries.inspection import Query, sealed_off
+from stages.vectors import read_columns, vectors_of
 
 PAGE_ROWS: Final = 60
 DEEPEST: Final = 6_000
@@ -115,7 +115,7 @@ class Gallery:
     def history(self, place: Place) -> list[Row]:
         """Return label, reason, cosine and p_safe of a pair in every sealed round of the run, oldest first."""
         run, found = self.manifest.run, []
-        for number in [number for number in round_numbers(run) if is_sealed(run, number)]:
+        for number in sealed_rounds(run):
             row = _take(open_round(run, number), place[0], [place[1]]).to_pylist()[0]
             found.append({"round": number, **{name: row[name] for name in ("label", "reason", "cosine", "p_safe", "rank")}})
         return found
@@ -138,9 +138,7 @@ class Gallery:
         name = part.get("embeddings", {}).get("name")
         if name is None or not self.manifest.run.exists(name):
             return []
-        with self.manifest.run.fs.open_input_file(self.manifest.run.path(name)) as file:
-            whole = pq.read_table(file, columns=["image"])["image"].combine_chunks()
-        vectors = np.frombuffer(whole.buffers()[1], np.float16).reshape(len(whole), -1).astype(np.float32)
+        vectors = vectors_of(read_columns(self.manifest.run, name, ["image"])["image"]).astype(np.float32)
         similar = vectors @ vectors[place[1]]
         similar[place[1]] = -np.inf
         return [(place[0], int(row)) for row in np.argsort(-similar)[:limit]]
@@ -178,21 +176,6 @@ class Gallery:
         return f"SELECT {columns} FROM pairs WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
 
 
-def sealed_off(manifest: Manifest, threads: int | None) -> duckdb.DuckDBPyConnection:
-    """Return a connection that sees the view `pairs` and may open no other file."""
-    connection = duckdb.connect(config={"threads": threads} if threads else {})
-    if manifest.run.is_local:
-        connection.execute(f"SET allowed_directories = [{_text(manifest.path + '/')}]")
-    connection.execute("SET enable_external_access = false")
-    if manifest.run.is_local:
-        files = ", ".join(_text(path) for path in manifest.files())
-        connection.execute(f"CREATE VIEW pairs AS SELECT * FROM read_parquet([{files}])")  # noqa: S608  # quoted
-    else:
-        connection.register("pairs", manifest.dataset())
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
 def _one_statement(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:
     if len(cursor.extract_statements(text)) != 1:
         raise ConfigError("a filter is one expression, without a semicolon")
@@ -206,10 +189,6 @@ def _explained() -> Iterator[None]:
         yield
     except duckdb.Error as error:
         raise ConfigError(f"the filter is not understood: {str(error).splitlines()[0]}") from None
-
-
-def _text(word: str) -> str:
-    return "'" + word.replace("'", "''") + "'"
 
 
 def _column(name: str) -> str:

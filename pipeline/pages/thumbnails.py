@@ -12,7 +12,7 @@ from pipeline.steps.plan import read_run
 from stages.export.single_images import Originals, Places
 from stages.read.images import UndecodableImage, decode
 from stages.read.shards import open_dataset
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 _QUALITY = 80
 
@@ -20,7 +20,7 @@ _QUALITY = 80
 class Thumbnails:
     """Thumbnails of a run's dataset, by shard and row. Safe to use from several threads."""
 
-    def __init__(self, originals: Originals, options: ReadOptions) -> None:
+    def __init__(self, originals: Originals, options: ReadSettings) -> None:
         """Say where the images come from."""
         self._originals, self._options = originals, options
 

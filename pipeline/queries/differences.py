@@ -1,7 +1,6 @@
 """What changed between two rounds: labels, cosines, shards, plans. Joined by position, shard by shard, in constant memory."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,8 +188,3 @@ class _Rows:
                 self._draft.replace(self._path)
             else:
                 self._draft.unlink(missing_ok=True)
-
-
-def as_json(found: dict[str, Any]) -> str:
-    """Return a comparison for machines."""
-    return json.dumps(found, indent=1)

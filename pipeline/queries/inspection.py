@@ -1,7 +1,6 @@
 """Look at the pairs of a sealed round through DuckDB: filter, sort, show or write."""
 
 import json
-import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import pyarrow.parquet as pq
 from manifests.errors import ConfigError
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, Label, Reason
+from pipeline.queries.terminal import printable
 
 _TABLE_COLUMNS: Final = ("label", "reason", "cosine", "p_safe", "rank", "shard", "key", "caption", "detail")
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _WIDTHS: Final = {"caption": 60, "detail": 60, "key": 36, "shard": 28}
 
 
@@ -83,7 +82,7 @@ def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> 
         raise ConfigError("--format parquet writes a file: name it with --output")
     default = _TABLE_COLUMNS if form == "table" else tuple(MANIFEST.names)
     columns = tuple(name.strip() for name in query.columns.split(",")) if query.columns else default
-    with connect(manifest) as connection:
+    with sealed_off(manifest) as connection:
         text, values = query.sql(columns)
         found = connection.sql(text, params=values)
         if form == "table":
@@ -100,15 +99,23 @@ def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> 
         sys.stdout.write(text)
 
 
-def connect(manifest: Manifest) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection with the round as the view `pairs`."""
-    connection = duckdb.connect()
+def sealed_off(manifest: Manifest, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """Return a connection that has the round as the view `pairs` and may open no other file."""
+    connection = duckdb.connect(config={"threads": threads} if threads else {})
     if manifest.run.is_local:
-        files = ", ".join("'" + path.replace("'", "''") + "'" for path in manifest.files())
+        connection.execute(f"SET allowed_directories = [{_text(manifest.path + '/')}]")
+    connection.execute("SET enable_external_access = false")
+    if manifest.run.is_local:
+        files = ", ".join(_text(path) for path in manifest.files())
         connection.execute(f"CREATE VIEW pairs AS SELECT * FROM read_parquet([{files}])")  # noqa: S608  # quoted
     else:
         connection.register("pairs", manifest.dataset())
+    connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _text(word: str) -> str:
+    return "'" + word.replace("'", "''") + "'"
 
 
 def known(word: str, allowed: list[Any], what: str) -> str:
@@ -138,9 +145,7 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4f}"
-    text = _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value.hex() if isinstance(value, bytes) else str(value))
-    width = _WIDTHS.get(name, 40)
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return printable(value.hex() if isinstance(value, bytes) else str(value), _WIDTHS.get(name, 40))
 
 
 def _csv(frame: Any) -> str:

@@ -1,10 +1,9 @@
 """What a command prints when it is done: a round in a few lines, and the schema."""
 
-import json
 from typing import Any
 
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_MEANINGS, SIGNALS, Label, Reason
+from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, Label, Reason
 
 
 def of_round(manifest: Manifest) -> str:
@@ -16,7 +15,7 @@ def of_round(manifest: Manifest) -> str:
     lines += [f"  {label:<12}{counts['labels'][label]:>12,}  {counts['labels'][label] / rows:7.2%}" for label in Label]
     for reason, count in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
         lines.append(f"    {reason:<22}{count:>8,}")
-    lines += ["", f"  rule      {_rule(seal)}"]
+    lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]
     if seal["mixture"]:
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]
     null = seal.get("null") or {}
@@ -38,12 +37,15 @@ def of_round(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def told(manifest: Manifest, *, as_json: bool) -> str:
-    """Return a sealed round for people, or for machines: its seal without the parts."""
-    if not as_json:
-        return of_round(manifest)
+def facts_of(manifest: Manifest) -> dict[str, Any]:
+    """Return a sealed round for machines: its seal without the parts."""
     facts = {key: value for key, value in manifest.seal.items() if key != "parts"}
-    return json.dumps({"run": manifest.run.uri, "round": manifest.number, **facts}, indent=1)
+    return {"run": manifest.run.uri, "round": manifest.number, "profile": profile_of(manifest.seal["plan"]), **facts}
+
+
+def profile_of(plan: dict[str, Any]) -> str:
+    """Return which named settings a round was planned with."""
+    return str(plan.get("profile") or "none (defaults and what was given)")
 
 
 def _rule(seal: dict[str, Any]) -> str:
@@ -67,7 +69,15 @@ def schema_document() -> dict[str, Any]:
         {"name": field.name, "type": str(field.type), "nullable": field.nullable, "meaning": MEANINGS[field.name]}
         for field in MANIFEST
     ]
-    signals = [{"name": field.name, "type": str(field.type), "meaning": SIGNAL_MEANINGS[field.name]} for field in SIGNALS]
+    signals = [
+        {
+            "name": signal.name,
+            "type": str(signal.type),
+            "meaning": signal.meaning,
+            "limits": [limit.setting for limit in signal.limits],
+        }
+        for signal in SIGNAL_TABLE
+    ]
     reasons = [str(reason) for reason in Reason]
     return {"schema_version": SCHEMA_VERSION, "columns": columns, "signals": signals, "reasons": reasons}
 

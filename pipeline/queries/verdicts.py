@@ -14,6 +14,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.reading import Manifest
 from manifests.reviews import REVIEWS, VERDICTS, append_table, newest, read_all, reviewer_name
 from manifests.store import Store
+from pipeline.queries.terminal import printable
 
 
 def listed(run: Store, *, every: bool = False) -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     """Return verdicts for a terminal."""
     lines = [
         f"{row['when']}  {row['who']:<12}{row['verdict'] or 'withdrawn':<10}round {row['round']}  {row['uid']}  "
-        f"{row['shard']}[{row['index']}]  {''.join(c if c.isprintable() else ' ' for c in row['note'] or '')}"
+        f"{printable(row['shard'])}[{row['index']}]  {printable(row['note'] or '')}"
         for row in rows
     ]
     return "\n".join([*lines, f"({len(rows)} verdicts)"])

@@ -5,16 +5,39 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from manifests.errors import SplitRefused
+from pipeline.steps.count import scores_target
+from pipeline.steps.plan import Round
+from pipeline.workers.executors import Executor
+from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
 from stages.label.decide import Decision
+from stages.label.settings import SplitSettings
+from stages.label.tally_canaries import TallyCanaries
+from stages.pair import Shard
 from stages.score.canaries import FOREIGN, KINDS, REPEATED, REPEATS, CanaryScores
-from stages.settings import SplitOptions
+from stages.signals.signal_parts import SignalParts
 
 Found = Mapping[str, Sequence[CanaryScores]]
 _CONFIDENCE = 0.95
+
+
+def count_canaries(executor: Executor, round_: Round, signals: SignalParts | None) -> dict[str, list[CanaryScores]]:
+    """Return what is known of all canaries by kind, in pieces; nothing where the scores have none."""
+    found: dict[str, list[CanaryScores]] = {}
+    if not round_.plan["scores"].get("canaries"):
+        return found
+
+    def collect(_: Shard, of_shard: dict[str, CanaryScores]) -> tuple[int, int]:
+        for kind, scores in of_shard.items():
+            found.setdefault(kind, []).append(scores)
+        return sum(len(scores.cosines) for scores in of_shard.values()), 0
+
+    stage = TallyCanaries(scores_target(round_, signals=signals))
+    run_stage(executor, stage, round_.shards, what="count canaries", folder=round_.place, collect=collect)
+    return found
 
 
 def leaks(canaries: Found, decision: Decision) -> dict[str, dict[str, float]] | None:
@@ -28,7 +51,7 @@ def leaks(canaries: Found, decision: Decision) -> dict[str, dict[str, float]] | 
     return found or None
 
 
-def check_leaks(found: dict[str, dict[str, float]] | None, options: SplitOptions) -> None:
+def check_leaks(found: dict[str, dict[str, float]] | None, options: SplitSettings) -> None:
     """Refuse a split that lets in more canaries with foreign captions than is allowed.
 
     Raises:
@@ -49,11 +72,9 @@ def check_leaks(found: dict[str, dict[str, float]] | None, options: SplitOptions
 
 
 def interval(hits: int, num: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, by Clopper and Pearson."""
-    tail = (1 - _CONFIDENCE) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, num - hits + 1))
-    high = 1.0 if hits == num else float(beta.ppf(1 - tail, hits + 1, num - hits))
-    return low, high
+    """Return the 95 % interval of a share, by Clopper and Pearson; all of [0, 1] where there is nothing to tell by."""
+    found = binomtest(hits, num).proportion_ci(_CONFIDENCE) if num else None
+    return (float(found.low), float(found.high)) if found else (0.0, 1.0)
 
 
 def _leak(kind: str, scores: CanaryScores, decision: Decision) -> dict[str, float]:

@@ -1,23 +1,16 @@
-"""Count a scored round: cosines, nulls, signals, canaries, quarantined rows. What is kept grows with shards, not rows."""
+"""Count a scored round: cosines, nulls, strata, quarantined rows. What is kept grows with shards, not rows."""
 
 from dataclasses import dataclass, field
 
 from manifests.errors import RunError, TooManyQuarantined
 from manifests.parts import Part
-from pipeline.config.load import RunConfig
-from pipeline.steps.canary_leaks import check_leaks, leaks
 from pipeline.steps.plan import Round
-from pipeline.steps.signals import add_signals, signal_target
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
-from stages.label.decide import Decision, decide
-from stages.label.strata import COLUMN, StrataKind
-from stages.label.tally import Tallied, TalliedSignals, Tally, TallySignals
-from stages.label.tally_canaries import TallyCanaries
+from stages.label.strata import COLUMN
+from stages.label.tally import ScoresTarget, Tallied, Tally
 from stages.pair import Shard
-from stages.score.canaries import CanaryScores
-from stages.settings import SplitOptions
 from stages.signals.signal_parts import SignalParts
 
 _WORST = 5
@@ -32,12 +25,7 @@ class Totals:
         nulls: Of cosines of mismatched pairs.
         scores: Each shard's scores part.
         embeddings: Each shard's embeddings part, where kept.
-        signals: Each shard's signals part, where there is one.
-        signal_parts: Where those lie.
-        closeness: Of 1 - outlier; None where that signal was not computed.
-        accord: Of accord; the same.
         strata: Of all cosines, and of those of mismatched pairs, of every stratum by its code; empty where none were asked for.
-        canaries: What is known of all canaries, by kind, in pieces.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
     """
@@ -46,12 +34,7 @@ class Totals:
     nulls: Histogram = field(default_factory=Histogram)
     scores: dict[str, Part] = field(default_factory=dict)
     embeddings: dict[str, Part] = field(default_factory=dict)
-    signals: dict[str, Part] = field(default_factory=dict)
-    signal_parts: SignalParts | None = None
-    closeness: Histogram | None = None
-    accord: Histogram | None = None
     strata: dict[int, tuple[Histogram, Histogram]] = field(default_factory=dict)
-    canaries: dict[str, list[CanaryScores]] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -77,52 +60,26 @@ class Totals:
         return tallied.part.num_rows, num
 
 
-def tally(executor: Executor, round_: Round, strata: StrataKind | None = None) -> Totals:
-    """Count all scores parts of a round, and every stratum by itself where strata are asked for."""
+def count(executor: Executor, round_: Round) -> Totals:
+    """Count all scores parts of a round, and every stratum by itself where its split asks for strata.
+
+    Raises:
+        TooManyQuarantined: Too much of it could not be scored.
+        RunError: The scores lack what groups rows.
+    """
+    strata, keep = round_.strata, round_.plan["scores"]["keep"]
+    if strata and COLUMN[strata] == "caption" and not keep["captions"]:
+        raise RunError(f"--null-strata {strata} groups rows by their captions, and these scores kept none; use --keep-captions")
     totals = Totals()
-    stage = Tally(
-        round_.run,
-        round_.scores_round,
-        round_.scores_fingerprint,
-        with_embeddings=bool(round_.plan["scores"]["keep"]["embeddings"]),
-        strata=strata,
-    )
-    run_stage(executor, stage, round_.shards, what="count", folder=(round_.run, round_.number), collect=totals.add)
+    stage = Tally(scores_target(round_, with_embeddings=bool(keep["embeddings"])))
+    run_stage(executor, stage, round_.shards, what="count", folder=round_.place, collect=totals.add)
+    check_quarantined(totals, round_.split.max_quarantined_share)
     return totals
 
 
-def tally_signals(executor: Executor, round_: Round, parts: SignalParts, totals: Totals) -> None:
-    """Count all signals parts of a round, into what its scores add up to."""
-    closeness, accord = Histogram(), Histogram()
-
-    def collect(shard: Shard, tallied: TalliedSignals) -> tuple[int, int]:
-        totals.signals[shard.name] = tallied.part
-        closeness.add(tallied.closeness)
-        accord.add(tallied.accord)
-        return tallied.part.num_rows, 0
-
-    stage = TallySignals(round_.run, parts)
-    run_stage(executor, stage, round_.shards, what="count signals", folder=(round_.run, round_.number), collect=collect)
-    totals.signal_parts = parts
-    if parts.near:
-        totals.closeness, totals.accord = closeness, accord if accord.num_rows else None
-
-
-def tally_canaries(executor: Executor, round_: Round, totals: Totals, strata: StrataKind | None = None) -> None:
-    """Collect what is known of all canaries, where the scores have any; as many as were asked for, whatever the rows."""
-    if not round_.plan["scores"].get("canaries"):
-        return
-
-    def collect(_: Shard, found: dict[str, CanaryScores]) -> tuple[int, int]:
-        for kind, scores in found.items():
-            totals.canaries.setdefault(kind, []).append(scores)
-        return sum(len(scores.cosines) for scores in found.values()), 0
-
-    parts, near = totals.signal_parts, None
-    if parts is not None and parts.near:
-        near = signal_target(executor, round_, parts, totals.histogram.num_rows)
-    stage = TallyCanaries(round_.run, round_.scores_round, round_.scores_fingerprint, near, strata)
-    run_stage(executor, stage, round_.shards, what="count canaries", folder=(round_.run, round_.number), collect=collect)
+def scores_target(round_: Round, *, with_embeddings: bool = False, signals: SignalParts | None = None) -> ScoresTarget:
+    """Return the scores of a round, as they are counted."""
+    return ScoresTarget(round_.run, round_.scores_round, round_.scores_fingerprint, with_embeddings, round_.strata, signals)
 
 
 def check_quarantined(totals: Totals, max_share: float) -> None:
@@ -145,33 +102,3 @@ def check_quarantined(totals: Totals, max_share: float) -> None:
         f"Reasons: {reasons}\n"
         f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
     )
-
-
-def counted(executor: Executor, round_: Round, config: RunConfig, options: SplitOptions) -> Totals:
-    """Count a scored round whole, and add its signals on the way.
-
-    Raises:
-        TooManyQuarantined: Too much of it could not be scored.
-        RunError: The scores lack what groups rows.
-    """
-    strata = options.null_strata if options.rule == "calibrated" else None
-    if strata and COLUMN[strata] == "caption" and not round_.plan["scores"]["keep"]["captions"]:
-        raise RunError(f"--null-strata {strata} groups rows by their captions, and these scores kept none; use --keep-captions")
-    totals = tally(executor, round_, strata)
-    check_quarantined(totals, options.max_quarantined_share)
-    parts = add_signals(executor, round_, config, totals.histogram.num_rows)
-    if parts is not None:
-        tally_signals(executor, round_, parts, totals)
-    tally_canaries(executor, round_, totals, strata)
-    return totals
-
-
-def decided(totals: Totals, options: SplitOptions) -> Decision:
-    """Return the split of what was counted.
-
-    Raises:
-        SplitRefused: It is not believed, or lets too many canaries in.
-    """
-    decision = decide(totals.histogram, options, totals.closeness, totals.nulls, totals.accord, totals.strata)
-    check_leaks(leaks(totals.canaries, decision), options)
-    return decision

@@ -9,14 +9,14 @@ import torch
 from manifests.errors import ConfigError
 from manifests.layout import Plan, fingerprint
 from manifests.store import Store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
 from pipeline.config.provenance import versions
 from stages.read.shards import Dataset
 from stages.score.checkpoints import Weights, load_model, resolve_weights, weights_sha256
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
 from stages.score.encoders import preprocess_config
-from stages.settings import ModelOptions
+from stages.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,23 @@ class Scoring:
         plan: The `scores` half of a round's plan.
         weights: The model.
         device: `cpu` or `cuda`, where workers run it.
+        data: Where the dataset lies.
+        config: The settings.
     """
 
     plan: Plan
     weights: Weights
     device: str
+    data: Store
+    config: RunConfig
 
-    def stage(self, run: Store, number: int, dataset: Dataset, config: RunConfig, *, num_threads: int) -> Embed:
+    def stage(self, run: Store, number: int, *, num_shards: int, num_threads: int) -> Embed:
         """Return the stage that scores shards into a round, on `num_threads` CPU threads in each worker."""
-        preprocess, on_gpu = self.plan["model"]["preprocess"], self.device == "cuda"
-        decode = Decode(dataset.store, config.data, preprocess, num_threads=num_threads, prefetch=on_gpu)
+        preprocess, config = self.plan["model"]["preprocess"], self.config
+        prefetch = self.device == "cuda"
         target = EmbedTarget(
+            decode=Decode(self.data, config.data, preprocess, num_threads=num_threads, prefetch=prefetch),
+            weights=self.weights,
             run=run,
             round_number=number,
             fingerprint=fingerprint(self.plan),
@@ -47,9 +53,9 @@ class Scoring:
             num_threads=num_threads,
             keep_embeddings=config.embed.keep_embeddings,
             keep_captions=config.embed.keep_captions,
-            num_canaries=-(-config.embed.canaries // max(1, len(dataset.shards))),
+            num_canaries=-(-config.embed.canaries // max(1, num_shards)),
         )
-        return Embed(decode, self.weights, target)
+        return Embed(target)
 
 
 def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Scoring:
@@ -86,22 +92,17 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
         },
         "versions": versions(),
     }
-    return Scoring(plan, weights, device)
+    return Scoring(plan, weights, device, dataset.store, config)
 
 
-def num_local_gpus() -> int:
-    """Return how many GPUs this process sees."""
-    return torch.cuda.device_count()
-
-
-def choose_device(options: ModelOptions, num_gpus: int) -> str:
+def choose_device(options: ModelSettings, num_gpus: int) -> str:
     """Return `cuda` where it is asked for or free to use, else `cpu`."""
     if options.device == "cuda" and num_gpus == 0:
         raise ConfigError("--device cuda: no GPU is visible here or on the Ray cluster")
     return "cuda" if options.device != "cpu" and num_gpus > 0 else "cpu"
 
 
-def choose_precision(options: ModelOptions, device: str) -> str:
+def choose_precision(options: ModelSettings, device: str) -> str:
     """Return the precision that `auto` stands for, or check the one asked for.
 
     On a CPU `auto` is always fp32: scores must not depend on which machine of a cluster made them.

@@ -1,9 +1,9 @@
 """Which round comes next, which one is meant, and how much of it may be safe."""
 
 from manifests.errors import RunError
-from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers
+from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers, sealed_rounds
 from manifests.store import Store
-from stages.settings import SplitOptions
+from stages.label.settings import SplitSettings
 
 
 def newest_scores(run: Store, num_shards: int) -> int:
@@ -31,12 +31,12 @@ def rescore_number(run: Store, scores: Plan) -> int:
     """Return the round of a set of scores: the newest sealed one, else the one begun, else the next free number."""
     numbers = round_numbers(run)
     mine = [number for number in numbers if read_plan(run, number)["scores"] == scores]
-    sealed = [number for number in mine if is_sealed(run, number)]
+    sealed = [number for number in sealed_rounds(run) if number in mine]
     begun = [number for number in mine if read_plan(run, number)["kind"] == "rescore"]
     return max(sealed, default=0) or max(begun, default=0) or max(numbers, default=0) + 1
 
 
-def grown(run: Store, options: SplitOptions, *, before: int) -> SplitOptions:
+def grown(run: Store, options: SplitSettings, *, before: int) -> SplitSettings:
     """Return the split settings of a later round: with `growth`, a share that is a step larger than the last one.
 
     Source: SAFECLIP, section 4: after the first split by the mixture, the safe share grows by a fixed step a round.
@@ -46,11 +46,11 @@ def grown(run: Store, options: SplitOptions, *, before: int) -> SplitOptions:
         options: The settings; returned as they are without `growth`, or where no round is sealed yet.
         before: Only rounds of lower numbers count.
     """
-    sealed = [number for number in round_numbers(run) if number < before and is_sealed(run, number)]
+    sealed = sealed_rounds(run, before)
     if options.growth is None or not sealed:
         return options
     seal = read_seal(run, max(sealed))
-    last = (
+    last: float = (
         seal["share_above_cut"] if "share_above_cut" in seal else seal["safe_share"]
     )  # before limits of signals, which do not grow
     share = round(min(options.cap, last + options.growth), 9)

@@ -1,34 +1,36 @@
 """Begin a run or a round: write what was decided, or refuse to go on under other settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from manifests.errors import RunError
-from manifests.layout import (
-    PLAN,
-    RUN,
-    SCORES,
-    Plan,
-    fingerprint,
-    read_plan,
-    require_same_plan,
-    round_folder,
-    round_numbers,
-)
+from manifests.layout import PLAN, RUN, Plan, fingerprint, is_sealed, read_plan, require_same_plan, round_folder, round_numbers
 from manifests.parts import write_json
+from manifests.reviews import snapshot
 from manifests.schema import SCHEMA_VERSION
 from manifests.store import Store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
+from pipeline.config.load import of_another_version
+from stages.label.settings import SplitSettings
+from stages.label.strata import StrataKind
 from stages.pair import Shard
 from stages.read.shards import Dataset
+from stages.signals.signal_parts import Asked
+
+_OTHER_SETTINGS = (
+    "Other reading settings need another --out; other weights make a new round by `pairsan rescore {run}`; other split "
+    "settings need only `pairsan split {run}`, which reuses the scores."
+)
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round that has its plan.
+    """A round as it is planned; `begin` writes the plan.
 
     Attributes:
         run: The run folder.
@@ -42,6 +44,28 @@ class Round:
     plan: Plan
     shards: tuple[Shard, ...]
 
+    def begin(self) -> None:
+        """Write the plan, before the first part of the round; or go on where it is the same.
+
+        Raises:
+            PlanMismatch: The round was begun under another plan.
+        """
+        if self.number in round_numbers(self.run):
+            old, where = read_plan(self.run, self.number), f"round {self.number} of {self.run.uri}"
+            require_same_plan(old, self.plan, where=where, hint=_OTHER_SETTINGS.format(run=self.run.uri))
+        else:
+            write_json(self.run, f"{round_folder(self.number)}/{PLAN}", self.plan)
+
+    @property
+    def place(self) -> tuple[Store, int]:
+        """Run and number, for the record of what failed."""
+        return self.run, self.number
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it carries its seal."""
+        return is_sealed(self.run, self.number)
+
     @property
     def scores_round(self) -> int:
         """The round whose scores are labelled."""
@@ -52,14 +76,48 @@ class Round:
         """What the footers of its scores carry."""
         return fingerprint(self.plan["scores"])
 
-    def missing_scores(self) -> list[Shard]:
-        """Return the shards that have no scores part yet, largest first, so that the last to finish is a small one."""
-        done = self.run.names(f"{round_folder(self.scores_round)}/{SCORES}")
-        todo = [shard for shard in self.shards if f"{shard.name}.parquet" not in done]
-        return sorted(todo, key=lambda shard: -shard.size_bytes)
+    @cached_property
+    def split(self) -> SplitSettings:
+        """How it is split."""
+        return SplitSettings.model_validate(self.plan["split"])
+
+    @property
+    def strata(self) -> StrataKind | None:
+        """How its rows are grouped; a round that grows by a share has no null, so no groups either."""
+        return self.split.null_strata if self.split.rule == "calibrated" else None
+
+    @cached_property
+    def asked(self) -> Asked | None:
+        """Which signals it has; None for none."""
+        return None if self.plan.get("signals") is None else Asked(**self.plan["signals"])
 
 
-def begin_run(run: Store, dataset: Dataset, data: list[str], config: RunConfig) -> None:
+def planned(
+    run: Store, number: int, shards: tuple[Shard, ...], *, kind: str, scores: dict[str, Any], config: RunConfig, **more: Any
+) -> Round:
+    """Return a round that nothing is written of yet.
+
+    Args:
+        run: The run folder.
+        number: Of the round.
+        shards: All of the dataset.
+        kind: `clean`, `embed`, `rescore` or `split`; for `pairsan status`.
+        scores: `scores` (what decides them) and `scores_round` (where they lie).
+        config: Names the profile, where there is one.
+        more: `split` and `signals`; None where nothing is labelled.
+    """
+    profile = {"profile": config.profile} if config.profile else {}
+    verdicts = {"reviews": _reviews(run, number)}
+    plan = {"schema_version": SCHEMA_VERSION, "round": number, "kind": kind, **scores, **more, **verdicts, **profile}
+    return Round(run, number, plan, shards)
+
+
+def _reviews(run: Store, number: int) -> Plan | None:
+    """Return which human verdicts a round honours: those of when it was begun."""
+    return read_plan(run, number).get("reviews") if number in round_numbers(run) else snapshot(run)
+
+
+def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConfig) -> None:
     """Write `run.json`, or check that the folder belongs to this dataset.
 
     Raises:
@@ -81,15 +139,16 @@ def begin_run(run: Store, dataset: Dataset, data: list[str], config: RunConfig) 
 
 def _reachable(config: RunConfig) -> RunConfig:
     """Return the settings with local paths made absolute, so that a later command may start in another folder."""
-    model = config.model
-    paths = {"checkpoint": model.checkpoint, "model": model.model}
-    absolute = {key: _from_anywhere(path) for key, path in paths.items() if path and Path(path).exists()}
-    signals = config.signals
-    known = {"reference_encoder": signals.reference_encoder, "reference_checkpoint": signals.reference_checkpoint}
-    reference = {key: _from_anywhere(path) for key, path in known.items() if path and Path(path).exists()}
-    root = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
-    update = {"model": model.model_copy(update=absolute), "signals": signals.model_copy(update=reference)}
-    return config.model_copy(update={**update, "data": config.data.model_copy(update=root)})
+    named = {
+        "model": {"checkpoint": config.model.checkpoint, "model": config.model.model},
+        "signals": {name: getattr(config.signals, name) for name in ("reference_encoder", "reference_checkpoint")},
+    }
+    update: dict[str, Any] = {
+        table: {name: _from_anywhere(path) for name, path in paths.items() if path and Path(path).exists()}
+        for table, paths in named.items()
+    }
+    update["data"] = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
+    return config.model_copy(update={table: getattr(config, table).model_copy(update=new) for table, new in update.items()})
 
 
 def _from_anywhere(path: str) -> str:
@@ -116,24 +175,10 @@ def read_run(run: Store) -> RunFacts:
     document = run.read_json(RUN)
     shards = tuple(Shard(*entry) for entry in document["dataset"]["shards"])
     try:
-        config = RunConfig.model_validate(document["config"])
+        config = RunConfig.model_validate(of_another_version(document["config"]))
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
         raise RunError(
             f"{run.uri} was begun by another version of pairsan, with settings unknown to this one: {fields}"
         ) from None
     return RunFacts(config, shards, document["data"])
-
-
-def begin_round(run: Store, number: int, plan: dict[str, Any], shards: tuple[Shard, ...], *, hint: str) -> Round:
-    """Write the plan of a round, or go on with it where it is the same.
-
-    Raises:
-        PlanMismatch: The round was begun under another plan.
-    """
-    whole: Plan = {"schema_version": SCHEMA_VERSION, "round": number, **plan}
-    if number in round_numbers(run):
-        require_same_plan(read_plan(run, number), whole, where=f"round {number} of {run.uri}", hint=hint)
-    else:
-        write_json(run, f"{round_folder(number)}/{PLAN}", whole)
-    return Round(run, number, whole, shards)

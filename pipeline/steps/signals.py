@@ -1,43 +1,245 @@
-"""Compute the signals of a scored round: repeats, samples, near copies, then every shard by itself. Resumable."""
+"""The signals of a scored round as a list of steps; each says whether it is asked for, what it writes and how. Resumable."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 
 from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, part_name, read_plan, round_folder
+from manifests.parts import Part
 from manifests.store import Store
-from pipeline.config.load import RunConfig, limits_of
-from pipeline.steps.near_copies import CLUSTERS, find_copies, num_cells
+from pipeline.config.catalogue import RunConfig
+from pipeline.config.load import limits_of
+from pipeline.steps.near_copies import find_copies, num_cells
 from pipeline.steps.plan import Round
 from pipeline.steps.witness_vectors import add_reference, canary_folder, reference_folder, tower_of
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_missing, run_stage
+from stages.histogram import Histogram
+from stages.label.tally import COUNTED, TalliedSignals, TallySignals
 from stages.pair import Shard
-from stages.signals.joint_doubt import GROUPS_NAME, PAIRS_NAME, WITNESS, JoinCopies, write_groups
-from stages.signals.repeats import KINDS, write_repeats
-from stages.signals.sample import Reference, Sampled, SampleRows, share_of
-from stages.signals.shingles import COUNTS, ShingleCaptions, write_band_counts
-from stages.signals.shingles import FOLDER as BAND_PARTS
-from stages.signals.signal_parts import SignalParts
-from stages.signals.write_signals import Neighbours, SignalTarget
+from stages.signals.joint_doubt import JoinCopies, write_groups
+from stages.signals.repeats import KINDS, repeats_name, write_repeats
+from stages.signals.sample import Reference, Sampled, SampleRows, SampleTarget, share_of
+from stages.signals.shingles import ShingleCaptions, write_band_counts
+from stages.signals.signal_parts import (
+    AGREEMENT,
+    BAND_COUNTS,
+    BANDS,
+    CENTRES,
+    CLUSTERS,
+    GROUPS,
+    PAIRS,
+    REFERENCE,
+    WITNESS,
+    Asked,
+    SignalParts,
+)
+from stages.signals.write_signals import WriteSignals
 
-_REFERENCE, _AGREEMENT, _CENTRES = "reference.parquet", "agreement.parquet", "centres.parquet"
-FIRST_SCHEMA = 2
+_FIRST_SCHEMA: Final = 2  # scores of before it have no hashes
 
 
-def signal_parts(round_: Round) -> SignalParts | None:
+@dataclass(frozen=True)
+class Work:
+    """What a step works with.
+
+    Attributes:
+        executor: Where shards are worked on.
+        round_: Its scores are complete.
+        config: How much memory may be taken, and where the reference encoder's weights lie.
+        parts: What is asked for, and where it all goes.
+    """
+
+    executor: Executor
+    round_: Round
+    config: RunConfig
+    parts: SignalParts
+
+    def missing(self, stage: Any, folder: str, what: str) -> None:
+        """Run a stage over the shards that have no part in a folder below the run yet."""
+        run_missing(self.executor, stage, self.round_.shards, folder, what=what, folder=self.round_.place)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step towards the signals.
+
+    Attributes:
+        take: Does what is not done yet.
+        asked: Whether a plan wants it.
+        writes: Files of the signals' folder; where all are there, the step is done. Empty where it looks for itself.
+        scratch: Folder that nobody needs once the signals are there.
+    """
+
+    take: Callable[[Work], None]
+    asked: Callable[[Asked], bool]
+    writes: tuple[str, ...] = ()
+    scratch: str = ""
+
+
+def _count_wording(work: Work) -> None:
+    """Hash the wording of all captions and count it."""
+    work.missing(ShingleCaptions(work.parts), work.parts.name(BANDS), "shingle captions")
+    if BAND_COUNTS not in work.parts.run.names(work.parts.folder):
+        write_band_counts(work.parts)
+
+
+def _draw_samples(work: Work) -> None:
+    """Draw the samples that are missing, all from the rows of lowest priority, and write them."""
+    parts, asked, executor = work.parts, work.parts.asked, work.executor
+    cells = num_cells(parts.num_scored, asked) if asked.copies else 0
+    sizes = {REFERENCE: asked.reference_rows, AGREEMENT: asked.agreement_rows, CENTRES: cells}
+    done = parts.run.names(parts.folder)
+    wanted = {name: min(num, parts.num_scored) for name, num in sizes.items() if num and name not in done}
+    if not wanted:
+        return
+    most, offered = max(wanted.values()), dict[str, Sampled]()
+    _check_memory(parts, most)
+
+    def collect(shard: Shard, sampled: Sampled) -> tuple[int, int]:
+        offered[shard.name] = sampled
+        return len(sampled.hashes), 0
+
+    stage = SampleRows(SampleTarget(parts, share_of(most, parts.num_scored)))
+    run_stage(executor, stage, work.round_.shards, what="sample", folder=work.round_.place, collect=collect)
+    some = [offered[shard] for shard in parts.shards if len(offered[shard].hashes)]  # in the order of shards, not of workers
+    for name, num in wanted.items():
+        Reference.choose(some, num).write(parts.run, parts.name(name), parts.fingerprint)
+
+
+def _check_memory(parts: SignalParts, num_rows: int) -> None:
+    """Refuse a sample that does not fit into a worker.
+
+    Raises:
+        RunError: Says how much it takes, and which settings to change.
+    """
+    shard = parts.shards[0]
+    names = [part_name(parts.scores_round, EMBEDDINGS, shard), *([f"{parts.others}/{shard}.parquet"] if parts.others else [])]
+    schemas = [pq.read_schema(parts.run.path(name), filesystem=parts.run.fs) for name in names]
+    bytes_per_row = 2 * sum(field.type.byte_width for schema in schemas for field in schema)  # float32 of what is fp16
+    if num_rows * bytes_per_row > parts.memory_bytes:
+        raise RunError(
+            f"a sample of {num_rows:,} rows takes {num_rows * bytes_per_row / 2**20:,.0f} MiB in each worker, "
+            f"signals_memory_mb allows {parts.memory_bytes >> 20:,}; raise it, lower agreement_rows or reference_rows, or "
+            "raise copy_cell_rows"
+        )
+
+
+def _write_rows(work: Work) -> None:
+    """Ask every source about every row."""
+    within = work.parts.name(WITNESS) if work.parts.asked.joins else work.parts.folder
+    work.missing(WriteSignals(work.parts), within, "signals")
+
+
+def _join_copies(work: Work) -> None:
+    """Let near copies share their doubts, and write the signals parts."""
+    if not {GROUPS, PAIRS} <= work.parts.run.names(work.parts.folder):
+        write_groups(work.parts)
+    work.missing(JoinCopies(work.parts), work.parts.folder, "join near copies")
+
+
+STEPS: Final = (
+    Step(lambda work: write_repeats(work.parts), lambda _: True, tuple(repeats_name(kind) for kind in KINDS)),
+    Step(_count_wording, lambda asked: asked.caption_shingles, scratch=BANDS),
+    Step(
+        lambda work: add_reference(work.executor, work.round_, work.config),
+        lambda asked: asked.near and asked.reference_encoder is not None,
+    ),
+    Step(_draw_samples, lambda asked: asked.near),
+    Step(lambda work: find_copies(work.executor, work.round_, work.parts), lambda asked: asked.copies, (CLUSTERS,)),
+    Step(_write_rows, lambda _: True, scratch=WITNESS),
+    Step(_join_copies, lambda asked: asked.joins),
+)
+
+
+@dataclass
+class Signals:
+    """The signals of a round.
+
+    Attributes:
+        parts: Where they lie.
+        written: Each shard's part.
+        values: Of the signals of which shares are limited, by name; of those that were computed.
+    """
+
+    parts: SignalParts
+    written: dict[str, Part] = field(default_factory=dict)
+    values: dict[str, Histogram] = field(default_factory=dict)
+
+
+def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored: int) -> Signals | None:
+    """Take the steps that are missing, and count what they wrote; None where the plan asks for no signals.
+
+    Args:
+        executor: Where shards are worked on.
+        round_: Its scores are complete, its plan says which signals.
+        config: How much memory may be taken, and where the reference encoder's weights lie.
+        num_scored: Rows with a cosine.
+
+    Raises:
+        RunError: The embeddings are gone.
+    """
+    parts = signal_parts(round_, num_scored, executor.num_threads, config.signals.signals_memory_mb << 20)
+    if parts is None:
+        return None
+    if not are_there(parts):
+        if parts.asked.near and not parts.run.names(f"{round_folder(parts.scores_round)}/{EMBEDDINGS}"):
+            where = f"round {parts.scores_round} of {parts.run.uri}"
+            raise RunError(f"the embeddings of {where} were deleted (--keep-last); score again, or ask for --signals repeats")
+        steps = [step for step in STEPS if step.asked(parts.asked)]
+        for step in steps:
+            if not step.writes or not set(step.writes) <= parts.run.names(parts.folder):
+                step.take(Work(executor, round_, config, parts))
+        for scratch in {step.scratch for step in steps} & set(parts.run.folders(parts.folder)):
+            parts.run.delete_folder(parts.name(scratch))
+    return count_signals(executor, round_, parts)
+
+
+def count_signals(executor: Executor, round_: Round, parts: SignalParts) -> Signals:
+    """Count all signals parts of a round."""
+    found, values = Signals(parts), {name: Histogram() for name in COUNTED}
+
+    def collect(shard: Shard, tallied: TalliedSignals) -> tuple[int, int]:
+        found.written[shard.name] = tallied.part
+        for name, some in tallied.values.items():
+            values[name].add(some)
+        return tallied.part.num_rows, 0
+
+    run_stage(executor, TallySignals(parts), round_.shards, what="count signals", folder=round_.place, collect=collect)
+    found.values = {name: counted for name, counted in values.items() if counted.num_rows}
+    return found
+
+
+def signal_parts(round_: Round, num_scored: int = 0, num_threads: int = 1, memory_bytes: int = 2 << 30) -> SignalParts | None:
     """Return where the signals of a round lie; None where its plan asks for none.
 
     The folder's name follows from what was asked for, so that other settings, later, leave sealed rounds as they are.
     """
-    asked = round_.plan.get("signals")
-    if asked is None:
+    if round_.asked is None:
         return None
-    stamp = fingerprint({"scores": round_.scores_fingerprint, "signals": asked})
-    folder = f"{round_folder(round_.scores_round)}/{SIGNAL_PARTS}-{stamp[:8]}"
-    return SignalParts(folder, stamp, asked["signals"] == "all")
+    stamp = fingerprint({"scores": round_.scores_fingerprint, "signals": round_.plan["signals"]})
+    near = round_.asked.near
+    return SignalParts(
+        run=round_.run,
+        scores_round=round_.scores_round,
+        shards=tuple(shard.name for shard in round_.shards),
+        folder=f"{round_folder(round_.scores_round)}/{SIGNAL_PARTS}-{stamp[:8]}",
+        fingerprint=stamp,
+        asked=round_.asked,
+        others=reference_folder(round_) if near else None,
+        canaries=canary_folder(round_) if near else None,
+        num_scored=num_scored,
+        num_threads=num_threads,
+        memory_bytes=memory_bytes,
+    )
+
+
+def are_there(parts: SignalParts) -> bool:
+    """Return whether every shard has its signals part."""
+    return {f"{shard}.parquet" for shard in parts.shards} <= parts.run.names(parts.folder)
 
 
 def asked_signals(config: RunConfig) -> dict[str, Any] | None:
@@ -53,11 +255,6 @@ def asked_signals(config: RunConfig) -> dict[str, Any] | None:
 def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, Any] | None:
     """Return what the plan of a round says of signals that is made of scores which are there already.
 
-    Args:
-        run: The run folder.
-        scores_round: Round of the scores.
-        config: The settings.
-
     Raises:
         RunError: These scores have no hashes, embeddings or captions, to make the signals of that the split asks for.
     """
@@ -65,7 +262,7 @@ def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, 
     if asked is None:
         return asked
     plan, where = read_plan(run, scores_round), f"round {scores_round} of {run.uri}"
-    if plan["schema_version"] < FIRST_SCHEMA:
+    if plan["schema_version"] < _FIRST_SCHEMA:
         if limits_of(config.split):
             raise RunError(f"{where} was scored by pairsan 0.1.0, without hashes; score again to label by signals")
         return None
@@ -78,142 +275,3 @@ def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, 
     if needs and not plan["scores"]["keep"]["captions"]:
         raise RunError(f"{where} kept no captions, which {needs[0]} reads; score again with --keep-captions")
     return asked
-
-
-def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored: int) -> SignalParts | None:
-    """Write the signals parts that are missing.
-
-    Args:
-        executor: Where shards are worked on.
-        round_: Its scores are complete, its plan says which signals.
-        config: How much memory may be taken, and where the reference encoder's weights lie.
-        num_scored: Rows with a cosine.
-
-    Raises:
-        RunError: The embeddings are gone.
-    """
-    parts = signal_parts(round_)
-    if parts is None:
-        return None
-    done = round_.run.names(parts.folder)
-    if all(f"{shard.name}.parquet" in done for shard in round_.shards):
-        return parts
-    if any(f"repeats-{kind}.parquet" not in done for kind in KINDS):
-        names = [shard.name for shard in round_.shards]
-        memory = config.signals.signals_memory_mb << 20
-        write_repeats(round_.run, round_.scores_round, names, parts.folder, memory_bytes=memory, fingerprint=parts.fingerprint)
-    asked = round_.plan["signals"]
-    if asked.get("caption_shingles"):
-        _count_bands(executor, round_, parts, config.signals.signals_memory_mb << 20)
-    if parts.near:
-        if not round_.run.names(f"{round_folder(round_.scores_round)}/{EMBEDDINGS}"):
-            where = f"round {round_.scores_round} of {round_.run.uri}"
-            raise RunError(f"the embeddings of {where} were deleted (--keep-last); score again, or ask for --signals repeats")
-        add_reference(executor, round_, config)
-        _draw(executor, round_, parts, num_scored, config.signals.signals_memory_mb << 20)
-        if "near_copy_cosine" in asked:
-            samples = (f"{parts.folder}/{_REFERENCE}", f"{parts.folder}/{_CENTRES}")
-            find_copies(executor, round_, parts, samples, num_scored, config.signals.signals_memory_mb << 20)
-    target = signal_target(executor, round_, parts, num_scored)
-    written, folder = target.witness or parts.folder, (round_.run, round_.number)
-    run_missing(executor, Neighbours(target), round_.shards, written, what="signals", folder=folder)
-    if target.witness is not None:
-        _join_copies(executor, round_, target, config.signals.signals_memory_mb << 20)
-    if asked.get("caption_shingles"):
-        round_.run.delete_folder(f"{parts.folder}/{BAND_PARTS}")
-    return parts
-
-
-def _join_copies(executor: Executor, round_: Round, target: SignalTarget, memory_bytes: int) -> None:
-    """Let near copies share their doubts, and write the signals parts."""
-    run, names = target.run, [shard.name for shard in round_.shards]
-    if not {GROUPS_NAME, PAIRS_NAME} <= run.names(target.folder):
-        write_groups(run, names, target.folder, memory_bytes=memory_bytes, fingerprint=target.fingerprint)
-    stage, folder = JoinCopies(run, target.folder, target.fingerprint), (run, round_.number)
-    run_missing(executor, stage, round_.shards, target.folder, what="join near copies", folder=folder)
-    run.delete_folder(f"{target.folder}/{WITNESS}")
-
-
-def _count_bands(executor: Executor, round_: Round, parts: SignalParts, memory_bytes: int) -> None:
-    """Hash the wording of all captions and count it, where that is not done yet."""
-    run, names = round_.run, [shard.name for shard in round_.shards]
-    stage = ShingleCaptions(run, round_.scores_round, parts.folder, parts.fingerprint)
-    bands, folder = f"{parts.folder}/{BAND_PARTS}", (run, round_.number)
-    run_missing(executor, stage, round_.shards, bands, what="shingle captions", folder=folder)
-    if COUNTS not in run.names(parts.folder):
-        write_band_counts(run, names, parts.folder, memory_bytes=memory_bytes, fingerprint=parts.fingerprint)
-
-
-def signal_target(executor: Executor, round_: Round, parts: SignalParts, num_scored: int) -> SignalTarget:
-    """Return where the signals of a round are read from and go."""
-    asked, near = round_.plan["signals"], parts.near
-    return SignalTarget(
-        run=round_.run,
-        scores_round=round_.scores_round,
-        folder=parts.folder,
-        fingerprint=parts.fingerprint,
-        clusters=f"{parts.folder}/{CLUSTERS}" if near and "near_copy_cosine" in asked else None,
-        bands=f"{parts.folder}/{BAND_PARTS}" if asked.get("caption_shingles") else None,
-        witness=f"{parts.folder}/{WITNESS}" if near and _joins(asked) else None,
-        reference=f"{parts.folder}/{_REFERENCE}" if near else None,
-        agreement=f"{parts.folder}/{_AGREEMENT}" if near and asked.get("agreement_rows") else None,
-        others=reference_folder(round_) if near else None,
-        canaries=canary_folder(round_) if near else None,
-        neighbours=int(asked.get("neighbours", 0)),
-        agreement_neighbours=int(asked.get("agreement_neighbours", 0)),
-        num_rows=num_scored if asked.get("common_captions") else None,
-        near_copy=asked.get("near_copy_cosine"),
-        num_threads=executor.num_threads,
-    )
-
-
-def _joins(asked: dict[str, Any]) -> bool:
-    """Return whether near copies are judged together: there are copies, and something to judge them by."""
-    return bool("near_copy_cosine" in asked and asked.get("agreement_rows"))
-
-
-@dataclass
-class _Collected:
-    """Rows that shards have offered for the samples."""
-
-    offered: dict[str, Sampled] = field(default_factory=dict)
-
-    def add(self, shard: Shard, sampled: Sampled) -> tuple[int, int]:
-        self.offered[shard.name] = sampled
-        return len(sampled.hashes), 0
-
-
-def _check_memory(round_: Round, num_rows: int, others: str | None, allowed: int) -> None:
-    """Refuse a sample that does not fit into a worker.
-
-    Raises:
-        RunError: Says how much it takes, and which settings to change.
-    """
-    shard = round_.shards[0].name
-    names = [part_name(round_.scores_round, EMBEDDINGS, shard), *([f"{others}/{shard}.parquet"] if others else [])]
-    schemas = [pq.read_schema(round_.run.path(name), filesystem=round_.run.fs) for name in names]
-    bytes_per_row = 2 * sum(field.type.byte_width for schema in schemas for field in schema)  # float32 of what is fp16
-    if num_rows * bytes_per_row > allowed:
-        raise RunError(
-            f"a sample of {num_rows:,} rows takes {num_rows * bytes_per_row / 2**20:,.0f} MiB in each worker, "
-            f"--signals-memory-mb allows {allowed >> 20:,}; raise it, lower --agreement-rows or --reference-rows, or raise "
-            "--copy-cell-rows"
-        )
-
-
-def _draw(executor: Executor, round_: Round, parts: SignalParts, num_scored: int, memory_bytes: int) -> None:
-    """Draw the samples that are missing, all from the rows of lowest priority, and write them."""
-    asked, done = round_.plan["signals"], round_.run.names(parts.folder)
-    sizes = {_REFERENCE: int(asked["reference_rows"]), _AGREEMENT: int(asked.get("agreement_rows", 0))}
-    sizes[_CENTRES] = num_cells(num_scored, asked) if "near_copy_cosine" in asked else 0
-    wanted = {name: min(num, num_scored) for name, num in sizes.items() if num and name not in done}
-    if not wanted:
-        return
-    others, collected = reference_folder(round_), _Collected()
-    _check_memory(round_, max(wanted.values()), others, memory_bytes)
-    share = share_of(max(wanted.values()), num_scored)
-    stage = SampleRows(round_.run, round_.scores_round, share=share, seed=int(asked["signals_seed"]), others=others)
-    run_stage(executor, stage, round_.shards, what="sample", folder=(round_.run, round_.number), collect=collected.add)
-    offered = [collected.offered[shard.name] for shard in round_.shards if len(collected.offered[shard.name].hashes)]
-    for name, num in wanted.items():
-        Reference.choose(offered, num).write(round_.run, f"{parts.folder}/{name}", parts.fingerprint)

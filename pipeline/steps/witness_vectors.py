@@ -1,14 +1,14 @@
 """Vectors of all images by the reference encoder: made once for a run, whatever checkpoints score it later."""
 
 from manifests.layout import REFERENCE_VECTORS, fingerprint
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.settings import ReadOptions
-from stages.signals.witness_tower import EmbedReference, Tower, load_tower, resolve_tower
+from stages.settings import ReadSettings
+from stages.signals.witness_tower import EmbedReference, ReferenceTarget, Tower, load_tower, resolve_tower
 
 
 def tower_of(config: RunConfig) -> Tower | None:
@@ -25,8 +25,7 @@ def tower_of(config: RunConfig) -> Tower | None:
 
 def reference_folder(round_: Round) -> str | None:
     """Return the folder of the reference encoder's vectors below the run; None where the round uses none."""
-    asked = (round_.plan.get("signals") or {}).get("reference_encoder")
-    if asked is None:
+    if round_.asked is None or round_.asked.reference_encoder is None:
         return None
     return f"{REFERENCE_VECTORS}-{_stamp(round_)[:8]}"
 
@@ -69,18 +68,18 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
         return
     preprocess = load_tower(tower)[1]
     dataset = open_dataset(read_run(round_.run).data)
-    options = ReadOptions.model_validate(round_.plan["scores"]["read"])
+    options = ReadSettings.model_validate(round_.plan["scores"]["read"])
     decode = Decode(dataset.store, options, preprocess, num_threads=executor.num_threads)
-    stage = EmbedReference(
-        decode,
-        tower,
-        round_.run,
-        (folder, canaries or ""),
+    target = ReferenceTarget(
+        decode=decode,
+        tower=tower,
+        run=round_.run,
+        folder=folder,
+        canaries=canaries,
         fingerprint=_stamp(round_),
         num_threads=executor.num_threads,
         num_canaries=_num_canaries(round_),
     )
-    run_stage(
-        executor, stage, todo, what="embed for reference", folder=(round_.run, round_.number),
-        collect=lambda _, rows: (rows, 0), num_done_before=len(round_.shards) - len(todo),
-    )  # fmt: skip
+    before = len(round_.shards) - len(todo)
+    what, collect = "embed for reference", lambda _, rows: (rows, 0)
+    run_stage(executor, EmbedReference(target), todo, what=what, folder=round_.place, collect=collect, num_done_before=before)

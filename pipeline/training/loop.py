@@ -15,29 +15,35 @@ from typing import Any, Final
 
 import torch
 
-from manifests.errors import ConfigError, RunError, StageFailed
+from manifests.errors import ConfigError, RunError
 from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan, round_numbers
-from manifests.parts import write_json
+from manifests.parts import write_bytes, write_json
 from manifests.reading import Manifest
 from manifests.store import Store, open_store
 from pipeline import rounds
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import TABLES, RunConfig
+from pipeline.config.document import as_toml
+from pipeline.config.scout import scouted
 from pipeline.steps.numbering import grown
 from pipeline.steps.plan import begin_run, read_run
 from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
-from pipeline.workers.executors import Failed, connected, make_executor, num_cluster_gpus
+from pipeline.workers.executors import connected, make_executor, num_gpus
+from pipeline.workers.run_stage import run_stage
 from pipeline.workers.train_on_ray import take_on_ray
-from stages.read.count_rows import CountRows
+from stages.label.settings import SplitSettings
+from stages.pair import Shard
+from stages.read.count_rows import CountRows, CountTarget
 from stages.read.shards import Dataset, open_dataset
-from stages.settings import SplitOptions, TrainOptions
+from stages.train.settings import TrainSettings
 
 log = logging.getLogger("pairsan.train")
 
+SCOUT: Final = f"{CHECKPOINTS}/scout.toml"
 SETTINGS: Final = f"{CHECKPOINTS}/train.json"
 ROWS: Final = f"{CHECKPOINTS}/rows.json"
 DEFAULT_GROWTH: Final = 0.01
-_EXTENDABLE: Final = ("rounds", "save_every_steps", "preset", "faiss_from")
+_EXTENDABLE: Final = ("rounds", "save_every_steps", "faiss_from")
 History = list[dict[str, Any]]
 
 
@@ -154,9 +160,9 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     following = passes[this.index + 1] if this.index + 1 < len(passes) else None
     last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
     job = Job(training.store.path(), dataset, config, training.architecture, this, manifest, num_rows, last)
-    use_gpu = config.model.device != "cpu"
-    if config.executor.executor == "ray" and (config.train.train_workers > 1 or (use_gpu and num_cluster_gpus())):
-        take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu and num_cluster_gpus() > 0)
+    use_gpu = config.model.device != "cpu" and num_gpus(config.executor) > 0
+    if config.executor.executor == "ray" and (config.train.train_workers > 1 or use_gpu):
+        take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu)
     else:
         take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
     history = position(training.store)["history"]
@@ -169,7 +175,7 @@ def _sealed(training: Training, this: Pass) -> int:
     if config.train.scorer == "scout":
         if number > 1:
             return _manifest_of(store, number - 1)  # a scout speaks once
-        config = scout_split(config)
+        config = scouted(config)
     checkpoint = scoring_checkpoint(config.train, number)
     architecture = training.architecture.removeprefix("local-dir:")
     model = config.model.model_copy(update={"checkpoint": store.path(checkpoint), "model": architecture})
@@ -182,44 +188,23 @@ def _sealed(training: Training, this: Pass) -> int:
     return rounds.rescore(store.uri, config, verbose=training.verbose).number
 
 
-def scout_split(config: RunConfig) -> RunConfig:
-    """Return the settings by which a scout's vectors are split: no cosine of a model that saw the poison is believed."""
-    split, signals, train = config.split, config.signals, config.train
-    near = signals.near_copy_cosine or train.scout_near_copy_cosine or None
-    chosen: dict[str, Any] = {
-        "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
-        "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
-        "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
-        "discord_share": split.discord_share or (train.scout_discord_share if signals.agreement_rows else 0.0),
-    }
-    if split.rule in ("calibrated", "monotone"):
-        chosen |= {"rule": "keep-share", "keep_share": 1.0}
-    update = {
-        "split": split.model_copy(update=chosen),
-        "signals": signals.model_copy(update={"signals": "all", "near_copy_cosine": near}),
-        "embed": config.embed.model_copy(update={"keep_embeddings": True}),
-    }
-    return config.model_copy(update=update)
-
-
 def next_command(store: Store, out: str, config: RunConfig) -> str:
-    """Return the command that seals the round to be trained on next, or trains where a scout has spoken already."""
+    """Return the command that seals the round to be trained on next, or trains where a scout has spoken already.
+
+    How a scout's round is split goes into a settings file of the run, which that command names.
+    """
     number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
     if config.train.scorer == "scout" and number:
         return f"pairsan train {out} --round {_manifest_of(store, number)}"
     command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"
     if config.train.scorer != "scout":
         return command
-    scout = scout_split(config)
-    split, near = scout.split, scout.signals.near_copy_cosine
-    crowds = f"--crowded-share {split.crowded_share}" if split.crowded_share else f"--crowded-tail {split.crowded_tail}"
-    budgets = f"{crowds} --max-image-repeats {split.max_image_repeats}"
-    budgets += f" --near-copy-cosine {near} --max-near-copies {split.max_near_copies}" if near else ""
-    budgets += f" --discord-share {split.discord_share}" if split.discord_share else ""
-    return f"{command} --keep-share {split.keep_share} {budgets}" if split.keep_share else f"{command} {budgets}"
+    tables = [table for table in TABLES if table.partition(".")[0] in ("embed", "signals", "split")]
+    write_bytes(store, SCOUT, as_toml(scouted(config), tables, defaults=False).encode())
+    return f"{command} --config {store.path(SCOUT)}"
 
 
-def scoring_checkpoint(options: TrainOptions, number: int) -> str:
+def scoring_checkpoint(options: TrainSettings, number: int) -> str:
     """Return the name of the weights that a round is scored with."""
     if options.scorer == "model":
         return checkpoint_name(number - 1)
@@ -238,8 +223,8 @@ def _split(store: Store, config: RunConfig, before: int, training: Training) -> 
     return manifest.number
 
 
-def _asked(store: Store, number: int) -> SplitOptions:
-    return SplitOptions.model_validate(read_plan(store, number)["split"])
+def _asked(store: Store, number: int) -> SplitSettings:
+    return SplitSettings.model_validate(read_plan(store, number)["split"])
 
 
 def _manifest_of(store: Store, round_number: int) -> int:
@@ -274,12 +259,15 @@ def _num_rows(training: Training) -> dict[str, int]:
     store, dataset, config = training.store, training.dataset, training.config
     if not store.exists(ROWS):
         found: dict[str, int] = {}
+
+        def collect(shard: Shard, num: int) -> tuple[int, int]:
+            found[shard.name] = num
+            return num, 0
+
         options = config.executor.model_copy(update={"decode": "worker"})
         executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
-        for outcome in executor.map(CountRows(dataset.store, config.data), dataset.shards):
-            if isinstance(outcome, Failed):
-                raise StageFailed(f"cannot count the rows of {outcome.shard.name}: {outcome.error}")
-            found[outcome.shard.name] = outcome.output
+        stage = CountRows(CountTarget(dataset.store, config.data))
+        run_stage(executor, stage, dataset.shards, what="count rows", folder=(store, None), collect=collect)
         write_json(store, ROWS, found)
     counts: dict[str, int] = store.read_json(ROWS)
     return counts

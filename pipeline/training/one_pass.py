@@ -18,7 +18,7 @@ from manifests.parts import write_json
 from manifests.reading import Manifest, open_round
 from manifests.schema import Label
 from manifests.store import Store, open_store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
 from pipeline.training.schedule import Pass, learning_rate
 from stages.read.crops import Crops
 from stages.read.shards import Dataset

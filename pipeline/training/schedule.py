@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.settings import TrainOptions
+from stages.train.settings import TrainSettings
 
 Kind = Literal["scout", "unimodal", "matching", "round", "refit"]
 Subject = Literal["scout", "model", "scorer"]
@@ -29,7 +29,7 @@ class Pass:
     subject: Subject
 
 
-def passes_of(options: TrainOptions) -> list[Pass]:
+def passes_of(options: TrainSettings) -> list[Pass]:
     """Return the passes of a whole run in order; more rounds only add to its end."""
     locked = options.scorer == "locked"
     kinds: list[tuple[Kind, int]] = []
@@ -48,7 +48,7 @@ def _subject(kind: Kind, locked: bool) -> Subject:
     return "scorer" if kind == "refit" or (kind == "matching" and locked) else "model"
 
 
-def learning_rate(options: TrainOptions, this: Pass, num_steps: int, first_step: int) -> Callable[[int], float]:
+def learning_rate(options: TrainSettings, this: Pass, num_steps: int, first_step: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the step: one warm-up and one cosine over all unimodal and round passes.
 
     Matching and refits stand outside it, at their own constant rates; the scout has a rise and a cosine of its own. The

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
 
 from manifests.errors import ConfigError, PairsanError
-from pipeline.config.load import ExecutorOptions
+from pipeline.config.catalogue import ExecutorSettings
 from pipeline.config.provenance import code_sha256
 from stages.pair import Shard
 from stages.stage import Stage
@@ -56,7 +56,7 @@ class Executor(Protocol):
 
     num_threads: int
 
-    def map(self, stage: Stage[Shard, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
+    def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
 
         Raises:
@@ -72,14 +72,14 @@ class LocalExecutor:
         """Set how often a failed read is tried again, and how many threads the stage may use."""
         self._max_retries, self.num_threads = max_retries, num_threads
 
-    def map(self, stage: Stage[Shard, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
+    def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in order."""
         if shards:
             stage.open()
         for shard in shards:
             yield self._run(stage, shard)
 
-    def _run(self, stage: Stage[Shard, Out], shard: Shard) -> Done[Out] | Failed:
+    def _run(self, stage: Stage[Any, Out], shard: Shard) -> Done[Out] | Failed:
         for attempt in range(self._max_retries + 1):
             try:
                 return Done(shard, stage.run(shard))
@@ -93,7 +93,7 @@ class LocalExecutor:
 class RayExecutor:
     """Workers on a Ray cluster; each is an actor that survives from stage to stage."""
 
-    def __init__(self, options: ExecutorOptions, *, num_gpus: int, num_shards: int) -> None:
+    def __init__(self, options: ExecutorSettings, *, num_gpus: int, num_shards: int) -> None:
         """Size the pool: one worker per GPU, else as many as the CPUs hold, never more than shards.
 
         Raises:
@@ -120,7 +120,7 @@ class RayExecutor:
         self._resources: dict[str, Any] = {"num_cpus": threads, "num_gpus": 1 if num_gpus else 0, "max_restarts": 0}
         self._idle: list[Any] = []
 
-    def map(self, stage: Stage[Shard, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
+    def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish."""
         stage_ref = ray.put(stage)
         todo = deque((shard, 0) for shard in shards)
@@ -191,7 +191,7 @@ class _Worker:
         if stage_id != self._stage_id:
             self._stage, self._stage_id = None, ""  # let go of the last stage's weights first
             if self._decode_elsewhere and hasattr(stage, "read_from"):
-                stage.read_from(_RemoteChunks(stage.decode))
+                stage.read_from(_RemoteChunks(stage.target.decode))
             try:
                 stage.open()
             except PairsanError as error:
@@ -219,13 +219,17 @@ def _decode_shard(decode: Any, shard: Shard) -> Iterator[Any]:
     yield from decode.run(shard)
 
 
-def num_cluster_gpus() -> int:
-    """Return how many GPUs the connected cluster has."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def num_gpus(settings: ExecutorSettings) -> int:
+    """Return how many GPUs workers can have: of the connected cluster, or of this process."""
+    if settings.executor == "ray":
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @contextmanager
-def connected(options: ExecutorOptions, *, verbose: bool) -> Iterator[None]:
+def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
     """Connect to Ray, or start a local cluster, for as long as the block runs; nothing for the local executor."""
     if options.executor == "local" or ray.is_initialized():
         yield
@@ -250,10 +254,10 @@ def connected(options: ExecutorOptions, *, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def make_executor(options: ExecutorOptions, *, use_gpus: bool, num_shards: int) -> Executor:
+def make_executor(options: ExecutorSettings, *, use_gpus: bool, num_shards: int) -> Executor:
     """Return the executor that the settings ask for, inside `connected`."""
     if options.executor == "local":
         if options.decode == "cluster":
             raise ConfigError("--decode cluster needs --executor ray")
         return LocalExecutor(options.max_retries, options.threads_per_worker or 1)
-    return RayExecutor(options, num_gpus=num_cluster_gpus() if use_gpus else 0, num_shards=num_shards)
+    return RayExecutor(options, num_gpus=num_gpus(options) if use_gpus else 0, num_shards=num_shards)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from manifests.errors import StageFailed
 from manifests.layout import FAILURES, round_folder
@@ -19,7 +19,7 @@ _NAMED = 5
 
 def run_stage(
     executor: Executor,
-    stage: Stage[Shard, Out],
+    stage: Stage[Any, Out],
     shards: Sequence[Shard],
     *,
     what: str,
@@ -67,7 +67,7 @@ def run_stage(
 
 def run_missing(
     executor: Executor,
-    stage: Stage[Shard, int],
+    stage: Stage[Any, int],
     shards: Sequence[Shard],
     parts: str,
     *,

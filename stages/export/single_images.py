@@ -13,7 +13,7 @@ from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.shards import read_shard
 from stages.read.tables import TableReader
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 _KEPT: Final = 256
 Places = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Originals:
         self,
         store: Store,
         shards: Iterable[Shard],
-        options: ReadOptions,
+        options: ReadSettings,
         places: Callable[[str], Places | None] = lambda _: None,
     ) -> None:
         """Say where the shards lie; nothing is opened yet.

@@ -14,7 +14,7 @@ from stages.pair import Pair, Shard
 from stages.read.shards import read_shard
 from stages.read.tar_stream import BrokenArchive
 from stages.read.webdataset import image_member, read_runs
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", "jpg"),
@@ -50,7 +50,7 @@ class OriginalRow:
 
 
 def original_rows(
-    store: Store, shard: Shard, options: ReadOptions, chosen: Sequence[int] | npt.NDArray[np.int64]
+    store: Store, shard: Shard, options: ReadSettings, chosen: Sequence[int] | npt.NDArray[np.int64]
 ) -> Iterator[OriginalRow]:
     """Yield some rows of a shard, in order.
 
@@ -74,7 +74,7 @@ def original_rows(
         raise DataError(f"{shard.name} holds {num} of the {len(wanted)} rows that its manifest names; the data have changed")
 
 
-def _from_tar(store: Store, shard: Shard, options: ReadOptions, wanted: set[int]) -> Iterator[OriginalRow]:
+def _from_tar(store: Store, shard: Shard, options: ReadSettings, wanted: set[int]) -> Iterator[OriginalRow]:
     with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream, suppress(BrokenArchive):
         for index, run in enumerate(read_runs(stream, options.max_image_bytes)):
             if index in wanted:
@@ -85,7 +85,7 @@ def _from_tar(store: Store, shard: Shard, options: ReadOptions, wanted: set[int]
                 yield OriginalRow(index, run.key, shown, image.data if image else None, caption, members)
 
 
-def _others(store: Store, shard: Shard, options: ReadOptions, wanted: set[int]) -> Iterator[OriginalRow]:
+def _others(store: Store, shard: Shard, options: ReadSettings, wanted: set[int]) -> Iterator[OriginalRow]:
     for pair in read_shard(store, shard, options):
         if pair.index in wanted:
             yield OriginalRow(pair.index, _file_key(pair), pair.key, pair.image, pair.caption or "", _members(pair), pair.path)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from manifests.reading import Manifest
 from manifests.store import Store
 from stages.export.source_rows import OriginalRow, original_rows
 from stages.pair import Shard
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
+from stages.stage import Stage
 
 Format = Literal["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]
 INJECTED: Final = ("uid", "cosine", "p_safe")
@@ -77,6 +79,7 @@ class ExportTarget:
         data: Where the input shards lie.
         read: How they are read.
         inject: Whether uid, cosine and p_safe go into the JSON of every pair.
+        pieces: What goes into each file.
         weights: Column that goes along as `weight`; None for none.
     """
 
@@ -85,7 +88,8 @@ class ExportTarget:
     choice: Choice
     form: Format
     data: Store
-    read: ReadOptions
+    read: ReadSettings
+    pieces: Mapping[str, Sequence[Piece]]
     inject: bool = False
     weights: str | None = None
 
@@ -116,15 +120,8 @@ class _Written:
     keys: set[str] = field(default_factory=set)
 
 
-class Export:
+class Export(Stage[ExportTarget, Exported]):
     """Stage: a file to be made in, its facts out. The file's name is that of the `Shard` it is handed."""
-
-    def __init__(self, target: ExportTarget, pieces: Mapping[str, Sequence[Piece]]) -> None:
-        """Say what to write; `pieces` names what goes into each file."""
-        self._target, self._pieces = target, pieces
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
 
     def run(self, unit: Shard, /) -> Exported:
         """Write one file whole or not at all.
@@ -140,8 +137,8 @@ class Export:
             "keys": self._keys,
         }
         written = _Written()
-        write = writers[self._target.form]
-        size, digest = write_file(self._target.out, unit.name, lambda file: write(file, unit.name, written))
+        write = writers[self.target.form]
+        size, digest = write_file(self.target.out, unit.name, lambda file: write(file, unit.name, written))
         return Exported(unit.name, written.rows, size, digest, written.missing)
 
     def _tar(self, file: BinaryIO, name: str, written: _Written) -> None:
@@ -171,45 +168,45 @@ class Export:
             if row.path is None:
                 written.missing += 1
                 continue
-            more = [facts[self._target.weights]] if self._target.weights else []
+            more = [facts[self.target.weights]] if self.target.weights else []
             lines.writerow([row.path, row.caption, *more])
             written.rows += 1
         _let_go(text)
 
     def _keys(self, file: BinaryIO, name: str, written: _Written) -> None:
-        for piece in self._pieces[name]:
+        for piece in self.target.pieces[name]:
             chosen = self._chosen(piece)
-            keys = self._target.manifest.table(piece.shard.name, ["key"])["key"].take(chosen).to_pylist()
+            keys = self.target.manifest.table(piece.shard.name, ["key"])["key"].take(chosen).to_pylist()
             file.write("".join(key.replace("\n", " ") + "\n" for key in keys).encode("utf-8", "surrogatepass"))
             written.rows += len(keys)
 
     def _parquet(self, file: BinaryIO, name: str, written: _Written) -> None:
         tables = self._tables(name)
         first = next(tables)
-        schema = first.schema.with_metadata(_HF_METADATA) if self._target.form == "hf" else first.schema
+        schema = first.schema.with_metadata(_HF_METADATA) if self.target.form == "hf" else first.schema
         with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer:
-            for table in _chain(first, tables):
+            for table in itertools.chain([first], tables):
                 writer.write_table(table.cast(schema))
                 written.rows += table.num_rows
 
     def _tables(self, name: str) -> Iterator[pa.Table]:
-        for piece in self._pieces[name]:
-            table = self._target.manifest.table(piece.shard.name).take(self._chosen(piece))
+        for piece in self.target.pieces[name]:
+            table = self.target.manifest.table(piece.shard.name).take(self._chosen(piece))
             columns = {n: table[n] for n in table.column_names if n not in ("uid", "shard", "label", "reason")}
             columns["uid"] = pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string())
             columns |= {n: table[n].cast(pa.string()) for n in ("shard", "label", "reason")}
-            if self._target.weights:
-                columns["weight"] = table[self._target.weights].cast(pa.float32())
-            if self._target.form == "hf":
-                rows = original_rows(self._target.data, piece.shard, self._target.read, self._chosen(piece))
+            if self.target.weights:
+                columns["weight"] = table[self.target.weights].cast(pa.float32())
+            if self.target.form == "hf":
+                rows = original_rows(self.target.data, piece.shard, self.target.read, self._chosen(piece))
                 images = [{"bytes": row.image, "path": None} for row in rows]
                 columns = {"image": pa.array(images, _IMAGE), **columns}
             yield pa.table(columns)
 
     def _originals(self, name: str) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
         """Yield the chosen rows of a file as they lie in the input, each with its row of the manifest."""
-        target = self._target
-        for piece in self._pieces[name]:
+        target = self.target
+        for piece in self.target.pieces[name]:
             chosen = self._chosen(piece)
             table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
             rows = original_rows(target.data, piece.shard, target.read, chosen)
@@ -222,12 +219,12 @@ class Export:
                 yield row, facts
 
     def _chosen(self, piece: Piece) -> npt.NDArray[np.int64]:
-        rows = self._target.choice.rows(self._target.manifest, piece.shard.name)
+        rows = self.target.choice.rows(self.target.manifest, piece.shard.name)
         return rows[piece.skip : piece.skip + piece.num]
 
     def _more(self, facts: dict[str, Any]) -> dict[str, Any]:
-        found = {"uid": facts["uid"].hex(), "cosine": facts["cosine"], "p_safe": facts["p_safe"]} if self._target.inject else {}
-        return found | ({"weight": facts[self._target.weights]} if self._target.weights else {})
+        found = {"uid": facts["uid"].hex(), "cosine": facts["cosine"], "p_safe": facts["p_safe"]} if self.target.inject else {}
+        return found | ({"weight": facts[self.target.weights]} if self.target.weights else {})
 
 
 _IMAGE: Final = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -243,11 +240,6 @@ def _parsed(data: bytes | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest
 
 
 def _let_go(text: TextIO) -> None:

@@ -1,7 +1,8 @@
 """How much of what scores so high is mismatched: the two-groups model with a measured null.
 
 The cosines of all pairs are a mixture f = pi0 f0 + (1 - pi0) f1. f0, the cosines of mismatched pairs, is measured
-(stages/null.py) and f1 is left open; nothing is assumed of its shape but that higher cosines are less often mismatched.
+(`stages.score.null_cosines`) and f1 is left open; of its shape nothing is assumed but that higher cosines are less often
+mismatched.
 
 Source: Efron, Large-Scale Inference (2010), chapters 2 and 5 (two groups, local and tail false discovery rate); Storey, JRSS B
 64 (2002), for pi0, here on the side where only mismatches lie: the low cosines.
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.isotonic import IsotonicRegression
 
-from stages.histogram import NUM_BINS, Counts, Histogram, grid_values
+from stages.histogram import NUM_BINS, Counts, Histogram, grid_bins, grid_values
 
 _STARTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 _COARSE: Final = 512
@@ -47,6 +48,10 @@ class Calibration:
         """
         allowed = np.flatnonzero((self.tail <= alpha) & (self.local <= most))
         return float(grid_values(allowed[:1])[0]) if len(allowed) else None
+
+    def tail_at(self, cut: float) -> float:
+        """Return the estimated share of mismatched pairs among all at or above a cosine."""
+        return float(self.tail[int(grid_bins(np.asarray([cut], np.float32))[0])])
 
 
 def calibrate(pairs: Histogram, nulls: Histogram) -> Calibration:

@@ -1,5 +1,6 @@
 """Label policy: from the histogram of all cosines to one decision that every shard can apply by itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import SplitRefused
-from manifests.schema import COSINE_STEP, Reason
+from manifests.schema import COSINE_STEP, LIMITS, SIGNAL_TABLE, Bound, Reason
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate
 from stages.label.crowds import crowd_cut
 from stages.label.mixture import Mixture, fit_mixture, published_mixture
+from stages.label.settings import SplitSettings
 from stages.label.strata import Codes, Strata, calibrate_strata
-from stages.settings import SplitOptions
 
 _MOST_CROWDED: Final = 0.5
+_TOPS: Final = {signal.name: signal.top for signal in SIGNAL_TABLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +115,20 @@ class Decision:
 
 def decide(
     histogram: Histogram,
-    options: SplitOptions,
-    closeness: Histogram | None = None,
+    settings: SplitSettings,
+    *,
     nulls: Histogram | None = None,
-    accord: Histogram | None = None,
-    counted: dict[int, tuple[Histogram, Histogram]] | None = None,
+    signals: Mapping[str, Histogram] | None = None,
+    strata: Mapping[int, tuple[Histogram, Histogram]] | None = None,
 ) -> Decision:
     """Choose the cut, and the limits of signals.
 
     Args:
         histogram: Cosines of all shards.
-        options: The rule and what counts as believable.
-        closeness: Of the signal `outlier` of all shards, as 1 - outlier; None where it was not computed.
+        settings: The rule and what counts as believable.
         nulls: Cosines of mismatched pairs of all shards; for `calibrated`.
-        accord: Of the signal `accord` of all shards; None where it was not computed.
-        counted: Cosines, and cosines of mismatched pairs, of every stratum; for `null_strata`.
+        signals: Values of signals over all shards, by name, those of which only shares are limited; see `counted_as`.
+        strata: Cosines, and cosines of mismatched pairs, of every stratum; for `null_strata`.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -135,27 +136,28 @@ def decide(
     num_scored = histogram.num_rows
     if num_scored == 0:
         raise SplitRefused("no row has a cosine, so there is nothing to split; `pairsan status` lists the reasons")
-    published = options.rule == "published"
-    mixture = published_mixture(histogram, options.seed) if published else fit_mixture(histogram)
-    calibration = _calibrated(histogram, nulls) if options.rule == "calibrated" else None
+    published = settings.rule == "published"
+    mixture = published_mixture(histogram, settings.seed) if published else fit_mixture(histogram)
+    calibration = _calibrated(histogram, nulls) if settings.rule == "calibrated" else None
     cut, min_posterior = (
-        (calibration.cut(options.alpha, options.max_p_mismatch), None) if calibration else _cut(histogram, mixture, options)
+        (calibration.cut(settings.alpha, settings.max_p_mismatch), None) if calibration else _cut(histogram, mixture, settings)
     )
-    strata = None
-    if calibration is not None and options.null_strata is not None:
-        strata = calibrate_strata(options.null_strata, counted or {}, calibration, options.alpha, options.max_p_mismatch)
-        cut = cut if cut is not None or not strata.num_safe else float(strata.cuts.min())
-    num_safe = strata.num_safe if strata else _num_safe(histogram, mixture, cut, min_posterior)
-    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, options, calibration))
-    rule = options.rule
+    groups = None
+    if calibration is not None and settings.null_strata is not None:
+        groups = calibrate_strata(settings.null_strata, strata or {}, calibration, settings.alpha, settings.max_p_mismatch)
+        # strata may find safe rows where no single cut does; the seal's `cut` is then the lowest of theirs
+        cut = cut if cut is not None or not groups.num_safe else float(groups.cuts.min())
+    num_safe = groups.num_safe if groups else _num_safe(histogram, mixture, cut, min_posterior)
+    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, settings, calibration))
+    rule = settings.rule
     if doubts:
-        if options.if_unseparable == "fail" or options.fallback_share is None:
-            raise SplitRefused(_refusal(doubts, num_scored, options))
-        rule, cut = "quantile", histogram.cut_for_share(options.fallback_share)  # type: ignore[assignment]
-        num_safe, calibration, strata = histogram.num_at_least(cut), None, None
-    limits = _limits(options, closeness, accord)
+        if settings.if_unseparable == "fail" or settings.fallback_share is None:
+            raise SplitRefused(_refusal(doubts, num_scored, settings))
+        rule, cut = "quantile", histogram.cut_for_share(settings.fallback_share)  # type: ignore[assignment]
+        num_safe, calibration, groups = histogram.num_at_least(cut), None, None
+    limits = _limits(settings, signals or {})
     ranks = histogram.ranks()
-    return Decision(rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, doubts, limits, calibration, strata)
+    return Decision(rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, doubts, limits, calibration, groups)
 
 
 def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
@@ -169,29 +171,34 @@ def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
     return calibrate(histogram, nulls)
 
 
-def _limits(options: SplitOptions, closeness: Histogram | None, accord: Histogram | None) -> tuple[Limit, ...]:
-    """Turn budgets into limits; the order is that in which they may name a row's reason."""
+def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return values of a signal as histograms hold them: on the grid of cosines, so that [0, 2] is counted as 1 - value."""
+    return (1.0 - values.astype(np.float64)).astype(np.float32) if _TOPS[signal] > 1.0 else values
+
+
+def _limits(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
+    """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which."""
     limits: list[Limit] = []
-    if options.max_image_repeats is not None:
-        limits.append(Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=options.max_image_repeats))
-    if options.max_near_copies is not None:
-        limits.append(Limit(Reason.NEAR_DUPLICATE, "near_copies", most=options.max_near_copies))
-    if options.max_pair_copies is not None:
-        limits.append(Limit(Reason.NEAR_DUPLICATE, "pair_copies", most=options.max_pair_copies))
-    if options.max_caption_copies is not None:
-        limits.append(Limit(Reason.REPEATED_CAPTION, "caption_copies", most=options.max_caption_copies))
-    if closeness is not None and options.crowded_share:
-        limits.append(Limit(Reason.CROWDED, "outlier", least=_just_above(1.0 - closeness.cut_for_share(options.crowded_share))))
-    if closeness is not None and options.crowded_tail:
-        least = _believed(crowd_cut(closeness, options.crowded_tail), closeness)
-        limits += [Limit(Reason.CROWDED, name, least=least) for name in ("outlier", "neighbour_outlier")]
-    if closeness is not None and options.outlier_share:
-        kept = 1.0 - min(options.outlier_share, 1.0 - 1e-9)
-        limits.append(Limit(Reason.LOCAL_OUTLIER, "outlier", most=1.0 - closeness.cut_for_share(kept)))
-    if accord is not None and options.discord_share:
-        kept = 1.0 - min(options.discord_share, 1.0 - 1e-9)
-        limits.append(Limit(Reason.DISCORDANT, "accord", least=accord.cut_for_share(kept)))
+    for limit, signal in LIMITS:
+        asked = getattr(settings, limit.setting)
+        if not asked or (limit.counted is not None and limit.counted not in counted):
+            continue
+        if limit.counted is None:
+            limits.append(Limit(limit.reason, signal.name, most=asked))
+        else:
+            bound = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
+            limits.append(Limit(limit.reason, signal.name, **bound))
     return tuple(limits)
+
+
+def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> dict[str, float]:
+    """Return where a share of the rows, or of the ordinary ones, ends; `mirrored` values are counted as 1 - value."""
+    if kind == Bound.CROWD:
+        return {"least": _believed(crowd_cut(values, share), values)}
+    between = COSINE_STEP / 2  # the middle to the next value on the grid: the rows at the cut are among those flagged
+    if kind == Bound.HIGHEST_SHARE:
+        return {"most": 1.0 - values.cut_above_share(share) if mirrored else values.cut_for_share(share) - between}
+    return {"least": 1.0 - values.cut_for_share(share) + between if mirrored else values.cut_above_share(share)}
 
 
 def _believed(cut: float, closeness: Histogram) -> float:
@@ -209,32 +216,27 @@ def _believed(cut: float, closeness: Histogram) -> float:
     return cut
 
 
-def _just_above(distance: float) -> float:
-    """Return the middle between a distance on the grid and the next: the rows at it are among the crowded ones."""
-    return distance + COSINE_STEP / 2
-
-
-def _cut(histogram: Histogram, mixture: Mixture | None, options: SplitOptions) -> tuple[float | None, float | None]:
+def _cut(histogram: Histogram, mixture: Mixture | None, settings: SplitSettings) -> tuple[float | None, float | None]:
     """Return (least cosine, least posterior) of a safe row; both None where the rule finds no place to cut."""
-    if options.rule == "keep-share":
-        return (histogram.cut_for_share(options.keep_share) if options.keep_share else None), None
-    if options.rule == "min-cosine":
-        return options.min_cosine, None
+    if settings.rule == "keep-share":
+        return (histogram.cut_for_share(settings.keep_share) if settings.keep_share else None), None
+    if settings.rule == "min-cosine":
+        return settings.min_cosine, None
     if mixture is None:
         return None, None
-    if options.rule == "published":
-        return None, _published_posterior(histogram, mixture, options)
-    return mixture.cut(options.threshold, grid_values(np.arange(NUM_BINS))), None
+    if settings.rule == "published":
+        return None, _published_posterior(histogram, mixture, settings)
+    return mixture.cut(settings.threshold, grid_values(np.arange(NUM_BINS))), None
 
 
-def _published_posterior(histogram: Histogram, mixture: Mixture, options: SplitOptions) -> float:
+def _published_posterior(histogram: Histogram, mixture: Mixture, settings: SplitSettings) -> float:
     """Return the threshold; or, with a share to keep, the posterior above which that share lies: ranking by posterior."""
-    if options.keep_share is None:
-        return options.threshold
+    if settings.keep_share is None:
+        return settings.threshold
     values, counts = histogram.occupied()
     posterior = mixture.posterior(values)
     order = np.argsort(-posterior, kind="stable")
-    last = int(np.searchsorted(counts[order].cumsum(), options.keep_share * histogram.num_rows))
+    last = int(np.searchsorted(counts[order].cumsum(), settings.keep_share * histogram.num_rows))
     return float(posterior[order][min(last, len(order) - 1)])
 
 
@@ -248,7 +250,7 @@ def _num_safe(histogram: Histogram, mixture: Mixture | None, cut: float | None, 
 
 
 def _doubts(
-    mixture: Mixture | None, cut: float | None, safe_share: float, options: SplitOptions, calibration: Calibration | None
+    mixture: Mixture | None, cut: float | None, safe_share: float, settings: SplitSettings, calibration: Calibration | None
 ) -> list[str]:
     """Return what speaks against the split. A share or cosine chosen by the user needs no mixture to be believed."""
     doubts: list[str] = []
@@ -256,40 +258,41 @@ def _doubts(
         if cut is None:
             best, share = float(calibration.tail.min()), calibration.mismatched_share
             doubts.append(
-                f"no cut leaves at most {options.alpha:.2%} mismatched (--alpha) and nobody above --max-p-mismatch: the "
+                f"no cut leaves at most {settings.alpha:.2%} mismatched (--alpha) and nobody above --max-p-mismatch: the "
                 f"best has {best:.2%}, as this checkpoint hardly tells mismatched pairs from others; {share:.1%} of all are "
                 "estimated to be mismatched"
             )
-        elif safe_share < options.min_safe_share:
+        elif safe_share < settings.min_safe_share:
             doubts.append(f"only {safe_share:.2%} of the scored rows would be safe (--min-safe-share, --alpha)")
         return doubts
-    if options.rule == "monotone":
+    if settings.rule == "monotone":
         if mixture is None:
             return ["there are too few distinct cosines to fit two components (10 rows, 3 distinct values at least)"]
         if mixture.bic_two >= mixture.bic_one:
             doubts.append(
                 f"one Gaussian explains the cosines as well as two (BIC {mixture.bic_one:.1f} against {mixture.bic_two:.1f})"
             )
-        if mixture.ashman_d < options.min_separation:
+        if mixture.ashman_d < settings.min_separation:
             doubts.append(
-                f"the components overlap: Ashman's D is {mixture.ashman_d:.2f}, asked for are {options.min_separation:g} "
+                f"the components overlap: Ashman's D is {mixture.ashman_d:.2f}, asked for are {settings.min_separation:g} "
                 f"(means {mixture.means[0]:.3f} / {mixture.means[1]:.3f}, standard deviations "
                 f"{mixture.stds[0]:.3f} / {mixture.stds[1]:.3f})"
             )
         if cut is None:
-            doubts.append(f"no cosine reaches the posterior {options.threshold:g} (--threshold)")
-    if not options.min_safe_share <= safe_share <= options.max_safe_share and options.rule != "keep-share":
+            doubts.append(f"no cosine reaches the posterior {settings.threshold:g} (--threshold)")
+    if settings.rule != "keep-share" and not settings.min_safe_share <= safe_share <= settings.max_safe_share:
         doubts.append(
-            f"{safe_share:.2%} of the scored rows would be safe, believed are {options.min_safe_share:.2%} to "
-            f"{options.max_safe_share:.2%} (--min-safe-share, --max-safe-share)"
+            f"{safe_share:.2%} of the scored rows would be safe, believed are {settings.min_safe_share:.2%} to "
+            f"{settings.max_safe_share:.2%} (--min-safe-share, --max-safe-share)"
         )
     return doubts
 
 
-def _refusal(doubts: tuple[str, ...], num_scored: int, options: SplitOptions) -> str:
+def _refusal(doubts: tuple[str, ...], num_scored: int, settings: SplitSettings) -> str:
     lines = "".join(f"\n  - {doubt}" for doubt in doubts)
     return (
-        f"the split of {num_scored} scored rows by rule {options.rule!r} is not believed, so the round stays unsealed:{lines}\n"
+        f"the split of {num_scored} scored rows by rule {settings.rule!r} is not believed, so the round stays unsealed:"
+        f"{lines}\n"
         "The scores are kept. Decide with `pairsan split RUN` and one of: --keep-share 0.3 (a share you choose), "
         "--min-cosine 0.2, --if-unseparable quantile --fallback-share 0.3, or --min-separation with a lower value. Where "
         "little is mismatched, two components describe the bulk and not the mismatches; a share is then the honest choice."

@@ -16,6 +16,8 @@ from stages.label.decide import Decision
 from stages.label.label_table import Labelling, Verdicts, label_table
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts
+from stages.stage import Stage
+from stages.vectors import read_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,84 +41,77 @@ class Labelled:
     overruled: dict[str, int]
 
 
-class LabelRows:
+@dataclass(frozen=True)
+class LabelTarget:
+    """How the rows of a round are labelled.
+
+    Attributes:
+        run: The run folder.
+        scores_round: Round whose scores are read.
+        round_number: Round whose manifest is written.
+        fingerprint: Of that round's plan.
+        decision: The cut, and the limits of signals.
+        previous: Sealed round that labels are compared with.
+        signals: Where the signals parts lie; None where there are none.
+        reviews_until: Human verdicts up to this time are honoured; None where there are none.
+        rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
+    """
+
+    run: Store
+    scores_round: int
+    round_number: int
+    fingerprint: str
+    decision: Decision
+    previous: int | None = None
+    signals: SignalParts | None = None
+    reviews_until: str | None = None
+    rise_since: int | None = None
+
+
+class LabelRows(Stage[LabelTarget, Labelled]):
     """Stage: a shard in, its manifest part on disk out. Row order is that of the scores."""
-
-    def __init__(
-        self,
-        run: Store,
-        scores_round: int,
-        round_number: int,
-        fingerprint: str,
-        decision: Decision,
-        previous: int | None = None,
-        signals: SignalParts | None = None,
-        reviews_until: str | None = None,
-        rise_since: int | None = None,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            run: The run folder.
-            scores_round: Round whose scores are read.
-            round_number: Round whose manifest is written.
-            fingerprint: Of that round's plan.
-            decision: How rows are labelled.
-            previous: Sealed round that labels are compared with.
-            signals: Where the signals parts lie; None where there are none.
-            reviews_until: Human verdicts up to this time are honoured; None where there are none.
-            rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
-        """
-        self._reviews_until = reviews_until
-        self._verdicts: Verdicts | None = None
-        self._run, self._scores_round, self._round = run, scores_round, round_number
-        self._fingerprint, self._decision, self._previous = fingerprint, decision, previous
-        self._signals, self._rise_since = signals, rise_since
 
     def open(self) -> None:
         """Read the human verdicts."""
-        if self._reviews_until is not None:
-            self._verdicts = Verdicts.of(newest(read_all(self._run, self._reviews_until)))
+        until = self.target.reviews_until
+        self._verdicts = None if until is None else Verdicts.of(newest(read_all(self.target.run, until)))
 
     def run(self, shard: Shard, /) -> Labelled:
-        """Label one part."""
+        """Label one part, a row group at a time."""
+        target = self.target
         labels: dict[str, int] = dict.fromkeys(Label, 0)
         reasons: dict[str, int] = {}
         labelling = Labelling()
 
         def tables() -> Iterator[pa.Table]:
-            name = part_name(self._scores_round, SCORES, shard.name)
-            signals, earlier, first = self._signals_of(shard), self._earlier(shard), 0
-            with self._run.fs.open_input_file(self._run.path(name)) as file, pq.ParquetFile(file) as parquet:
+            # signals and earlier ranks lie in parts of their own with other row groups, so they are sliced alongside
+            parts, since, first = target.signals, target.rise_since, 0
+            signals = None if parts is None else read_columns(target.run, parts.part(shard.name), ["signals"])["signals"]
+            earlier = None if since is None else self._column(since, shard, "rank")
+            name = part_name(target.scores_round, SCORES, shard.name)
+            with target.run.fs.open_input_file(target.run.path(name)) as file, pq.ParquetFile(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     scores = parquet.read_row_group(group)
                     if signals is not None:
                         place = scores.schema.get_field_index("signals")
                         scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
                     before = None if earlier is None else earlier.slice(first, scores.num_rows)
-                    table = label_table(scores, shard.name, self._decision, self._verdicts, labelling, before)
+                    table = label_table(scores, shard.name, target.decision, self._verdicts, labelling, before)
                     first += scores.num_rows
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])
                     yield table
 
-        target = part_name(self._round, LABELS, shard.name)
-        part = write_part(self._run, target, MANIFEST, tables(), fingerprint=self._fingerprint)
+        name = part_name(target.round_number, LABELS, shard.name)
+        part = write_part(target.run, name, MANIFEST, tables(), fingerprint=target.fingerprint)
         return Labelled(part, labels, reasons, self._changes(shard), labelling.limited, labelling.overruled)
 
-    def _signals_of(self, shard: Shard) -> pa.ChunkedArray | None:
-        if self._signals is None:
-            return None
-        with self._run.fs.open_input_file(self._run.path(self._signals.part(shard.name))) as file:
-            return pq.read_table(file)["signals"]
-
-    def _earlier(self, shard: Shard) -> pa.ChunkedArray | None:
-        return None if self._rise_since is None else self._column(self._rise_since, shard, "rank")
-
     def _changes(self, shard: Shard) -> dict[str, int]:
-        if self._previous is None:
+        """Count the rows whose label the previous round had otherwise; nothing where it had other rows."""
+        if self.target.previous is None:
             return {}
-        old, new = (self._column(number, shard, "label").cast(pa.string()) for number in (self._previous, self._round))
+        rounds = (self.target.previous, self.target.round_number)
+        old, new = (self._column(number, shard, "label").cast(pa.string()) for number in rounds)
         if len(old) != len(new):
             return {}
         moved = pc.not_equal(old, new)
@@ -124,8 +119,7 @@ class LabelRows:
         return {row["values"]: row["counts"] for row in pc.value_counts(pairs).to_pylist()}
 
     def _column(self, number: int, shard: Shard, name: str) -> pa.ChunkedArray:
-        with self._run.fs.open_input_file(self._run.path(part_name(number, LABELS, shard.name))) as file:
-            return pq.read_table(file, columns=[name])[name]
+        return read_columns(self.target.run, part_name(number, LABELS, shard.name), [name])[name]
 
 
 def _add_counts(totals: dict[str, int], column: pa.ChunkedArray) -> None:

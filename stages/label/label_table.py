@@ -89,6 +89,7 @@ def label_table(
     finite = cosine.drop_null().to_numpy()
     kind = decision.strata.kind if decision.strata else None
     codes_of = strata_of(kind, scores[COLUMN[kind]])[scored] if kind else None
+    # why[row]: -1 while nothing speaks against it, 0 for the cut, else the place of the first limit that it breaks
     why = np.full(len(scored), _SAFE, np.int32)
     why[np.flatnonzero(scored)[~decision.is_safe(finite, codes_of)]] = 0
     for place, limit in enumerate(decision.limits, start=1):
@@ -97,6 +98,7 @@ def label_table(
     labelling.limited += int((why > 0).sum())
     codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
     said = verdicts.on(scores["uid"]) if verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
+    # a human may drop any row, but can call no row safe or risky that nothing could score
     reviewed = (said != _NOTHING) & (scored | (said == 2))
     final = np.where(reviewed, said, codes).astype(np.int32)
     labelling.overrule(codes, final)

@@ -4,6 +4,7 @@ A short, general caption fits many images a little; captions in a script that th
 One null for all would then state a rate that holds for none of the groups.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -90,7 +91,7 @@ class Strata:
 
 
 def calibrate_strata(
-    kind: StrataKind, counted: dict[int, tuple[Histogram, Histogram]], whole: Calibration, alpha: float, most: float
+    kind: StrataKind, counted: Mapping[int, tuple[Histogram, Histogram]], whole: Calibration, alpha: float, most: float
 ) -> Strata:
     """Calibrate every stratum by itself.
 
@@ -112,7 +113,7 @@ def calibrate_strata(
         local[code], cuts[code] = known.local, np.inf if cut is None else cut
         safe = 0 if cut is None else pairs.num_at_least(cut)
         num_safe += safe
-        stated = None if cut is None else float(known.tail[int(grid_bins(np.asarray([cut], np.float32))[0])])
+        stated = None if cut is None else known.tail_at(cut)
         facts.append(
             {
                 **{"stratum": names[code], "rows": pairs.num_rows, "safe": safe, "cut": cut, "own_null": own},

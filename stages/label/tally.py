@@ -1,6 +1,7 @@
 """Count a scores part, and a signals part: what the driver needs of a shard to decide, never its rows."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,17 @@ from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import Part
 from manifests.reading import open_part
-from manifests.schema import NUM_NULLS
+from manifests.schema import LIMITS, NUM_NULLS
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
+from stages.label.decide import counted_as
 from stages.label.strata import COLUMN, StrataKind, strata_of
 from stages.pair import Shard
 from stages.score.null_cosines import caption_rows
 from stages.signals.signal_parts import SignalParts
+from stages.stage import Stage
+
+COUNTED: Final = sorted({limit.counted for limit, _ in LIMITS if limit.counted is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +45,29 @@ class Tallied:
     strata: dict[int, tuple[SparseCounts, SparseCounts]] = field(default_factory=dict)
 
 
-class Tally:
+@dataclass(frozen=True)
+class ScoresTarget:
+    """The scores of a round, as they are counted.
+
+    Attributes:
+        run: The run folder.
+        scores_round: Round whose scores are counted.
+        fingerprint: Of the plan they must have been written under.
+        with_embeddings: Whether there are embeddings parts, to be hashed too.
+        strata: How rows are grouped; None: not at all.
+        signals: What neighbours are sought by; for canaries.
+    """
+
+    run: Store
+    scores_round: int
+    fingerprint: str
+    with_embeddings: bool = False
+    strata: StrataKind | None = None
+    signals: SignalParts | None = None
+
+
+class Tally(Stage[ScoresTarget, Tallied]):
     """Stage: a shard in, the counts of its scores part out. Reads the score columns only, and hashes the file."""
-
-    def __init__(
-        self, run: Store, scores_round: int, fingerprint: str, *, with_embeddings: bool, strata: StrataKind | None = None
-    ) -> None:
-        """Prepare.
-
-        Args:
-            run: The run folder.
-            scores_round: Round whose scores are counted.
-            fingerprint: Of the plan they must have been written under.
-            with_embeddings: Whether there are embeddings parts, to be hashed too.
-            strata: How rows are grouped; None: not at all.
-        """
-        self._run, self._round, self._fingerprint = run, scores_round, fingerprint
-        self._with_embeddings, self._strata = with_embeddings, strata
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
 
     def run(self, shard: Shard, /) -> Tallied:
         """Count one part.
@@ -67,16 +75,17 @@ class Tally:
         Raises:
             RunError: It was written under another plan, or by a version that did not write what groups rows.
         """
-        name = part_name(self._round, SCORES, shard.name)
-        grouping = ["image_hash", COLUMN[self._strata]] if self._strata else []
-        table, part = open_part(self._run, name, ["cosine", "reason", "null_cosines", *grouping], self._fingerprint)
-        kept = part_name(self._round, EMBEDDINGS, shard.name)
-        embeddings = open_part(self._run, kept, [], self._fingerprint)[1] if self._with_embeddings else None
+        target = self.target
+        name = part_name(target.scores_round, SCORES, shard.name)
+        grouping = ["image_hash", COLUMN[target.strata]] if target.strata else []
+        table, part = open_part(target.run, name, ["cosine", "reason", "null_cosines", *grouping], target.fingerprint)
+        kept = part_name(target.scores_round, EMBEDDINGS, shard.name)
+        embeddings = open_part(target.run, kept, [], target.fingerprint)[1] if target.with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
         counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
-        strata = _by_stratum(table, self._strata, name) if self._strata else {}
+        strata = _by_stratum(table, target.strata, name) if target.strata else {}
         return Tallied(part, count(cosines), reasons, embeddings, counted, strata)
 
 
@@ -102,24 +111,15 @@ class TalliedSignals:
 
     Attributes:
         part: Rows, size and hash of the part.
-        closeness: Occupied histogram bins of 1 - outlier; empty where that signal was not computed.
-        accord: Occupied histogram bins of accord; the same.
+        values: Occupied histogram bins of the signals of which shares are limited, by name; empty where one was not computed.
     """
 
     part: Part
-    closeness: SparseCounts
-    accord: SparseCounts
+    values: dict[str, SparseCounts]
 
 
-class TallySignals:
+class TallySignals(Stage[SignalParts, TalliedSignals]):
     """Stage: a shard in, the counts of its signals part out; hashes the file."""
-
-    def __init__(self, run: Store, parts: SignalParts) -> None:
-        """Say where the parts lie."""
-        self._run, self._parts = run, parts
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
 
     def run(self, shard: Shard, /) -> TalliedSignals:
         """Count one part.
@@ -127,6 +127,7 @@ class TallySignals:
         Raises:
             RunError: It was written under another plan.
         """
-        found, part = open_part(self._run, self._parts.part(shard.name), ["signals"], self._parts.fingerprint)
-        outlier, accord = (pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in ("outlier", "accord"))
-        return TalliedSignals(part, count((1.0 - outlier.astype(np.float64)).astype(np.float32)), count(accord))
+        parts = self.target
+        found, part = open_part(parts.run, parts.part(shard.name), ["signals"], parts.fingerprint)
+        values = {name: pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in COUNTED}
+        return TalliedSignals(part, {name: count(counted_as(name, some)) for name, some in values.items()})

@@ -16,7 +16,7 @@ from manifests.store import Store, open_store
 from stages.pair import Pair, Shard, ShardFormat
 from stages.read.tables import read_parquet, read_text, unreadable
 from stages.read.webdataset import read_tar
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 _SUFFIXES: Final[dict[str, ShardFormat]] = {
     ".tar": "tar",
@@ -75,7 +75,7 @@ def open_dataset(data: Sequence[str]) -> Dataset:
     return Dataset(store, shards, _fingerprint(store, shards))
 
 
-def read_shard(store: Store, shard: Shard, options: ReadOptions) -> Iterator[Pair]:
+def read_shard(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield the pairs of one shard in order; every row of it, whatever is wrong with it.
 
     Raises:

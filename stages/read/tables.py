@@ -23,7 +23,7 @@ from manifests.schema import Reason
 from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import clean_caption
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 BYTES_COLUMNS: Final = ("jpg", "jpeg", "png", "webp", "image", "img", "image_bytes", "bytes")
 PATH_COLUMNS: Final = ("filepath", "path", "file", "image_path", "file_name", "filename")
@@ -37,7 +37,7 @@ csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it mus
 class TableReader:
     """Turns rows (dicts of column to value) into pairs; one instance per shard."""
 
-    def __init__(self, store: Store, shard: Shard, names: list[str], options: ReadOptions) -> None:
+    def __init__(self, store: Store, shard: Shard, names: list[str], options: ReadSettings) -> None:
         self._shard, self._options = shard, options
         self._image = _choose("image", options.image_column, (*BYTES_COLUMNS, *PATH_COLUMNS), names, shard)
         self._caption = _choose("caption", options.caption_column, CAPTION_COLUMNS, names, shard)
@@ -113,7 +113,7 @@ class TableReader:
         return Reason.IMAGE_TOO_LARGE, f"{size} bytes, allowed are {limit} (max_image_bytes)"
 
 
-def read_parquet(store: Store, shard: Shard, options: ReadOptions) -> Iterator[Pair]:
+def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield one pair for every row of a Parquet file; rows of a damaged row group are quarantined one by one."""
     with store.fs.open_input_file(shard.path) as file:
         try:
@@ -136,7 +136,7 @@ def read_parquet(store: Store, shard: Shard, options: ReadOptions) -> Iterator[P
                 index = start + num_rows
 
 
-def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadOptions) -> Iterator[Pair]:
+def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield one pair for every row of a TSV or CSV file with a header line."""
     separator = options.separator or ("," if shard.name.lower().removesuffix(".gz").endswith(".csv") else "\t")
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -20,7 +20,7 @@ from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
 from stages.read.captions import clean_caption
 from stages.read.tar_stream import BrokenArchive, Member, read_members
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ico", "img")
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
@@ -41,7 +41,7 @@ class Run:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def read_tar(stream: IO[bytes], shard: Shard, options: ReadOptions) -> Iterator[Pair]:
+def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield one pair for every row of a tar, in order, whatever is wrong with it.
 
     Args:
@@ -99,13 +99,13 @@ def read_runs(stream: IO[bytes], max_bytes: int) -> Iterator[Run]:
         yield current
 
 
-def image_member(members: Mapping[str, Member], options: ReadOptions) -> Member | None:
+def image_member(members: Mapping[str, Member], options: ReadSettings) -> Member | None:
     """Return the member of a row that is its image, None where there is none."""
     wanted = (options.image_column.lower(),) if options.image_column else IMAGE_EXTENSIONS
     return next((members[e] for e in wanted if e in members), None)
 
 
-def _last_rows(current: Run | None, index: int, shard: Shard, options: ReadOptions, what: str) -> Iterator[Pair]:
+def _last_rows(current: Run | None, index: int, shard: Shard, options: ReadSettings, what: str) -> Iterator[Pair]:
     """Yield what a broken archive ends with: the row it broke off in, or that row whole and a marker after it."""
     if current is not None:
         pair = _pair(current, index, shard, options)
@@ -117,7 +117,7 @@ def _last_rows(current: Run | None, index: int, shard: Shard, options: ReadOptio
     yield Pair(index, TRUNCATED_KEY, make_uid(shard.name, TRUNCATED_KEY), None, None, Reason.TAR_TRUNCATED, what)
 
 
-def _pair(run: Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
+def _pair(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
     facts = _facts(run.members.get("json"))
     caption = clean_caption(_caption(run, facts, options), options.max_caption_bytes)
     key = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -132,7 +132,7 @@ def _pair(run: Run, index: int, shard: Shard, options: ReadOptions) -> Pair:
     return replace(pair, image=None if pair.reason else image.data, place=place)
 
 
-def _why_no_image(run: Run, image: Member | None, options: ReadOptions) -> tuple[Reason, str]:
+def _why_no_image(run: Run, image: Member | None, options: ReadSettings) -> tuple[Reason, str]:
     if image is None:
         return Reason.IMAGE_MISSING, f"members: {', '.join(sorted(run.members))[:200]}"
     if image.kind != "file":
@@ -143,7 +143,7 @@ def _why_no_image(run: Run, image: Member | None, options: ReadOptions) -> tuple
     )
 
 
-def _caption(run: Run, facts: dict[str, object], options: ReadOptions) -> bytes | str | None:
+def _caption(run: Run, facts: dict[str, object], options: ReadSettings) -> bytes | str | None:
     column = options.caption_column
     if column is not None and column.startswith("json:"):
         value = facts.get(column.removeprefix("json:"))

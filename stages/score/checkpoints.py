@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 from manifests.store import open_store
-from stages.settings import ModelOptions
+from stages.settings import ModelSettings
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIG: Final = "open_clip_config.json"
@@ -47,7 +47,7 @@ class Weights:
     folds: int = 1
 
 
-def resolve_weights(options: ModelOptions) -> Weights:
+def resolve_weights(options: ModelSettings) -> Weights:
     """Find architecture and weights that the settings ask for.
 
     Raises:

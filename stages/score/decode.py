@@ -18,7 +18,7 @@ from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
 from stages.score.encoders import image_size, pixel_preprocess
 from stages.score.null_cosines import CHUNK_ROWS
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 _WAITING_PER_THREAD: Final = 8
 Item = TypeVar("Item")
@@ -45,10 +45,10 @@ class Chunk:
 
 
 class Decode:
-    """Stage: a shard in, its chunks out."""
+    """Reads a shard as chunks of pixels; the half of a stage that other nodes can do."""
 
     def __init__(
-        self, store: Store, options: ReadOptions, preprocess: dict[str, Any], *, num_threads: int, prefetch: bool = False
+        self, store: Store, options: ReadSettings, preprocess: dict[str, Any], *, num_threads: int, prefetch: bool = False
     ) -> None:
         """Prepare.
 

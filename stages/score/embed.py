@@ -24,6 +24,7 @@ from stages.score.decode import Chunk, Decode
 from stages.score.encoders import Encoder
 from stages.score.hashes import caption_hashes, image_hashes
 from stages.score.null_cosines import null_cosines
+from stages.stage import Stage
 from stages.vectors import packed
 
 log = logging.getLogger("pairsan.embed")
@@ -31,9 +32,11 @@ log = logging.getLogger("pairsan.embed")
 
 @dataclass(frozen=True, slots=True)
 class EmbedTarget:
-    """Where scores go and how they are made; the settings beside `Decode` and the weights.
+    """Where scores go and how they are made.
 
     Attributes:
+        decode: The reading half, which an executor may run elsewhere and hand in through `read_from`.
+        weights: The model.
         run: The run folder.
         round_number: The round.
         fingerprint: Of the plan's scoring half; goes into every footer.
@@ -46,6 +49,8 @@ class EmbedTarget:
         num_canaries: Canaries of each kind in every shard.
     """
 
+    decode: Decode
+    weights: Weights
     run: Store
     round_number: int
     fingerprint: str
@@ -66,17 +71,10 @@ class Embedded:
     num_quarantined: int
 
 
-class Embed:
-    """Stage: a shard in, a scores part on disk out.
+class Embed(Stage[EmbedTarget, Embedded]):
+    """Stage: a shard in, a scores part on disk out."""
 
-    Attributes:
-        decode: The reading half, which an executor may run elsewhere and hand in through `read_from`.
-    """
-
-    def __init__(self, decode: Decode, weights: Weights, target: EmbedTarget) -> None:
-        """Prepare; nothing is loaded before `open`."""
-        self.decode, self._weights, self._target = decode, weights, target
-        self._chunks: Callable[[Shard], Iterable[Chunk]] | None = None
+    _chunks: Callable[[Shard], Iterable[Chunk]] | None = None
 
     def read_from(self, chunks: Callable[[Shard], Iterable[Chunk]]) -> None:
         """Take chunks from elsewhere (decoded on other nodes) in place of decoding here."""
@@ -84,20 +82,20 @@ class Embed:
 
     def open(self) -> None:
         """Load the weights."""
-        target = self._target
+        target = self.target
         os.environ["OMP_NUM_THREADS"] = str(target.num_threads)
         torch.set_num_threads(target.num_threads)
         if self._chunks is None:
-            self.decode.open()
-            self._chunks = self.decode.run
+            target.decode.open()
+            self._chunks = target.decode.run
         self._encoder = make_encoder(
-            self._weights, device=target.device, precision=target.precision, batch_size=target.batch_size
+            target.weights, device=target.device, precision=target.precision, batch_size=target.batch_size
         )
         log.info("model loaded; captions trimmed: %s", self._encoder.trims)
 
     def run(self, shard: Shard, /) -> Embedded:
         """Score one shard and write its parts, each whole or not at all; the scores last, since they say "done"."""
-        target, number = self._target, self._target.round_number
+        target, number = self.target, self.target.round_number
         scored: Iterable[ScoredChunk] = self._scored(shard)
         if target.keep_embeddings:
             kept: list[ScoredChunk] = []
@@ -121,13 +119,13 @@ class Embed:
         if self._chunks is None:
             raise RuntimeError("Embed.open() comes before run()")
         chunks: Iterable[Chunk] = self._chunks(shard)
-        if self._target.num_canaries:
+        if self.target.num_canaries:
             chunks = self._with_canaries(shard, chunks)
         return (score_chunk(chunk, self._encoder) for chunk in chunks)
 
     def _with_canaries(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Pass chunks on; make canaries of the first one that has the rows for it, and write their part."""
-        target, made = self._target, None
+        target, made = self.target, None
         for chunk in chunks:
             if made is None:
                 made = canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
@@ -138,7 +136,7 @@ class Embed:
             self._write_canaries(shard, None)
 
     def _write_canaries(self, shard: Shard, made: Canaries | None) -> None:
-        target, table = self._target, CANARIES.empty_table()
+        target, table = self.target, CANARIES.empty_table()
         if made is not None:
             images, texts = self._encoder.encode_pairs(made.pixels, made.captions)
             cosines = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
@@ -232,14 +230,12 @@ def embedding_schema(dim: int) -> pa.Schema:
 
 def embedding_batch(chunk: ScoredChunk, schema: pa.Schema) -> pa.RecordBatch:
     """Return the embeddings of a chunk, one row per pair; zeros where a pair was not encoded."""
-    width = schema.field("image").type.byte_width
     columns = []
     for features in (chunk.images, chunk.texts):
-        filled = np.zeros((len(chunk.pairs), width // 2), np.float16)
+        filled = np.zeros((len(chunk.pairs), schema.field("image").type.byte_width // 2), np.float16)
         if len(chunk.rows):
             filled[chunk.rows] = features
-        buffers = [None, pa.py_buffer(filled)]
-        columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(filled), buffers))
+        columns.append(packed(filled))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

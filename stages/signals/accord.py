@@ -7,7 +7,7 @@ two witnesses and not the third. Who plants hundreds of rows has fewer captions 
 anew: so it is a sign, too, that a caption occurs often.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,9 @@ from scipy.stats import chi2
 
 from stages.histogram import on_grid
 from stages.signals.nearest import Nearest
+from stages.signals.repeats import Commonness, Counts
 from stages.signals.sample import Reference
+from stages.signals.signal_parts import AGREEMENT, Known, Source
 from stages.signals.words import Words
 from stages.vectors import unit
 
@@ -198,3 +200,24 @@ def _explained(own: Values, scores: Vectors, left_out: npt.NDArray[np.bool_]) ->
     np.exp((scores - top[:, None]) / TEMPERATURE, out=scores)  # float32: terms far below the greatest do not matter
     found: Values = (top + TEMPERATURE * np.log(scores.sum(axis=1) + np.exp((own - top) / TEMPERATURE))).astype(np.float32)
     return found
+
+
+def accord_signals(counts: Counts) -> Source | None:
+    """Return what all witnesses together say of a pair; None where captions are not compared with others."""
+    parts = counts.parts
+    if not parts.asked.accord:
+        return None
+    sample = Reference.read(parts.run, parts.name(AGREEMENT))
+    if counts.clusters is not None:
+        sample = sample.once_each(counts.pictures(sample.hashes))
+    accord = Accord(sample, parts.asked.agreement_neighbours, parts.asked.near_copy_cosine)
+    common = Commonness(counts.captions, parts.num_scored) if parts.asked.common_captions else None
+
+    def source(rows: Known) -> dict[str, Values]:
+        if rows.v is None or rows.t is None or (parts.others and rows.others is None):
+            return {}  # without one of the witnesses the ranks would mean something else
+        often = common(rows.captions) if common is not None and rows.captions is not None else None
+        said = accord(Rows(rows.v, rows.t, counts.pictures(rows.images), rows.others, rows.words, often))
+        return {field.name: values for field in fields(said) if (values := getattr(said, field.name)) is not None}
+
+    return source

@@ -1,5 +1,7 @@
 """Hash every pair of a shard: images and captions, without any model."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +12,8 @@ from manifests.store import Store
 from stages.pair import Shard
 from stages.score.decode import Chunk, Decode
 from stages.score.hashes import caption_hashes, image_hashes
-from stages.signals.shingles import BANDS, band_lists
+from stages.signals.shingles import BAND_SCHEMA, band_lists
+from stages.stage import Stage
 
 # what most CLIP models see of an image, but small
 PREPROCESS: Final[dict[str, Any]] = {
@@ -25,41 +28,47 @@ HASHES: Final = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("image_hash", pa.int64()),  # null where there is no image, as is the next without a caption
         pa.field("caption_hash", pa.int64()),
-        BANDS.field("bands"),  # of the caption's wording
+        BAND_SCHEMA.field("bands"),  # of the caption's wording
     ]
 )
 
 
-class HashRows:
+@dataclass(frozen=True)
+class HashTarget:
+    """Where hashes go.
+
+    Attributes:
+        decode: Reads the pairs, by `PREPROCESS`.
+        out: Where the parts go.
+        folder: Of the parts, below it.
+        fingerprint: For the footers.
+    """
+
+    decode: Decode
+    out: Store
+    folder: str
+    fingerprint: str
+
+
+class HashRows(Stage[HashTarget, tuple[int, int]]):
     """Stage: a shard in, the hashes of its rows on disk out; returns (rows, rows without an image)."""
-
-    def __init__(self, decode: Decode, out: Store, folder: str, fingerprint: str) -> None:
-        """Prepare.
-
-        Args:
-            decode: Reads the pairs, by `PREPROCESS`.
-            out: Where the parts go.
-            folder: Of the parts, below it.
-            fingerprint: For the footers.
-        """
-        self._decode, self._out, self._folder, self._fingerprint = decode, out, folder, fingerprint
 
     def open(self) -> None:
         """Build the transform."""
-        self._decode.open()
+        self.target.decode.open()
 
     def run(self, shard: Shard, /) -> tuple[int, int]:
         """Hash one shard."""
-        missing = 0
+        target, missing = self.target, 0
 
-        def batches() -> Any:
+        def batches() -> Iterator[pa.RecordBatch]:
             nonlocal missing
-            for chunk in self._decode.run(shard):
+            for chunk in target.decode.run(shard):
                 missing += len(chunk.pairs) - len(chunk.rows)
                 yield _batch(shard.name, chunk)
 
-        name = f"{self._folder}/{shard.name}.parquet"
-        part = write_part(self._out, name, HASHES, batches(), fingerprint=self._fingerprint)
+        name = f"{target.folder}/{shard.name}.parquet"
+        part = write_part(target.out, name, HASHES, batches(), fingerprint=target.fingerprint)
         return part.num_rows, missing
 
 

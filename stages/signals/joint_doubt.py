@@ -4,32 +4,28 @@ Families of pictures that look alike by nature (letters, clock faces, one produc
 too, so the size of a cluster says little. Their captions belong to them, though, while those of a repeated poison do not.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.stats import norm
 
 from manifests.parts import write_part
 from manifests.schema import COSINE_STEP, SIGNALS
-from manifests.store import Store
 from stages.histogram import on_grid
 from stages.pair import Shard
-from stages.signals.repeats import REPEATS, Repeats, over_parts, tables_of
+from stages.signals.repeats import REPEATS, Repeats, over_parts, write_answer
+from stages.signals.signal_parts import GROUPS, PAIRS, WITNESS, SignalParts
+from stages.stage import Stage
 from stages.vectors import read_columns
 
 SIGNALS_PART: Final = pa.schema([pa.field("signals", SIGNALS)])
-WITNESS: Final = "witness"
-GROUPS_NAME, PAIRS_NAME = "groups.parquet", "repeats-pairs.parquet"
 WITNESSED: Final = SIGNALS_PART.append(pa.field("pair", pa.int64())).append(pa.field("doubt", pa.int64()))
-GROUPS: Final = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("cluster", "doubt", "num_rows")])
+GROUP_SCHEMA: Final = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("cluster", "doubt", "num_rows")])
 CORRELATION: Final = 0.3  # of the doubts about copies of one picture; 0.5 finds less of flooding (docs/method.md)
 _DOUBT_UNIT: Final = 2.0**20  # doubts are summed as whole numbers, so that the order of shards does not matter
-_BATCH_ROWS: Final = 100_000
 
 
 def witnessed(signals: pa.StructArray, clusters: npt.NDArray[np.int64], captions: npt.NDArray[np.int64]) -> pa.Table:
@@ -79,65 +75,45 @@ def _mixed(clusters: npt.NDArray[np.int64], captions: npt.NDArray[np.int64]) -> 
     return found
 
 
-def write_groups(run: Store, shards: Sequence[str], folder: str, *, memory_bytes: int, fingerprint: str) -> None:
-    """Sum up the doubts about every cluster of two rows and more, and count the rows of one cluster and caption.
-
-    Args:
-        run: The run folder.
-        shards: Names of all shards, whose witnesses are heard.
-        folder: Of the signals.
-        memory_bytes: DuckDB's limit; it spills the rest.
-        fingerprint: For the footers.
-    """
-    names = [f"{folder}/{WITNESS}/{shard}.parquet" for shard in shards]
-    with over_parts(run, names, WITNESSED, memory_bytes) as connection:
+def write_groups(parts: SignalParts) -> None:
+    """Sum up the doubts about every cluster of two rows and more, and count the rows of one cluster and caption."""
+    names = [parts.part(shard, WITNESS) for shard in parts.shards]
+    with over_parts(parts.run, names, WITNESSED, parts.memory_bytes) as connection:
         groups = connection.sql(
             "SELECT signals.near_copy_cluster AS cluster, sum(doubt)::BIGINT AS doubt, count(doubt) AS num_rows FROM parts "
             "WHERE signals.near_copies > 1 AND doubt IS NOT NULL GROUP BY 1 ORDER BY 1"
         )
-        batches = tables_of(GROUPS, groups.to_arrow_reader(_BATCH_ROWS))
-        write_part(run, f"{folder}/{GROUPS_NAME}", GROUPS, batches, fingerprint=fingerprint)
+        write_answer(groups, parts.run, parts.name(GROUPS), GROUP_SCHEMA, fingerprint=parts.fingerprint)
         pairs = connection.sql(
             "SELECT pair AS hash, count(*) AS num_rows FROM parts WHERE pair IS NOT NULL "
             "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
         )
-        batches = tables_of(REPEATS, pairs.to_arrow_reader(_BATCH_ROWS))
-        write_part(run, f"{folder}/{PAIRS_NAME}", REPEATS, batches, fingerprint=fingerprint)
+        write_answer(pairs, parts.run, parts.name(PAIRS), REPEATS, fingerprint=parts.fingerprint)
 
 
-class JoinCopies:
+class JoinCopies(Stage[SignalParts, int]):
     """Stage: a shard in, its signals part on disk out, in which copies share their doubts; returns its number of rows."""
-
-    def __init__(self, run: Store, folder: str, fingerprint: str) -> None:
-        """Prepare.
-
-        Args:
-            run: The run folder.
-            folder: Of the signals.
-            fingerprint: For the footers.
-        """
-        self._run, self._folder, self._fingerprint = run, folder, fingerprint
 
     def open(self) -> None:
         """Load the groups."""
-        groups = read_columns(self._run, f"{self._folder}/{GROUPS_NAME}", None)
+        parts = self.target
+        groups = read_columns(parts.run, parts.name(GROUPS), None)
         self._clusters = groups["cluster"].to_numpy()
         self._shared = _shared(groups["doubt"].to_numpy() / _DOUBT_UNIT, groups["num_rows"].to_numpy())
-        self._pairs = Repeats.read(self._run, f"{self._folder}/{PAIRS_NAME}")
+        self._pairs = Repeats.read(parts.run, parts.name(PAIRS))
 
     def run(self, shard: Shard, /) -> int:
         """Join one shard."""
-        with self._run.fs.open_input_file(self._run.path(f"{self._folder}/{WITNESS}/{shard.name}.parquet")) as file:
-            found = pq.read_table(file)
+        parts = self.target
+        found = read_columns(parts.run, parts.part(shard.name, WITNESS), None)
         signals, pair = found["signals"].combine_chunks(), found["pair"].combine_chunks()
         missing = pair.is_null().to_numpy(zero_copy_only=False)
         copies = self._pairs.of(pair.fill_null(0).to_numpy()).clip(max=2**31 - 1).astype(np.int32)
         joined = {"accord": self._accord(signals), "pair_copies": pa.array(copies, mask=missing)}
         columns = [joined.get(field.name, signals.field(field.name)) for field in SIGNALS]
         whole = pa.StructArray.from_arrays(columns, fields=list(SIGNALS), mask=signals.is_null())
-        name = f"{self._folder}/{shard.name}.parquet"
         table = pa.table([whole], schema=SIGNALS_PART)
-        return write_part(self._run, name, SIGNALS_PART, [table], fingerprint=self._fingerprint).num_rows
+        return write_part(parts.run, parts.part(shard.name), SIGNALS_PART, [table], fingerprint=parts.fingerprint).num_rows
 
     def _accord(self, signals: pa.StructArray) -> pa.Array:
         """Return the accord of each row, or that of its group where it is lower."""

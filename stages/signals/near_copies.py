@@ -5,7 +5,6 @@ each thousand rows or so, and is compared with what else is there. Rows of one i
 pictures are named by their hashes here, and what is found are links between hashes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +19,10 @@ from manifests.store import Store
 from stages.pair import Shard
 from stages.signals.components import components
 from stages.signals.nearest import Nearest
-from stages.vectors import read_columns, unit, vectors_of
+from stages.signals.repeats import Counts
+from stages.signals.signal_parts import Source
+from stages.stage import Stage
+from stages.vectors import packed, read_columns, unit, vectors_of
 
 CELLS, LINKS = "cells", "links"
 PROBES: Final = 2  # so that copies at the border of two cells meet
@@ -40,6 +42,7 @@ class CopyTarget:
     Attributes:
         run: The run folder.
         scores_round: Round whose hashes are read.
+        shards: Names of all shards.
         vectors: Folder of the image vectors, below the run.
         folder: Of cells and links, below the run.
         centres: Name of the part with the centres.
@@ -53,6 +56,7 @@ class CopyTarget:
 
     run: Store
     scores_round: int
+    shards: tuple[str, ...]
     vectors: str
     folder: str
     centres: str
@@ -90,22 +94,18 @@ def near_copy_cut(v: Vectors, k: int, cosine: float) -> float:
     return max(cosine, 1.0 - _OF_ORDINARY * ordinary)
 
 
-class AssignCells:
+class AssignCells(Stage[CopyTarget, int]):
     """Stage: a shard in, its rows by cell on disk out, one record batch for each block; returns its number of rows."""
-
-    def __init__(self, target: CopyTarget) -> None:
-        """Prepare; nothing is loaded before `open`."""
-        self._target = target
 
     def open(self) -> None:
         """Load the centres."""
-        target = self._target
+        target = self.target
         faiss.omp_set_num_threads(target.num_threads)
         self._centres = Nearest(unit(vectors_of(read_columns(target.run, target.centres, [target.column])[target.column])))
 
     def run(self, shard: Shard, /) -> int:
         """Write the rows of one shard, each image hash once for each cell."""
-        target = self._target
+        target = self.target
         scores = read_columns(target.run, part_name(target.scores_round, SCORES, shard.name), ["cosine", "image_hash"])
         scored = np.flatnonzero(scores["cosine"].is_valid().to_numpy() & scores["image_hash"].is_valid().to_numpy())
         vectors = vectors_of(read_columns(target.run, f"{target.vectors}/{shard.name}.parquet", ["image"])["image"])[scored]
@@ -125,20 +125,13 @@ class AssignCells:
         return len(scores)
 
 
-class LinkCells:
+class LinkCells(Stage[CopyTarget, int]):
     """Stage: a block of cells in, the links between its pictures on disk out; returns the number of links."""
-
-    def __init__(self, target: CopyTarget, shards: Sequence[str]) -> None:
-        """Take the names of all shards."""
-        self._target, self._shards = target, list(shards)
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
 
     def run(self, block: Shard, /) -> int:
         """Compare the rows of each cell."""
-        target, number = self._target, int(block.name.rpartition("-")[2])
-        batches = [self._batch(shard, number) for shard in self._shards]
+        target, number = self.target, int(block.name.rpartition("-")[2])
+        batches = [self._batch(shard, number) for shard in target.shards]
         cells, hashes = (np.concatenate([batch[name].to_numpy() for batch in batches]) for name in ("cell", "image_hash"))
         vectors = np.concatenate([vectors_of(pa.chunked_array([batch["image"]])) for batch in batches])
         order = np.argsort(cells, kind="stable")
@@ -153,8 +146,8 @@ class LinkCells:
         return write_part(target.run, name, LINK, [table], fingerprint=target.fingerprint).num_rows
 
     def _batch(self, shard: str, number: int) -> pa.RecordBatch:
-        name = self._target.run.path(f"{self._target.folder}/{CELLS}/{shard}.arrow")
-        with self._target.run.fs.open_input_file(name) as file:
+        name = self.target.run.path(f"{self.target.folder}/{CELLS}/{shard}.arrow")
+        with self.target.run.fs.open_input_file(name) as file:
             return pa.ipc.open_file(file).get_batch(number)
 
 
@@ -182,6 +175,13 @@ def links(hashes: Hashes, v: Vectors, cosine: float) -> Hashes:
 
 
 def _cell_rows(cells: npt.NDArray[np.int64], hashes: Hashes, vectors: npt.NDArray[np.float16]) -> pa.RecordBatch:
-    width = 2 * vectors.shape[1]
-    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(vectors), [None, pa.py_buffer(vectors.copy())])
-    return pa.RecordBatch.from_arrays([pa.array(cells), pa.array(hashes), packed], names=["cell", "image_hash", "image"])
+    columns = [pa.array(cells), pa.array(hashes), packed(vectors)]
+    return pa.RecordBatch.from_arrays(columns, names=["cell", "image_hash", "image"])
+
+
+def copy_signals(counts: Counts) -> Source | None:
+    """Return the cluster of near copies of an image, and its size; None where they were not sought."""
+    clusters = counts.clusters
+    if clusters is None:
+        return None
+    return lambda rows: {"near_copy_cluster": clusters.clusters_of(rows.images), "near_copies": clusters.of(rows.images)}

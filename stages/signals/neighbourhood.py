@@ -1,13 +1,15 @@
 """How the image vector of a row lies among those of a sample, and what the captions around it say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.histogram import on_grid
 from stages.signals.nearest import Nearest
+from stages.signals.repeats import Counts
 from stages.signals.sample import Reference
+from stages.signals.signal_parts import REFERENCE, Known, Source
 from stages.vectors import unit
 
 Vectors = npt.NDArray[np.float32]
@@ -79,3 +81,19 @@ class Neighbourhood:
         if not similar.shape[1]:
             return np.zeros(len(similar), np.float32)
         return (1.0 - on_grid(similar[:, -1].astype(np.float64))).astype(np.float32)
+
+
+def neighbour_signals(counts: Counts) -> Source | None:
+    """Return how an image vector lies among those of the reference; None where neighbours are not sought."""
+    parts = counts.parts
+    if not parts.asked.near:
+        return None
+    around = Neighbourhood(Reference.read(parts.run, parts.name(REFERENCE)), parts.asked.neighbours)
+
+    def source(rows: Known) -> dict[str, Vectors]:
+        if rows.v is None or rows.t is None:
+            return {}
+        near = around(rows.v, rows.t, rows.images)
+        return {field.name: getattr(near, field.name) for field in fields(near)}
+
+    return source

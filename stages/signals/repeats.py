@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import duckdb
@@ -10,45 +11,36 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
 from manifests.store import Store
 from stages.signals.components import components
+from stages.signals.signal_parts import CLUSTERS, Known, SignalParts, Source
+from stages.vectors import read_columns
 
 Kind = Literal["image", "caption"]
 KINDS: Final[tuple[Kind, ...]] = ("image", "caption")
 REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
-CLUSTERS: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
+CLUSTER_SCHEMA: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
 _HASHES: Final = pa.schema([pa.field(f"{kind}_hash", pa.int64()) for kind in KINDS])
 _BATCH_ROWS: Final = 100_000
 
 
-def write_repeats(
-    run: Store, scores_round: int, shards: Sequence[str], folder: str, *, memory_bytes: int, fingerprint: str
-) -> None:
+def write_repeats(parts: SignalParts) -> None:
     """Count equal hashes over all scores parts and write those that occur more than once, sorted by hash.
 
-    DuckDB groups within `memory_bytes` and spills the rest to the temporary folder: 8 bytes a row for each kind at worst.
-
-    Args:
-        run: The run folder.
-        scores_round: Round whose scores are read.
-        shards: Names of all shards.
-        folder: Where `repeats-image.parquet` and `repeats-caption.parquet` go, below the run.
-        memory_bytes: DuckDB's limit.
-        fingerprint: For the footers.
+    DuckDB groups within the memory that is allowed and spills the rest to the temporary folder: 8 bytes a row for each kind at
+    worst.
     """
-    names = [part_name(scores_round, SCORES, shard) for shard in shards]
-    with over_parts(run, names, _HASHES, memory_bytes) as connection:
+    names = [part_name(parts.scores_round, SCORES, shard) for shard in parts.shards]
+    with over_parts(parts.run, names, _HASHES, parts.memory_bytes) as connection:
         for kind in KINDS:
             found = connection.sql(
                 f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM parts WHERE {kind}_hash IS NOT NULL "  # noqa: S608
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
-            batches = tables_of(REPEATS, found.to_arrow_reader(_BATCH_ROWS))
-            write_part(run, repeats_name(folder, kind), REPEATS, batches, fingerprint=fingerprint)
+            write_answer(found, parts.run, parts.name(repeats_name(kind)), REPEATS, fingerprint=parts.fingerprint)
 
 
 @contextmanager
@@ -67,9 +59,15 @@ def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes
         yield connection
 
 
-def repeats_name(folder: str, kind: Kind) -> str:
-    """Return the name of a kind's counts inside the run."""
-    return f"{folder}/repeats-{kind}.parquet"
+def write_answer(found: duckdb.DuckDBPyRelation, store: Store, name: str, schema: pa.Schema, *, fingerprint: str) -> None:
+    """Write what DuckDB finds as one part, batch by batch."""
+    batches = (pa.Table.from_batches([batch]).cast(schema) for batch in found.to_arrow_reader(_BATCH_ROWS))
+    write_part(store, name, schema, batches, fingerprint=fingerprint)
+
+
+def repeats_name(kind: Kind) -> str:
+    """Return the name of a kind's counts inside the folder of the signals."""
+    return f"repeats-{kind}.parquet"
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,14 @@ class Repeats:
     @classmethod
     def read(cls, run: Store, name: str) -> "Repeats":
         """Read the counts that `write_repeats` left, or the clusters that `write` did."""
-        with run.fs.open_input_file(run.path(name)) as file:
-            table = pq.read_table(file)
+        table = read_columns(run, name, None)
         clusters = table["cluster" if "cluster" in table.column_names else "hash"]
         return cls(table["hash"].to_numpy(), table["num_rows"].to_numpy(), clusters.to_numpy())
 
     def write(self, run: Store, name: str, *, fingerprint: str) -> None:
         """Write the clusters as one part."""
-        table = pa.table([self.hashes, self.counts, self.clusters], schema=CLUSTERS)
-        write_part(run, name, CLUSTERS, [table], fingerprint=fingerprint)
+        table = pa.table([self.hashes, self.counts, self.clusters], schema=CLUSTER_SCHEMA)
+        write_part(run, name, CLUSTER_SCHEMA, [table], fingerprint=fingerprint)
 
     def joined(self, links: npt.NDArray[np.int64]) -> "Repeats":
         """Return what becomes of the counts when hashes are joined, in chains of any length.
@@ -150,7 +147,38 @@ class Commonness:
         return found
 
 
-def tables_of(schema: pa.Schema, reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    """Yield the batches of a reader as tables of a schema."""
-    for batch in reader:
-        yield pa.Table.from_batches([batch]).cast(schema)
+class Counts:
+    """How often everything occurs in a round; each is read when it is first asked for, once in a worker."""
+
+    def __init__(self, parts: SignalParts) -> None:
+        """Say of which round."""
+        self.parts = parts
+
+    @cached_property
+    def images(self) -> Repeats:
+        """Of image hashes."""
+        return Repeats.read(self.parts.run, self.parts.name(repeats_name("image")))
+
+    @cached_property
+    def captions(self) -> Repeats:
+        """Of caption hashes."""
+        return Repeats.read(self.parts.run, self.parts.name(repeats_name("caption")))
+
+    @cached_property
+    def clusters(self) -> Repeats | None:
+        """Of near copies; None where only equal hashes are one picture."""
+        return Repeats.read(self.parts.run, self.parts.name(CLUSTERS)) if self.parts.asked.copies else None
+
+    def pictures(self, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return a number for each image hash that is the same for whatever counts as one picture, int64 (n,)."""
+        return images if self.clusters is None else self.clusters.clusters_of(images)
+
+
+def repeat_signals(counts: Counts) -> Source:
+    """Return how often images and captions occur."""
+
+    def source(rows: Known) -> dict[str, npt.NDArray[np.int64]]:
+        found = {"image_cluster": rows.images, "image_cluster_size": counts.images.of(rows.images)}
+        return found if rows.captions is None else {**found, "caption_cluster_size": counts.captions.of(rows.captions)}
+
+    return source

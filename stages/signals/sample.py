@@ -11,6 +11,8 @@ from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
 from manifests.store import Store
 from stages.pair import Shard
+from stages.signals.signal_parts import SignalParts
+from stages.stage import Stage
 from stages.vectors import packed, read_columns, unit, vectors_of
 
 _WHOLE = float(2**64)
@@ -37,37 +39,36 @@ class Sampled:
     captions: tuple[str, ...] = ()
 
 
-class SampleRows:
+@dataclass(frozen=True)
+class SampleTarget:
+    """What every shard offers.
+
+    Attributes:
+        parts: Which rows, with or without the reference encoder's vectors.
+        share: Of all rows.
+    """
+
+    parts: SignalParts
+    share: float
+
+
+class SampleRows(Stage[SampleTarget, Sampled]):
     """Stage: a shard in, those of its rows out that may be in the sample."""
-
-    def __init__(self, run: Store, scores_round: int, *, share: float, seed: int, others: str | None = None) -> None:
-        """Prepare.
-
-        Args:
-            run: The run folder.
-            scores_round: Round whose scores and embeddings are read.
-            share: Of all rows, that every shard offers.
-            seed: Of the priorities.
-            others: Folder of the reference encoder's vectors; None without one.
-        """
-        self._run, self._round, self._share, self._seed, self._others = run, scores_round, share, seed, others
-
-    def open(self) -> None:
-        """Do nothing; there is nothing to load."""
 
     def run(self, shard: Shard, /) -> Sampled:
         """Offer the scored rows of lowest priority."""
-        columns = ["uid", "cosine", "image_hash", *(["caption"] if self._others else [])]
-        scores = read_columns(self._run, part_name(self._round, SCORES, shard.name), columns)
-        drawn = priorities(scores["uid"], self._seed)
-        wanted = scores["cosine"].is_valid().to_numpy() & (drawn <= np.uint64(min(self._share * _WHOLE, _WHOLE - 2048)))
+        parts, share = self.target.parts, self.target.share
+        columns = ["uid", "cosine", "image_hash", *(["caption"] if parts.others else [])]
+        scores = read_columns(parts.run, part_name(parts.scores_round, SCORES, shard.name), columns)
+        drawn = priorities(scores["uid"], parts.asked.signals_seed)
+        wanted = scores["cosine"].is_valid().to_numpy() & (drawn <= np.uint64(min(share * _WHOLE, _WHOLE - 2048)))
         rows = np.flatnonzero(wanted)
-        vectors = read_columns(self._run, part_name(self._round, EMBEDDINGS, shard.name), ["image", "text"])
+        vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard.name), ["image", "text"])
         hashes = scores["image_hash"].fill_null(0).to_numpy()
         found = Sampled(drawn[rows], hashes[rows], vectors_of(vectors["image"])[rows], vectors_of(vectors["text"])[rows])
-        if self._others is None:
+        if parts.others is None:
             return found
-        others = read_columns(self._run, f"{self._others}/{shard.name}.parquet", ["image"])["image"]
+        others = read_columns(parts.run, f"{parts.others}/{shard.name}.parquet", ["image"])["image"]
         captions = scores["caption"].take(rows).fill_null("").to_pylist()
         return replace(found, others=vectors_of(others)[rows], captions=tuple(captions))
 

@@ -20,7 +20,8 @@ from stages.score.canaries import canaries_of
 from stages.score.checkpoints import file_sha256, load_model, refuse_unsafe, resolve_weights
 from stages.score.decode import Decode
 from stages.score.encoders import image_size, preprocess_config
-from stages.settings import ModelOptions
+from stages.settings import ModelSettings
+from stages.stage import Stage
 from stages.vectors import packed
 
 TIMM: Final = "timm:"
@@ -58,7 +59,7 @@ def resolve_tower(name: str, checkpoint: str | None, size_px: int | None) -> Tow
         CheckpointError: There are no weights.
     """
     if not name.startswith(TIMM):
-        weights = resolve_weights(ModelOptions(model=name, checkpoint=checkpoint))
+        weights = resolve_weights(ModelSettings(model=name, checkpoint=checkpoint))
         if weights.path is None or weights.file_sha256 is None:
             raise ConfigError(f"reference_encoder = {name!r} needs --reference-checkpoint FILE, or a folder with weights")
         return Tower(name, weights.path, weights.file_sha256, size_px)
@@ -78,7 +79,7 @@ def load_tower(tower: Tower) -> tuple[torch.nn.Module, dict[str, Any]]:
         UnsafeCheckpoint: The file is a pickle that asks for more than tensors.
     """
     if not tower.name.startswith(TIMM):
-        model = load_model(resolve_weights(ModelOptions(model=tower.name, checkpoint=tower.checkpoint)))
+        model = load_model(resolve_weights(ModelSettings(model=tower.name, checkpoint=tower.checkpoint)))
         config = preprocess_config(model)
         return _ImageHalf(model).eval(), {**config, "size": tower.size_px or config["size"]}
     name = tower.name.removeprefix(TIMM)
@@ -114,39 +115,39 @@ class _ImageHalf(torch.nn.Module):
         return self.model.encode_image(images)  # type: ignore[operator,no-any-return]
 
 
-class EmbedReference:
+@dataclass(frozen=True)
+class ReferenceTarget:
+    """Where the vectors of a tower go.
+
+    Attributes:
+        decode: Reads the pairs, by the tower's own preprocessing.
+        tower: Which.
+        run: The run folder.
+        folder: Of the vectors, below it.
+        canaries: Folder of those of canaries; None without.
+        fingerprint: For the footers.
+        num_threads: Torch threads on a CPU.
+        num_canaries: Canaries of each kind in every shard, as in scoring.
+    """
+
+    decode: Decode
+    tower: Tower
+    run: Store
+    folder: str
+    canaries: str | None
+    fingerprint: str
+    num_threads: int
+    num_canaries: int
+
+
+class EmbedReference(Stage[ReferenceTarget, int]):
     """Stage: a shard in, its reference vectors on disk out, one row for each of its rows; returns their number."""
-
-    def __init__(
-        self,
-        decode: Decode,
-        tower: Tower,
-        run: Store,
-        folders: tuple[str, str],
-        *,
-        fingerprint: str,
-        num_threads: int,
-        num_canaries: int,
-    ) -> None:
-        """Prepare; nothing is loaded before `open`.
-
-        Args:
-            decode: Reads the pairs, by the tower's own preprocessing.
-            tower: Which.
-            run: The run folder.
-            folders: Of the vectors, and of those of canaries, below it.
-            fingerprint: For the footers.
-            num_threads: Torch threads on a CPU.
-            num_canaries: Canaries of each kind in every shard, as in scoring.
-        """
-        self._decode, self._tower, self._run, self._num_canaries = decode, tower, run, num_canaries
-        (self._folder, self._canaries), self._fingerprint, self._num_threads = folders, fingerprint, num_threads
 
     def open(self) -> None:
         """Load the weights."""
-        torch.set_num_threads(self._num_threads)
-        self._decode.open()
-        model, config = load_tower(self._tower)
+        torch.set_num_threads(self.target.num_threads)
+        self.target.decode.open()
+        model, config = load_tower(self.target.tower)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
         self._mean, self._std = (
@@ -157,25 +158,26 @@ class EmbedReference:
 
     def run(self, shard: Shard, /) -> int:
         """Encode the images of one shard."""
-        chunks, made = [], None
-        for chunk in self._decode.run(shard):
-            if self._num_canaries and made is None:
-                made = canaries_of(shard.name, chunk.pixels, chunk.captions, self._num_canaries)
+        target, made = self.target, None
+        chunks = []
+        for chunk in target.decode.run(shard):
+            if target.num_canaries and made is None:
+                made = canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
             chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
-        if self._num_canaries:
-            self._write(f"{self._canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
+        if target.num_canaries:
+            self._write(f"{target.canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
         columns = []
         for num, rows, vectors in chunks:
             filled = np.zeros((num, self._width), np.float32)
             if len(rows):
                 filled[rows] = vectors
             columns.append(packed(filled))
-        return self._write(f"{self._folder}/{shard.name}.parquet", columns)
+        return self._write(f"{target.folder}/{shard.name}.parquet", columns)
 
     def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
         schema = pa.schema([pa.field("image", pa.binary(2 * self._width), nullable=False)])
         batches = [pa.RecordBatch.from_arrays([column], schema=schema) for column in columns]
-        return write_part(self._run, name, schema, batches, fingerprint=self._fingerprint).num_rows
+        return write_part(self.target.run, name, schema, batches, fingerprint=self.target.fingerprint).num_rows
 
     def _encode(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         found = []

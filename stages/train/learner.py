@@ -20,10 +20,10 @@ from manifests.parts import write_bytes
 from manifests.schema import Label
 from manifests.store import Store
 from stages.score.checkpoints import quiet_open_clip
-from stages.settings import TrainOptions
 from stages.train.batches import Batch
 from stages.train.group import Group
 from stages.train.losses import NeighbourPool, clip_loss, unimodal_loss
+from stages.train.settings import TrainSettings
 from stages.train.views import Tokenizer, Views, encode_image
 
 MAX_LOGIT_SCALE: Final = math.log(100.0)
@@ -45,7 +45,7 @@ class Learner:
         self,
         model: torch.nn.Module,
         tokenizer: Tokenizer,
-        options: TrainOptions,
+        options: TrainSettings,
         *,
         device: torch.device | str = "cpu",
         group: Group | None = None,

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 
 from stages.score.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
-from stages.settings import TrainOptions
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group
+from stages.train.settings import TrainSettings
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -26,7 +26,7 @@ class Views:
     wide = False
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer: Tokenizer, options: TrainOptions, device: torch.device, group: Group
+        self, model: torch.nn.Module, tokenizer: Tokenizer, options: TrainSettings, device: torch.device, group: Group
     ) -> None:
         """Learn from the model how it wants its inputs."""
         self._tokenizer, self._options, self._device, self._group = tokenizer, options, device, group

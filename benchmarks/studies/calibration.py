@@ -1,6 +1,6 @@
 """Stated against realised: how much of what a split calls safe is mismatched, and how much of the matching is kept.
 
-    python -m benchmarks.calibration [--seeds 3] [--null near] [--exchange near]
+    python -m benchmarks.studies.calibration [--seeds 3] [--null near] [--exchange near]
 
 Captions of a share of the bundled rows are exchanged among each other; the bundled checkpoint scores them. It is strong on
 `train` (it has learned those pairs, unexchanged) and weak on `eval` (a vendor it has not seen). Rules: ours by the mixture
@@ -25,18 +25,18 @@ from manifests.errors import SplitRefused
 from manifests.schema import NUM_NULLS
 from stages.histogram import Histogram, count, on_grid
 from stages.label.decide import decide
+from stages.label.settings import SplitSettings
 from stages.label.strata import Codes, strata_of
 from stages.score.hashes import caption_hashes
 from stages.score.null_cosines import CHUNK_ROWS, caption_rows, null_cosines
-from stages.settings import SplitOptions
 
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.15, 0.3)
 RULES = {
-    "monotone": SplitOptions(rule="monotone", min_separation=0.0),
-    "published": SplitOptions(rule="published"),
-    "calibrated 1 %": SplitOptions(rule="calibrated", alpha=0.01),
-    "calibrated 5 %": SplitOptions(rule="calibrated", alpha=0.05),
-    "calibrated 5 %, strata": SplitOptions(rule="calibrated", alpha=0.05, null_strata="caption-length"),
+    "monotone": SplitSettings(rule="monotone", min_separation=0.0),
+    "published": SplitSettings(rule="published"),
+    "calibrated 1 %": SplitSettings(rule="calibrated", alpha=0.01),
+    "calibrated 5 %": SplitSettings(rule="calibrated", alpha=0.05),
+    "calibrated 5 %, strata": SplitSettings(rule="calibrated", alpha=0.05, null_strata="caption-length"),
 }
 FEWEST = 200
 Vectors = npt.NDArray[np.float32]
@@ -121,7 +121,7 @@ def lines(name: str, rows: Set, seeds: int, near_null: bool, near_exchange: bool
             for rule, options in RULES.items():
                 line: dict[str, object] = {"checkpoint": name, "mismatched": share, "rule": rule, "refused": 0.0}
                 try:
-                    decision = decide(histogram(cosine), options, None, nulls, counted=counted)
+                    decision = decide(histogram(cosine), options, nulls=nulls, strata=counted)
                 except SplitRefused:
                     found.append({**line, "refused": 1.0})
                     continue

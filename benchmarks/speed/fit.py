@@ -1,6 +1,6 @@
 """The mixture fit against scikit-learn's default fit on all rows: time and log-likelihood.
 
-python -m benchmarks.fit_speed [--rows 10_000_000]
+python -m benchmarks.speed.fit [--rows 10_000_000]
 """
 
 import argparse

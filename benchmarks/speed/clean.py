@@ -1,6 +1,6 @@
 """`pairsan clean` on Ray against a bare loop: pairs per CPU-second, start-up counted apart.
 
-    python -m benchmarks.clean_speed [--data FOLDER] [--checkpoint FOLDER] [--repeat 2]
+    python -m benchmarks.speed.clean [--data FOLDER] [--checkpoint FOLDER] [--repeat 2]
 
 Both run on all shards and on the first two alone; the difference is the work without start-up. CPU time is that of the
 whole process tree, Ray's daemons included. Needs the larger emoji set: python examples/emoji/build.py --benchmark
@@ -53,7 +53,7 @@ def clean(shards: list[Path], checkpoint: Path) -> Usage:
 def bare_loop(data: Path, checkpoint: Path, limit: int | None) -> Usage:
     """Run the bare loop."""
     few = ["--limit", limit] if limit else []
-    return run_tree([sys.executable, "-m", "benchmarks.bare_loop", data, checkpoint, *few])
+    return run_tree([sys.executable, "-m", "benchmarks.speed.bare_loop", data, checkpoint, *few])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Can canaries choose the learning rate of the slow first pass? What they say of it against what real poison does.
 
-    python -m benchmarks.slow_rates OUT [--rates 5e-6 2e-5 8e-5 3e-4 1e-3]
+    python -m benchmarks.studies.slow_rates OUT [--rates 5e-6 2e-5 8e-5 3e-4 1e-3]
 
 Five attacks of the evidence among the bundled pairs. For every rate: the paper's warm-up (unimodal passes, then a slow pass of
 the whole model), then all pairs and 2,000 canaries of each kind are scored with it. Printed is, at the best 10 and 30 % of all
@@ -47,18 +47,20 @@ def pairsan(*args: object) -> None:
 def scored(cell: Cell, out: Path, rate: float) -> Path:
     """Warm up with a rate and score; return the run."""
     run = out / f"rate-{rate:g}"
-    train = [word for key, value in TRAIN.items() for word in (f"--{key.replace('_', '-')}", value)]
+    train = [f"--set={key}={value}" for key, value in TRAIN.items()]
     pairsan(
-        "warmup",
+        "run",
         cell.shards,
+        "--until-round",
+        0,
         "--out",
         run,
         "--model",
         MODEL.removeprefix("local-dir:"),
         *_FLAGS,
         *train,
-        "--slow-learning-rate",
-        rate,
+        "--set",
+        f"slow_learning_rate={rate}",
     )
     if not (run / "rounds/0001/manifest.json").exists():
         weights = run / "checkpoints/round-0000.safetensors"

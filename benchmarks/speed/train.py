@@ -1,6 +1,6 @@
 """The trainer's input against open_clip's own WebDataset loader, its step against a bare loop, and the memory of its pools.
 
-    python -m benchmarks.train_speed [--rows 2048] [--size 224]
+    python -m benchmarks.speed.train [--rows 2048] [--size 224]
 
 Input: the bundled drawings as 256 px JPEGs in four tars, as img2dataset leaves them; both loaders make randomly cropped,
 mirrored, normalised images and tokens of the same pairs, with two workers (two processes there, two decoding threads here).
@@ -38,12 +38,13 @@ from stages.read.crops import Crops
 from stages.read.shards import Dataset, open_dataset, read_shard
 from stages.score.decode import Decode
 from stages.score.encoders import preprocess_config
-from stages.settings import ReadOptions, TrainOptions
+from stages.settings import ReadSettings
 from stages.train.augment import Draws, change_colours
 from stages.train.batches import Batch, PassRows, pass_batches, plan_steps
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, new_model
 from stages.train.losses import NeighbourPool
+from stages.train.settings import TrainSettings
 from stages.train.views import Views
 
 EMOJI = ROOT / "examples" / "emoji"
@@ -55,7 +56,7 @@ LEAST_CROP = 0.9  # of open_clip's own default augmentation
 def write_shards(folder: Path, num_rows: int) -> None:
     """Write the first bundled pairs as 256 px JPEGs into four tars."""
     dataset = open_dataset([str(EMOJI / "train")])
-    pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions()))
+    pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings()))
     rows = [pair for pair, _ in zip(pairs, range(num_rows), strict=False)]
     for shard in range(4):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
@@ -123,10 +124,10 @@ def input_speed(num_rows: int, size: int) -> None:
 def trainer_input(manifest: Manifest, dataset: Dataset, size: int) -> Callable[[int], Iterator[int]]:
     """Return a pass of our own input, which yields the rows of each batch once its tensors are made."""
     model = new_model("ViT-B-32", 0)
-    decode = Decode(dataset.store, ReadOptions(), {**preprocess_config(model), "size": (size, size)}, num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), {**preprocess_config(model), "size": (size, size)}, num_threads=2)
     decode.open()
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    views = Views(model.eval(), tokenizer, TrainOptions(colour_strength=0.0), torch.device("cpu"), Group())
+    views = Views(model.eval(), tokenizer, TrainSettings(colour_strength=0.0), torch.device("cpu"), Group())
     counts = manifest.seal["counts"]["labels"]
     labels = plan_steps([{label: counts[label] for label in (Label.SAFE, Label.RISKY)}], BATCH, "interleaved", 0)
 
@@ -143,7 +144,7 @@ def trainer_input(manifest: Manifest, dataset: Dataset, size: int) -> Callable[[
 
 def step_speed(model_name: str) -> None:
     """Print the ratio of a bare loop's step to ours, both with the same augmentation, CLIP loss on the same batches."""
-    options = TrainOptions(train_batch_size=BATCH, p_caption_change=0.0)
+    options = TrainSettings(train_batch_size=BATCH, p_caption_change=0.0)
     rng = np.random.default_rng(0)
     size = preprocess_config(new_model(model_name, 0))["size"]
     edge = size if isinstance(size, int) else size[0]

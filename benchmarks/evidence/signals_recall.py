@@ -1,7 +1,8 @@
 """How much of each attack the signals find within a flag budget: each by itself, all together, and detectors of the literature.
 
-    python -m benchmarks.signals_recall OUT --rate 0.01 --seeds 0 1 2
-    python -m benchmarks.signals_recall OUT --data emoji --rate 0.003   # 13k; needs examples/emoji/build.py --benchmark
+    python -m benchmarks.evidence.signals_recall OUT --rate 0.01 --seeds 0 1 2
+    python -m benchmarks.evidence.signals_recall OUT --data emoji --rate 0.003   # 13k; needs examples/emoji/build.py
+--benchmark
 
 For every seed: plants 19 attacks at once among the pairs of a set, each with a share `rate` of the rows (targeted ones with a
 few targets of 8 or 17 rows), trains an undefended model on them, and lets `pairsan clean` compute the signals by that model
@@ -66,7 +67,7 @@ def scored(cell: Cell, weights: Path, more: Sequence[str] = ()) -> pd.DataFrame:
     command += ["--rule", "keep-share", "--keep-share", "1.0"]
     command += ["--max-image-repeats", str(MOST_REPEATS), "--max-pair-copies", str(MOST_COPIES)]
     command += ["--reference-encoder", "timm:tf_efficientnet_lite0", "--reference-checkpoint", str(weights)]
-    command += ["--reference-image-size", str(SIZE_PX), "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07"]
+    command += ["--set", f"reference_image_size={SIZE_PX}", "--near-copy-cosine", str(NEAR_COPY), "--discord-share", "0.07"]
     command += ["--caption-shingles", *more]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = cell.rows.join(open_round(run).to_pandas(["shard", "key", "label", "reason", "cosine", "signals"]))

@@ -1,6 +1,6 @@
 """How often a changed copy of a picture keeps the 16 bits that its fold follows from, on the bundled drawings at 32 px.
 
-python -m benchmarks.fold_stability
+python -m benchmarks.studies.fold_stability
 """
 
 import io
@@ -14,7 +14,7 @@ from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.score.encoders import preprocess_config
 from stages.score.folds import folds_of
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 from stages.train.learner import new_model
 
 EMOJI = ROOT / "examples" / "emoji"
@@ -33,7 +33,7 @@ def main() -> None:
     header("fold_stability")
     dataset = open_dataset([str(EMOJI / "train")])
     preprocess = preprocess_config(new_model(f"local-dir:{EMOJI / 'demo-model'}", 0))
-    decode = Decode(dataset.store, ReadOptions(), preprocess, num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess, num_threads=2)
     decode.open()
     pixels = np.concatenate([chunk.pixels for shard in dataset.shards[:3] for chunk in decode.run(shard)])
     noise = np.random.default_rng(0).normal(0, 4, pixels.shape)

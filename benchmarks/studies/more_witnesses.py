@@ -1,7 +1,7 @@
 """Do further witnesses help beside those of `accord`? How fast a pair was learned, and the locked scorer.
 
-    python -m benchmarks.signals_recall OUT --rate 0.01 --seeds 0 1      # first: data, signals and undefended model
-    python -m benchmarks.more_witnesses OUT --seeds 0 1 [--locked]
+    python -m benchmarks.evidence.signals_recall OUT --rate 0.01 --seeds 0 1      # first: data, signals and undefended model
+    python -m benchmarks.studies.more_witnesses OUT --seeds 0 1 [--locked]
 
 Trains the undefended model of `signals_recall` again, the same steps, and keeps its answers after some passes. A witness
 `speed N` is the rank of negCLIPLoss at the end less that after pass N, low for pairs learned early; `pass N` is negCLIPLoss
@@ -25,8 +25,8 @@ from benchmarks.common import ROOT, header
 from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.arms import Cell, Setting
 from benchmarks.evidence.detectors import neg_clip_loss
+from benchmarks.evidence.signals_recall import MOST_COPIES, recalls
 from benchmarks.evidence.training import MODEL, train
-from benchmarks.signals_recall import MOST_COPIES, recalls
 from manifests import open_round
 
 PASSES: Final = (1, 2, 4, 6, 9)
@@ -61,9 +61,11 @@ def locked(cell: Cell) -> Values:
     """Return the cosine of all rows by the locked scorer, cross-fitted over folds."""
     run, program = cell.folder / f"seed-{cell.seed}" / "locked", str(Path(sys.executable).parent / "pairsan")
     common = ["--model", MODEL.removeprefix("local-dir:"), "--executor", "local"]
-    train = [word for key, value in TRAIN.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    train = [f"--set={key}={value}" for key, value in TRAIN.items()]
     train += ["--scorer", "locked", "--warmup-passes", "6", "--rounds", "1", "--train-seed", str(cell.seed)]
-    subprocess.run([program, "warmup", str(cell.shards), "--out", str(run), *common, *train], cwd=ROOT, check=True)
+    subprocess.run(
+        [program, "run", str(cell.shards), "--until-round", "0", "--out", str(run), *common, *train], cwd=ROOT, check=True
+    )
     if not list(run.glob("rounds/*/manifest.json")):
         scorer = [
             "--checkpoint",

@@ -1,6 +1,6 @@
 """What `pairsan clean` is measured against: read tars, decode, preprocess, encode, take cosines; no output, no Ray.
 
-    python -m benchmarks.bare_loop DATA CHECKPOINT [--limit SHARDS]
+    python -m benchmarks.speed.bare_loop DATA CHECKPOINT [--limit SHARDS]
 
 open_clip's own transform, tokenizer and encode functions, one thread, batches of 64.
 """

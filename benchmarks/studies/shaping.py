@@ -1,6 +1,6 @@
 """The published rule against ours on a set whose posterior is U-shaped: a crowd of rows of one low cosine bends the mixture.
 
-    python -m benchmarks.shaping OUT [--rows 60] [--crowd 10] [--seeds 0 1 2]
+    python -m benchmarks.studies.shaping OUT [--rows 60] [--crowd 10] [--seeds 0 1 2]
 
 Poisons the held-out vendor's 1,406 pairs, which the bundled checkpoint has never seen, with the `shaping` attack; scores them
 once with that checkpoint, splits the scores by both rules and by cosine at the published size, and counts planted rows in safe.

@@ -1,6 +1,6 @@
 """The trimmed text tower against `encode_text` at 77 tokens, on the bundled captions.
 
-    python -m benchmarks.text_speed [--model ViT-B-32] [--captions 512]
+    python -m benchmarks.speed.text [--model ViT-B-32] [--captions 512]
 
 ViT-B-32's text tower with random weights: speed does not depend on their values. One thread.
 """
@@ -18,7 +18,7 @@ from benchmarks.common import ROOT, header
 from stages.read.shards import open_dataset, read_shard
 from stages.score.checkpoints import resolve_weights
 from stages.score.encoders import OpenClipEncoder
-from stages.settings import ModelOptions, ReadOptions
+from stages.settings import ModelSettings, ReadSettings
 
 
 def main() -> None:
@@ -30,13 +30,13 @@ def main() -> None:
     header("text_speed")
     torch.set_num_threads(1)
     dataset = open_dataset([str(ROOT / "examples/emoji/train")])
-    pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadOptions()))
+    pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings()))
     captions = [pair.caption or "" for pair, _ in zip(pairs, range(args.captions), strict=False)]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = open_clip.create_model(args.model).eval()
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, Path(folder) / "m.safetensors")
-        options = ModelOptions(model=args.model, checkpoint=f"{folder}/m.safetensors")
+        options = ModelSettings(model=args.model, checkpoint=f"{folder}/m.safetensors")
         encoder = OpenClipEncoder(resolve_weights(options), batch_size=64)
     tokenizer = open_clip.get_tokenizer(args.model)
     ratios = []

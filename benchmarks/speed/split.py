@@ -1,6 +1,6 @@
 """Split and manifest writing: rows per CPU-second, and the driver's memory from 1M to 30M synthetic score rows.
 
-    python -m benchmarks.split_speed [--rows 1_000_000 30_000_000]
+    python -m benchmarks.speed.split [--rows 1_000_000 30_000_000]
 
 Scores are synthetic (captions of 20 to 60 random characters), in shards of 100,000 rows; nothing is embedded. The parts of
 one shard are written once and linked under the other names, since `split` reads them all the same.
@@ -21,7 +21,7 @@ from manifests.layout import fingerprint
 from manifests.parts import write_json, write_part
 from manifests.schema import SCHEMA_VERSION, SCORES, SIGNALS
 from manifests.store import Store, open_store
-from pipeline.config.load import RunConfig
+from pipeline.config.catalogue import RunConfig
 from stages.score.embed import on_grid
 
 SHARD_ROWS = 100_000

@@ -1,9 +1,10 @@
 """What is flagged where nothing is poisoned: shares by reason, what becomes of rare concepts, and pictures of the flagged rows.
 
-    python -m benchmarks.zero_poison OUT [--seed 0] [--passes 24]
+    python -m benchmarks.studies.zero_poison OUT [--seed 0] [--passes 24]
 
 Trains an undefended model on the bundled pairs as they are, and lets `pairsan clean` judge them by that model and a frozen
-public encoder, with the limits of `benchmarks.signals_recall` and a scout's crowds. OUT/flagged-<reason>.webp shows the first
+public encoder, with the limits of `benchmarks.evidence.signals_recall` and a scout's crowds. OUT/flagged-<reason>.webp shows
+the first
 rows of each reason; what is printed is kept in OUT/zero.json.
 """
 
@@ -19,7 +20,7 @@ from PIL import Image
 from benchmarks.common import header
 from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.arms import Cell, Setting, run_cell
-from benchmarks.signals_recall import frozen_weights, scored
+from benchmarks.evidence.signals_recall import frozen_weights, scored
 
 _EDGE, _COLUMNS, _SHOWN = 48, 12, 48
 _SIZES: Final = ((1, 1), (2, 2), (3, 3), (4, 6), (7, 10**9))

@@ -1,8 +1,9 @@
 """Does what a split would do to canaries predict what it does to real poison? Over attacks, seeds and thresholds.
 
-    python -m benchmarks.canary_leaks OUT [--seeds 0 1 2]
+    python -m benchmarks.studies.canary_leaks OUT [--seeds 0 1 2]
 
-OUT is a folder of `python -m benchmarks.signals_recall`, whose undefended models and poisoned data are used. The data are
+OUT is a folder of `python -m benchmarks.evidence.signals_recall`, whose undefended models and poisoned data are used. The
+data are
 scored, with canaries and neighbour signals but no reference encoder, by the model that was trained on them, and by a
 checkpoint that has seen the clean rows and none of the poison. For thresholds that keep 50 to 99 % of the
 rows, by cosine and by accord, the leak of the canaries with foreign captions (mean of their kinds) is set beside the share of
@@ -26,10 +27,10 @@ from benchmarks.common import ROOT, header
 from benchmarks.evidence.arms import SURROGATE, Cell, Setting
 from benchmarks.evidence.training import MODEL
 from manifests import open_round
-from manifests.layout import read_plan
+from manifests.layout import read_plan, read_seal
 from manifests.store import open_store
-from pipeline.config.load import ExecutorOptions
-from pipeline.steps.count import Totals, tally_canaries
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.steps.canary_leaks import count_canaries
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals import signal_parts
 from pipeline.workers.executors import make_executor
@@ -62,9 +63,10 @@ def canaries_of(run: Path) -> dict[str, CanaryScores]:
     """Return what is known of a run's canaries with foreign captions, by kind."""
     store = open_store(run)
     round_ = Round(store, 1, read_plan(store, 1), read_run(store).shards)
-    totals = Totals(signal_parts=signal_parts(round_))
-    tally_canaries(make_executor(ExecutorOptions(executor="local"), use_gpus=False, num_shards=1), round_, totals)
-    return {kind: CanaryScores.joined(totals.canaries[kind]) for kind in FOREIGN}
+    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False, num_shards=1)
+    num_scored = int(read_seal(store, 1)["counts"]["scored"])
+    found = count_canaries(executor, round_, signal_parts(round_, num_scored))
+    return {kind: CanaryScores.joined(found[kind]) for kind in FOREIGN}
 
 
 def points(cell: Cell, attack_success: dict[str, float], scorer: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the signals cost: repeats, samples, neighbours, accord, near copies, wording, at several sizes, and at a billion rows.
 
-    python -m benchmarks.signals_speed [--rows 100000 1000000] [--dim 512]
+    python -m benchmarks.speed.signals [--rows 100000 1000000] [--dim 512]
 
 Scores and embeddings are synthetic (clusters of vectors, some repeated hashes): only speed and memory mean anything. CPU-time
 of this process, so that a busy machine does not matter. `x bare` is the time against one product of all rows with a sample
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,18 +28,20 @@ from manifests.schema import SIGNALS
 from manifests.store import Store, open_store
 from stages.pair import Shard
 from stages.score.embed import embedding_schema
-from stages.settings import SignalOptions
+from stages.settings import SignalSettings
 from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.near_copies import AssignCells, CopyTarget, LinkCells
 from stages.signals.repeats import Repeats, repeats_name, write_repeats
-from stages.signals.sample import Reference, SampleRows, share_of
+from stages.signals.sample import Reference, SampleRows, SampleTarget, share_of
 from stages.signals.shingles import ShingleCaptions, write_band_counts
-from stages.signals.write_signals import Neighbours, SignalTarget
+from stages.signals.signal_parts import AGREEMENT, CENTRES, CLUSTERS, REFERENCE, Asked, SignalParts
+from stages.signals.write_signals import WriteSignals
 from stages.stage import Stage
+from stages.vectors import packed
 
 SHARD_ROWS = 10_000
-_ASKED = SignalOptions()
-SAMPLES = {"small.parquet": 2048, "reference.parquet": _ASKED.reference_rows, "agreement.parquet": _ASKED.agreement_rows}
+_ASKED = SignalSettings()
+SAMPLES = {REFERENCE: _ASKED.reference_rows, AGREEMENT: _ASKED.agreement_rows}
 CELL_ROWS = (1_000, 4_000)
 WORDS = np.asarray([f"word{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(5_000)])
 
@@ -55,8 +58,7 @@ def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
         schema = embedding_schema(dim)
         columns = []
         for part in (v, t):
-            half = (part / np.linalg.norm(part, axis=1, keepdims=True)).astype(np.float16)
-            columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * dim), SHARD_ROWS, [None, pa.py_buffer(half)]))
+            columns.append(packed(part / np.linalg.norm(part, axis=1, keepdims=True)))
         write_part(run, part_name(1, EMBEDDINGS, shard.name), schema, [pa.table(columns, schema=schema)], fingerprint="x")
         hashes = np.where(rng.random(SHARD_ROWS) < 0.05, rng.integers(0, 5000, SHARD_ROWS), rng.integers(0, 2**62, SHARD_ROWS))
         table = pa.table(
@@ -119,56 +121,52 @@ def main() -> None:
 
 def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the steps of the signals, each with what does it; in this order, as each needs the files of those before."""
-    names = [shard.name for shard in shards]
-    yield "repeats", lambda: write_repeats(run, 1, names, "signals", memory_bytes=1 << 30, fingerprint="x")
+    names = tuple(shard.name for shard in shards)
+    near = Asked(signals="all", neighbours=_ASKED.neighbours, reference_rows=_ASKED.reference_rows)
+    full = dataclasses.replace(
+        near, agreement_rows=_ASKED.agreement_rows, agreement_neighbours=_ASKED.agreement_neighbours, common_captions=True
+    )
+    parts = SignalParts(run, 1, names, "signals", "x", near, num_scored=num_rows, memory_bytes=1 << 30)
+    yield "repeats", lambda: write_repeats(parts)
     for name, size in SAMPLES.items():
-        yield f"sample of {size:,}", lambda name=name, size=size: draw(run, shards, num_rows, name, size)
-    plain = SignalTarget(
-        run=run, scores_round=1, folder="signals", fingerprint="x", clusters=None, bands=None, witness=None,
-        reference="reference.parquet", agreement=None, others=None, canaries=None, neighbours=_ASKED.neighbours,
-        agreement_neighbours=_ASKED.agreement_neighbours, num_rows=num_rows, near_copy=None, num_threads=1,
-    )  # fmt: skip
-    before = dataclasses.replace(plain, reference="small.parquet", neighbours=16)
-    yield "16 neighbours in 2,048", lambda: each(Neighbours(before), shards)
-    yield f"{_ASKED.neighbours} neighbours in {_ASKED.reference_rows:,}", lambda: each(Neighbours(plain), shards)
-    asked = dataclasses.replace(plain, agreement="agreement.parquet")
-    yield f"the same, and accord by {_ASKED.agreement_rows:,}", lambda: each(Neighbours(asked), shards)
+        yield f"sample of {size:,}", lambda name=name, size=size: draw(parts, shards, name, size)
+    yield f"{_ASKED.neighbours} neighbours in {_ASKED.reference_rows:,}", lambda: each(WriteSignals(parts), shards)
+    asked = dataclasses.replace(parts, asked=full)
+    yield f"the same, and accord by {_ASKED.agreement_rows:,}", lambda: each(WriteSignals(asked), shards)
     for rows in CELL_ROWS:
         cells = max(1, num_rows // rows)
-        yield f"centres of cells of {rows:,} rows", lambda cells=cells: draw(run, shards, num_rows, "centres.parquet", cells)
-        blocks = max(1, num_rows // 100_000)
-        near = CopyTarget(
-            run, 1, f"rounds/0001/{EMBEDDINGS}", "signals", "centres.parquet", "image", cells, blocks, 0.98, "x", 1
-        )
-        yield f"near copies: into cells of {rows:,} rows", lambda near=near: each(AssignCells(near), shards)
-        yield f"near copies: compare in cells of {rows:,} rows", lambda near=near: each(LinkCells(near, names), near.blocks())
-    joined = dataclasses.replace(asked, clusters="signals/clusters.parquet", witness="signals/witness", near_copy=0.98)
-    link(run, num_rows)
-    yield "accord by 16,384, copies to be joined", lambda: each(Neighbours(joined), shards)
-    yield "sum up the doubts about copies", lambda: write_groups(run, names, "signals", memory_bytes=1 << 30, fingerprint="x")
-    yield "join the copies", lambda: each(JoinCopies(run, "signals", "x"), shards)
-    yield "shingle captions", lambda: each(ShingleCaptions(run, 1, "signals", "x"), shards)
-    yield "count bands", lambda: write_band_counts(run, names, "signals", memory_bytes=1 << 30, fingerprint="x")
+        yield f"centres of cells of {rows:,} rows", lambda cells=cells: draw(parts, shards, CENTRES, cells)
+        blocks, vectors = max(1, num_rows // 100_000), f"rounds/0001/{EMBEDDINGS}"
+        copies = CopyTarget(run, 1, names, vectors, "signals", parts.name(CENTRES), "image", cells, blocks, 0.98, "x", 1)
+        yield f"near copies: into cells of {rows:,} rows", lambda copies=copies: each(AssignCells(copies), shards)
+        yield f"near copies: compare in cells of {rows:,} rows", lambda copies=copies: each(LinkCells(copies), copies.blocks())
+    joined = dataclasses.replace(asked, asked=dataclasses.replace(full, near_copy_cosine=0.98))
+    link(joined, num_rows)
+    yield "accord by 16,384, copies to be joined", lambda: each(WriteSignals(joined), shards)
+    yield "sum up the doubts about copies", lambda: write_groups(joined)
+    yield "join the copies", lambda: each(JoinCopies(joined), shards)
+    yield "shingle captions", lambda: each(ShingleCaptions(joined), shards)
+    yield "count bands", lambda: write_band_counts(joined)
 
 
-def link(run: Store, num_rows: int) -> None:
+def link(parts: SignalParts, num_rows: int) -> None:
     """Join repeated hashes at random, a tenth as many links as rows: as many copies as a crawl has."""
-    repeats = Repeats.read(run, repeats_name("signals", "image"))
+    repeats = Repeats.read(parts.run, parts.name(repeats_name("image")))
     pairs = np.random.default_rng(2).choice(repeats.hashes, (2, num_rows // 10))
-    repeats.joined(pairs).write(run, "signals/clusters.parquet", fingerprint="x")
+    repeats.joined(pairs).write(parts.run, parts.name(CLUSTERS), fingerprint="x")
 
 
-def each(stage: Stage[Shard, int], shards: list[Shard]) -> None:
+def each(stage: Stage[Any, int], shards: list[Shard]) -> None:
     """Run a stage over shards, here."""
     stage.open()
     for shard in shards:
         stage.run(shard)
 
 
-def draw(run: Store, shards: list[Shard], num_rows: int, name: str, size: int) -> None:
+def draw(parts: SignalParts, shards: list[Shard], name: str, size: int) -> None:
     """Draw a sample and write it."""
-    sample = SampleRows(run, 1, share=share_of(size, num_rows), seed=0)
-    Reference.choose([sample.run(shard) for shard in shards], size).write(run, name, "x")
+    sample = SampleRows(SampleTarget(parts, share_of(size, parts.num_scored)))
+    Reference.choose([sample.run(shard) for shard in shards], size).write(parts.run, parts.name(name), "x")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How a scout's crowds are cut: neighbours, sample, tail, and whether a crowd takes with it what lies among its members.
 
-    python -m benchmarks.crowds OUT [OUT ...] [--seeds 0 1 2] [--arm "scout, risky unimodal"]
+    python -m benchmarks.studies.crowds OUT [OUT ...] [--seeds 0 1 2] [--arm "scout, risky unimodal"]
 
 Each OUT is a folder of `python -m benchmarks.evidence` whose arm has scored a round with embeddings, or of
-`benchmarks.signals_recall` or `benchmarks.zero_poison` (--arm none). For every choice: the share of clean rows that crowds
+`benchmarks.evidence.signals_recall` or `benchmarks.studies.zero_poison` (--arm none). For every choice: the share of clean
+rows that crowds
 flag, and all limits of the round together; and the rows of each attack that all together leave. `edge q`: also rows whose
 neighbours' own distance, at quantile q, lies under the cut; the pipeline takes the median.
 """

@@ -1,7 +1,7 @@
 """Targeted poisoning of the bundled pairs: does it work undefended, what leaks into safe per round, what is left of it?
 
-    python -m benchmarks.tdpa OUT --arm plain --passes 24
-    python -m benchmarks.tdpa OUT --arm ours [pairsan run's options ...]
+    python -m benchmarks.studies.tdpa OUT --arm plain --passes 24
+    python -m benchmarks.studies.tdpa OUT --arm ours [pairsan run's options ...]
 
 A target is a held-out drawing (a vendor that is not in training), planted `--rows` times unchanged with real captions of
 another emoji. Success: the trained model's zero-shot answer for the drawing, among all labels, is the attacker's.
@@ -33,7 +33,7 @@ from stages.read.shards import open_dataset
 from stages.score.checkpoints import Weights, file_sha256
 from stages.score.decode import Decode
 from stages.score.encoders import OpenClipEncoder, preprocess_config
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches, plan_steps
 from stages.train.learner import ClipLearner, new_model
 
@@ -95,7 +95,7 @@ def judge(checkpoint: Path, truth: dict[str, Any]) -> str:
     weights = Weights(f"local-dir:{MODEL}", str(checkpoint), None, file_sha256(checkpoint))
     encoder = OpenClipEncoder(weights, batch_size=256)
     dataset = open_dataset([str(EMOJI / "eval")])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(new_model(f"local-dir:{MODEL}", 0)), num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(new_model(f"local-dir:{MODEL}", 0)), num_threads=2)
     decode.open()
     chunks = [chunk for shard in dataset.shards for chunk in decode.run(shard)]
     images = encoder.encode_images(np.concatenate([chunk.pixels for chunk in chunks]))
@@ -116,13 +116,13 @@ def judge(checkpoint: Path, truth: dict[str, Any]) -> str:
 
 def plain(out: Path, truth: dict[str, Any], passes: int, seed: int, flags: dict[str, float]) -> None:
     """Train plain CLIP on everything, with the same model, augmentation, batch size, schedule and learning rate."""
-    options = load_config(str(EMOJI / "demo.toml"), flags).train.model_copy(
+    options = load_config(str(EMOJI / "demo.toml"), flags, command="run").train.model_copy(
         update={"warmup_passes": passes, "matching_passes": 0, "rounds": 0, "train_seed": seed}
     )
     architecture = f"local-dir:{MODEL}"
     learner = ClipLearner(new_model(architecture, seed), open_clip.get_tokenizer(architecture), options)
     dataset = open_dataset([str(out / "shards")])
-    decode = Decode(dataset.store, ReadOptions(), preprocess_config(learner.model), num_threads=2)
+    decode = Decode(dataset.store, ReadSettings(), preprocess_config(learner.model), num_threads=2)
     decode.open()
     store, size = open_store(out), options.train_batch_size
     labels = plan_steps([{Label.SAFE: 5217 + len(truth["planted"])}], size, "sequential", seed)
@@ -179,7 +179,7 @@ def main() -> None:
     if args.arm == "plain":
         plain(args.out, truth, args.passes, args.seed, shared)
     else:
-        ours(args.out, args.name, truth, [*(f"--{key.replace('_', '-')}={value}" for key, value in shared.items()), *rest])
+        ours(args.out, args.name, truth, [*(f"--set={key}={value}" for key, value in shared.items()), *rest])
     print(f"{time.monotonic() - start:.0f} s")
 
 

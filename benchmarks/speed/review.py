@@ -1,6 +1,6 @@
 """How fast the review page and the report answer on a large round.
 
-    python -m benchmarks.review_speed [--rows 10000000] [--folder DIR]
+    python -m benchmarks.speed.review [--rows 10000000] [--folder DIR]
 
 A synthetic manifest (random cosines, captions of the bundled pairs) over a tar of bundled pairs that stands for every shard
 by hard links. Requests go through the whole application, without a socket. Ratios: each request against a bare count(*) of
@@ -36,7 +36,7 @@ from stages.export.single_images import Originals
 from stages.pair import Shard
 from stages.read.shards import open_dataset
 from stages.read.webdataset import read_tar
-from stages.settings import ReadOptions
+from stages.settings import ReadSettings
 
 SHARD_ROWS = 10_000
 PLACES = pa.schema([("image_offset", pa.int64()), ("image_bytes", pa.int64())])
@@ -57,7 +57,7 @@ def build(folder: Path, num_shards: int) -> None:
                 info = tarfile.TarInfo(f"{i:06d}.{end}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    places = [pair.place for pair in read_tar((data / "00000.tar").open("rb"), Shard("x", "", "tar", 0), ReadOptions())]
+    places = [pair.place for pair in read_tar((data / "00000.tar").open("rb"), Shard("x", "", "tar", 0), ReadSettings())]
     offsets = pa.table({name: pa.array([p[i] for p in places if p]) for i, name in enumerate(PLACES.names)})
     rng, parts, totals = np.random.default_rng(0), [], {"safe": 0, "risky": 0, "quarantined": 0}
     captions = pa.array([f"{rows[i % len(rows)].caption} no {i}" for i in range(SHARD_ROWS)])
@@ -147,7 +147,7 @@ def main() -> None:
     seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
     manifest = Manifest(run, 1, seal)
     dataset = open_dataset([str(args.folder / "data")])
-    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadOptions(), places_of(manifest)), ReadOptions())
+    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadSettings(), places_of(manifest)), ReadSettings())
     files = manifest.files()
     start = time.perf_counter()
     duckdb.sql(f"SELECT count(cosine), max(label) FROM read_parquet({files})").fetchall()

@@ -1,6 +1,6 @@
 """Pictures of attacks that a person can check by eye: clean, poisoned, difference x 8, and both captions.
 
-    python -m benchmarks.contact_sheet POISONED --out sheet.png [--rows 4]
+    python -m benchmarks.attacks.contact_sheet POISONED --out sheet.png [--rows 4]
 
 POISONED is what `python -m benchmarks.poison` wrote. Added rows that replace nothing have no clean picture beside them.
 """

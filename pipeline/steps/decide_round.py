@@ -1,0 +1,37 @@
+"""Choose the cut and the limits of a counted round, and see what they would do with its canaries."""
+
+from dataclasses import dataclass
+
+from pipeline.steps.canary_leaks import check_leaks, count_canaries, leaks
+from pipeline.steps.count import Totals
+from pipeline.steps.plan import Round
+from pipeline.steps.signals import Signals
+from pipeline.workers.executors import Executor
+from stages.label.decide import Decision, decide
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What was decided of a round.
+
+    Attributes:
+        decision: The cut, and the limits of signals.
+        leaks: How many canaries of each kind it would call safe; None without canaries.
+    """
+
+    decision: Decision
+    leaks: dict[str, dict[str, float]] | None
+
+
+def decide_round(executor: Executor, round_: Round, totals: Totals, signals: Signals | None) -> Decided:
+    """Return the split of what was counted.
+
+    Raises:
+        SplitRefused: It is not believed, or lets too many canaries in.
+    """
+    canaries = count_canaries(executor, round_, signals.parts if signals else None)
+    values = signals.values if signals else {}
+    decision = decide(totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata)
+    found = leaks(canaries, decision)
+    check_leaks(found, round_.split)
+    return Decided(decision, found)

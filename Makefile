@@ -8,7 +8,7 @@ RUN ?= demo-run
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-all check lint fmt bench bench-evidence install clean
+.PHONY: demo test test-fast test-all check docs lint fmt bench bench-evidence install clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -m 'not slow'
 
+# units only: no model, no Ray, no whole command
+test-fast: $(STAMP)
+	$(BIN)/pytest -m 'not slow and not whole'
+
 test-all: $(STAMP)
 	$(BIN)/pytest
 
@@ -34,6 +38,9 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint test
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

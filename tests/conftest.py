@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.pop("RAY_ADDRESS", None)  # tests start a cluster of their own, whoever else's runs here
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -22,6 +23,17 @@ EMOJI = ROOT / "examples" / "emoji"
 TINY = EMOJI / "tiny-clip"
 SMALL_MODEL = EMOJI / "demo-model"
 CLEAN = ("--executor", "local", "--keep-share", 1.0)
+
+
+# what runs a model, Ray or a whole command; `make test-fast` leaves such tests out
+_WHOLE = {"tiny", "few", "ray_cluster", "architecture", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that are no units, by the fixtures that they use."""
+    for item in items:
+        if _WHOLE & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.whole)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from pipeline.config.catalogue import ExecutorSettings
 from pipeline.workers.executors import Done, Failed, LocalExecutor, RayExecutor, is_transient, make_executor
 from stages.pair import Shard
 
+pytestmark = pytest.mark.whole
+
 PAIRSAN = Path(sys.executable).parent / "pairsan"
 SHARDS = [Shard(f"{i:05d}.tar", f"/x/{i:05d}.tar", "tar", 1) for i in range(6)]
 

@@ -13,6 +13,8 @@ from conftest import make_tar
 
 from manifests.reading import open_round
 
+pytestmark = pytest.mark.whole
+
 Pairsan = Callable[..., Result]
 ATTACK = "<script>alert(1)</script><b onmouseover=x>caption"
 

@@ -74,6 +74,7 @@ def test_a_text_tower_never_learns_from_its_own_fold(rows: tuple[np.ndarray, lis
     assert not any("visual" in key and not torch.equal(after[key], before[key]) for key in after)
 
 
+@pytest.mark.whole
 def test_a_saved_scorer_goes_on_exactly_and_scores_each_pair_by_the_tower_of_its_fold(
     rows: tuple[np.ndarray, list[str]], tmp_path: Path
 ) -> None:

@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--retrain", action="store_true", help="also train on what is safe, 5 minutes a seed")
     parser.add_argument("--discord-share", type=float, default=0.07, help="of all rows, not safe in --retrain")
     args = parser.parse_args()
-    header("signals_recall")
+    header("evidence.signals_recall")
     num_rows = len(load_rows([str(datasets(args.data)[0])]))
     setting = Setting(data=args.data, attacks=attacks(args.rate, num_rows), passes=args.passes, train=dict(TRAIN))
     setting = dataclasses.replace(setting, reword=args.reword)

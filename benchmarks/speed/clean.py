@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/emoji/tiny-clip")
     parser.add_argument("--repeat", type=int, default=2)
     args = parser.parse_args()
-    header("clean_speed")
+    header("speed.clean")
     shards = sorted(args.data.glob("*.tar"))
     if len(shards) <= FEW:
         raise SystemExit(f"{args.data} holds {len(shards)} tars; build the set: python examples/emoji/build.py --benchmark")

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     rows = parser.parse_args().rows
-    header("fit_speed")
+    header("speed.fit")
     rng = np.random.default_rng(0)
     num_bad = rows // 20
     cosines = on_grid(np.r_[0.15 + rng.gamma(4.0, 0.04, rows - num_bad), rng.normal(0.06, 0.04, num_bad)])

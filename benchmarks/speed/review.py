@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pairsan-review-speed"))
     args = parser.parse_args()
     build(args.folder, args.rows // SHARD_ROWS)
-    header("review_speed")
+    header("speed.review")
     run = open_store(args.folder / "run")
     seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
     manifest = Manifest(run, 1, seal)

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=512)
     args = parser.parse_args()
-    header("signals_speed")
+    header("speed.signals")
     spent: dict[str, float] = {}
     for num_rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 30_000_000])
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
     args = parser.parse_args()
-    header("split_speed")
+    header("speed.split")
     usages = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:

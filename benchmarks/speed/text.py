@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--captions", type=int, default=512)
     args = parser.parse_args()
-    header("text_speed")
+    header("speed.text")
     torch.set_num_threads(1)
     dataset = open_dataset([str(ROOT / "examples/emoji/train")])
     pairs = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings()))

@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--size", type=int, default=224)
     args = parser.parse_args()
-    header("train_speed")
+    header("speed.train")
     torch.manual_seed(0)
     input_speed(args.rows, args.size)
     step_speed(f"local-dir:{EMOJI / 'demo-model'}")

@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--exchange", choices=("random", "near"), default="random")
     args = parser.parse_args()
     near = (args.null == "near", args.exchange == "near")
-    header("calibration")
+    header("studies.calibration")
     sets = {"strong (train, 5,217 rows)": embedded("train"), "weak (eval, 1,406 rows)": embedded("eval")}
     frame = pd.DataFrame([line for name, rows in sets.items() for line in lines(name, rows, args.seeds, *near)])
     table = frame.groupby(["checkpoint", "mismatched", "rule"], sort=False).mean().reset_index()

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    header("canary_leaks")
+    header("studies.canary_leaks")
     setting = Setting(**json.loads((args.out / "setting.json").read_text()))
     setting = dataclasses.replace(setting, attacks=tuple(setting.attacks))
     lines: list[dict[str, Any]] = []

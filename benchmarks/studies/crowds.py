@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--sample-seeds", type=int, nargs="+", default=[0], help="of the sample that neighbours are sought in")
     parser.add_argument("--arm", default="scout, risky unimodal")
     args = parser.parse_args()
-    header("crowds")
+    header("studies.crowds")
     for out in args.out:
         found = []
         for seed in args.seeds:

@@ -30,7 +30,7 @@ def jpeg(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def main() -> None:
     """Print the share that keeps its bits, per change."""
-    header("fold_stability")
+    header("studies.fold_stability")
     dataset = open_dataset([str(EMOJI / "train")])
     preprocess = preprocess_config(new_model(f"local-dir:{EMOJI / 'demo-model'}", 0))
     decode = Decode(dataset.store, ReadSettings(), preprocess, num_threads=2)

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--locked", action="store_true")
     args = parser.parse_args()
-    header("more_witnesses")
+    header("studies.more_witnesses")
     given = json.loads((args.out / "setting.json").read_text())
     setting = Setting(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
     lines = []

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rank", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    header("shaping")
+    header("studies.shaping")
     for seed in args.seeds:
         folder = args.out / f"seed-{seed}"
         attack = parse_attack(f"shaping:rows={args.rows},crowd={args.crowd},rank={args.rank},seed={seed}")

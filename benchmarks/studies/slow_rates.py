@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    header("slow_rates")
+    header("studies.slow_rates")
     cell = Cell(Setting(data="bundled", attacks=ATTACKS, train=dict(TRAIN)), args.out, args.seed, "slow pass")
     table = pd.DataFrame([line(cell, scored(cell, args.out, rate), rate) for rate in args.rates])
     print((100 * table.set_index("rate")).round(1).T.to_string())

@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float)
     args, rest = parser.parse_known_args()
     shared = {key: value for key in ("least_crop", "learning_rate") if (value := getattr(args, key)) is not None}
-    header("tdpa")
+    header("studies.tdpa")
     torch.manual_seed(args.seed)
     start = time.monotonic()
     truth = poison(args.out, args.targets, args.rows, args.seed)

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--passes", type=int, default=24)
     args = parser.parse_args()
-    header("zero_poison")
+    header("studies.zero_poison")
     cell = Cell(Setting(data="bundled", attacks=(), passes=args.passes, train=dict(TRAIN)), args.out, args.seed, "none")
     run_cell(cell)
     rows = scored(cell, frozen_weights(args.out), ["--crowded-tail", "0.02"])

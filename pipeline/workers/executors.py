@@ -236,18 +236,20 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # never whatever cluster happens to run here: somebody else's would be joined in silence
+    address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     try:
         ray.init(
-            address=options.ray_address,
+            address=address,
             include_dashboard=False,
             logging_level=level,
             log_to_driver=verbose,
             configure_logging=verbose,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot connect to Ray at {options.ray_address or 'a local cluster'}: {error}") from error
+        raise ConfigError(f"cannot connect to Ray at {address}: {error}") from error
     try:
         yield
     finally:

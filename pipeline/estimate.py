@@ -24,7 +24,7 @@ from stages.read.webdataset import read_runs, read_tar
 from stages.settings import ReadSettings
 
 _SHARDS, _ROWS, _TIMED_ROWS = 3, 128, 64  # heads that are read, rows of each, rows that are scored for the clock
-# of signals that compare vectors, at width 512: `python -m benchmarks.speed.signals`, docs/operations.md
+# of signals that compare vectors, at width 512: `python -m benchmarks.speed.signals`, docs/evidence.md
 _CPU_S_PER_ROW: Final = {"standard": 0.00035, "thorough": 0.0005}
 _SIGNAL_BYTES: Final = 90
 Estimate = dict[str, Any]

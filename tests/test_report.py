@@ -65,6 +65,7 @@ def test_a_report_is_one_page_without_network_and_its_figures_add_up(run: Path, 
     assert not re.search(r"(src|href)\s*=\s*['\"](?!data:|#)", page)
     assert not re.search(r"url\((?!#)|@import", page)
     assert page.count("<svg") == 2
+    assert "profile none (defaults and what was given)" in page
     assert page.count('src="data:image/webp;base64,') > 30
     counted = {label: sum(b[label] for b in figures["histogram"]) for label in ("safe", "risky", "quarantined")}
     labels = figures["counts"]["labels"]

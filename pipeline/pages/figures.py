@@ -9,6 +9,7 @@ from manifests.reading import Manifest
 from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
 from pipeline.queries.inspection import Query
+from pipeline.queries.summary import profile_of
 
 BINS: Final = 120
 _UNUSUAL: Final = 12
@@ -29,6 +30,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
     figures = {
         "run": manifest.run.uri,
         "round": manifest.number,
+        "profile": profile_of(manifest.seal["plan"]),
         "fingerprint": manifest.seal["fingerprint"],
         "counts": manifest.seal["counts"],
         **{

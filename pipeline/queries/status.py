@@ -4,6 +4,7 @@ from typing import Any
 
 from manifests.layout import FAILURES, HISTORY, LABELS, SCORES, is_sealed, read_plan, read_seal, round_folder, round_numbers
 from manifests.store import Store
+from pipeline.queries.summary import profile_of
 from pipeline.steps.plan import read_run
 
 Report = dict[str, Any]
@@ -27,6 +28,7 @@ def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -
     report: Report = {
         "round": number,
         "kind": plan["kind"],
+        "profile": profile_of(plan),
         "scores_round": plan["scores_round"],
         "architecture": plan["scores"]["model"]["architecture"],
         "state_sha256": plan["scores"]["model"]["state_sha256"],
@@ -110,7 +112,7 @@ def _facts(entry: Report, total: int) -> str:
         num = sum(entry["changes"]["labels"].values())
         facts.append(f"{num:,} labels changed since round {entry['changes']['from_round']}")
     facts.append(f"scores of round {entry['scores_round']}, weights {entry['state_sha256'][:12]}")
-    return ", ".join(facts)
+    return ", ".join([*facts, f"profile {entry['profile']}"])
 
 
 def _training(trained: Report) -> str:

@@ -113,7 +113,7 @@ def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) ->
         if not todo:
             raise RunError(f"all rounds of {out} are trained; ask for more with --rounds")
         if todo[0].round_number == 0:
-            raise RunError(f"the warm-up of {out} is not finished; `pairsan warmup` goes on with it")
+            raise RunError(f"the warm-up of {out} is not finished; `pairsan run --until-round 0` goes on with it")
         for this in todo:
             if this.round_number == todo[0].round_number:
                 _take(training, this, number)

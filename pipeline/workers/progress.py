@@ -1,4 +1,4 @@
-"""Say how far a stage is: one changing line on a terminal, a plain line every 30 s elsewhere."""
+"""Say how far a stage is: one changing line on a terminal and in a notebook, a plain line every 30 s elsewhere."""
 
 import sys
 import threading
@@ -23,7 +23,8 @@ class Progress:
         """
         self._what, self._num_shards, self._num_before = what, num_shards, num_done_before
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._terminal = self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
+        self._width = 0
         self._num_done = self._num_rows = self._num_quarantined = self._num_failed = 0
         self._start = time.monotonic()
         self._closed = threading.Event()
@@ -75,8 +76,11 @@ class Progress:
             self._print()
 
     def _print(self, *, last: bool = False) -> None:
-        start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
-        self._stream.write(f"{start}{self.line()}{end}")
+        line = self.line()
+        if self._terminal:  # blanks over the rest of a longer line: a notebook knows no "erase to the end"
+            self._width = max(self._width, len(line))
+            line = f"\r{line:<{self._width}}"
+        self._stream.write(line + ("\n" if last or not self._terminal else ""))
         self._stream.flush()
 
 

@@ -84,6 +84,11 @@ def test_a_missing_file_is_named() -> None:
         load_config("nowhere.toml", {})
 
 
+def test_a_name_that_no_setting_has_is_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no setting is called 'keepshare'; did you mean 'keep_share'"):
+        load_config(None, {"keepshare": 0.3})
+
+
 def test_a_share_or_cosine_sets_its_rule() -> None:
     assert load_config(None, {"keep_share": 0.3}).split.rule == "keep-share"
     assert load_config(None, {"min_cosine": 0.0}).split.rule == "min-cosine"

@@ -48,7 +48,7 @@ def load_config(
     name = flags.get("profile") or named
     given = dict(_keys(document, path or ""))
     given |= dict(_said(text) for text in flags.get("more") or ())
-    given |= {key: value for key, value in flags.items() if key in CATALOGUE and value is not None}
+    given |= dict(_named(flags))
     chosen: dict[str, Any] = base.model_dump() if base is not None else {section: {} for section in SECTIONS}
     profile = _profile(name)
     for section, values in copy.deepcopy(profile).items():
@@ -74,6 +74,16 @@ def load_config(
             raise ConfigError(f"profile {name!r} needs {CATALOGUE[needed].flag}: {CATALOGUE[needed].field.description}")
     _check_effects(config, given, command)
     return config
+
+
+def _named(flags: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that were given by name."""
+    for name, value in flags.items():
+        if name in CATALOGUE:
+            if value is not None:
+                yield name, value
+        elif name not in ("profile", "more"):
+            raise ConfigError(f"no setting is called {name!r}{_nearest(name, CATALOGUE)}")
 
 
 def _said(text: str) -> tuple[str, Any]:

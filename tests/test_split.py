@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
 from stages.histogram import NUM_BINS, grid_values
-from stages.label.decide import decide
+from stages.label.decide import Limit, decide
 from stages.label.label_table import label_table
 from stages.label.settings import SplitSettings
 from stages.score.embed import on_grid
@@ -138,3 +140,8 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
     assert table["rank"].to_pylist() == [0.0, None, 0.5]
     assert table["p_safe"].to_pylist()[1] == 0.0
     assert table["detail"].to_pylist() == [None, "gone", None]
+    # two limits may give one reason; its word stands in the dictionary once, and parts come out the same each time
+    copies = tuple(Limit(Reason.NEAR_DUPLICATE, signal, most=2.0) for signal in ("near_copies", "pair_copies"))
+    limited = label_table(scores, "s.tar", replace(decision, limits=copies))["reason"].combine_chunks()
+    assert limited.to_pylist() == [Reason.NEAR_DUPLICATE, Reason.IMAGE_MISSING, Reason.BELOW_CUT]
+    assert len(limited.dictionary) == 3

@@ -124,14 +124,9 @@ def _reasons(
     reasons: pa.ChunkedArray, codes: npt.NDArray[np.int32], why: npt.NDArray[np.int32], words: list[Reason]
 ) -> pa.DictionaryArray:
     """Return the reasons of the scores part; of scored rows the word that `why` names, if any."""
-    known = reasons.unify_dictionaries().combine_chunks()
-    if isinstance(known, pa.ChunkedArray):
-        known = pa.concat_arrays(known.chunks) if known.num_chunks else pa.array([], MANIFEST.field("reason").type)
-    all_words = [*known.dictionary.to_pylist(), *map(str, words)]
-    indices = known.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    scored = codes != 2
-    indices = np.where(scored, len(all_words) - len(words) + why, indices).astype(np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=scored & (why == _SAFE)), pa.array(all_words, pa.string()))
+    found = pa.array(words, pa.string()).take(pa.array(why, mask=why == _SAFE))
+    # the words in the order of the rows, each once: a dictionary that lists one twice is not written the same way each time
+    return pc.if_else(pa.array(codes != 2), found, reasons.cast(pa.string())).combine_chunks().dictionary_encode()
 
 
 def _masked(values: npt.NDArray[np.float32] | None, scored: npt.NDArray[np.bool_]) -> pa.Array | None:

@@ -26,6 +26,8 @@ log = logging.getLogger("pairsan.encoders")
 Features = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 TRIM_TOLERANCE: Final = 1e-5
+# fp32 means fp32: left to itself, cuDNN rounds what convolutions read to TF32, which moved cosines by up to .0015
+torch.backends.cudnn.allow_tf32 = False
 _PROBES: Final = (
     "a dog",
     "!",

@@ -1,21 +1,4 @@
-"""Every error that pairsan raises on purpose.
-
-PairsanError
-├── ConfigError            a setting is unknown, out of range or contradicts another
-├── DataError              the input data cannot be found or read as asked
-│   └── TooManyQuarantined more rows than allowed could not be scored
-├── CheckpointError        model weights cannot be loaded
-│   └── UnsafeCheckpoint   ... because loading them could run code
-├── RunError               a run folder is missing, damaged or in the wrong state
-│   ├── PlanMismatch       work was begun under another plan
-│   ├── NotSealed          a round is asked for that carries no seal
-│   └── SchemaError        a part was written by a newer schema, or lacks columns
-├── StageFailed            shards failed in a stage; their names and first errors
-├── SplitRefused           the split cannot be believed, so the round stays unsealed
-└── TrainingFailed         the loss is not finite; the last checkpoint is kept
-
-The command line prints the message and ends with the class's `exit_code`.
-"""
+"""Every error that pairsan raises on purpose. The command line prints the message and ends with the class's `exit_code`."""
 
 
 class PairsanError(Exception):

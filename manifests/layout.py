@@ -11,7 +11,7 @@ Plan = dict[str, Any]
 Seal = dict[str, Any]
 
 RUN, PLAN, SEAL = "run.json", "plan.json", "manifest.json"
-FAILURES, TIMINGS = "failures.json", "timings.json"
+FAILURES = "failures.json"
 SCORES, EMBEDDINGS, LABELS, SIGNAL_PARTS = "scores", "embeddings", "manifest", "signals"
 CANARY_PARTS = "canaries"
 REFERENCE_VECTORS = "reference"

@@ -7,7 +7,6 @@ pages may write at once and nothing is lost. A verdict is taken back by a newer 
 import getpass
 import hashlib
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -36,23 +35,6 @@ REVIEWS: Final = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Act:
-    """What a reviewer did at one time.
-
-    Attributes:
-        verdict: `safe`, `risky` or `drop`; None takes earlier verdicts back.
-        who: Name of the reviewer.
-        round_number: The round that was looked at.
-        note: Free text.
-    """
-
-    verdict: str | None
-    who: str
-    round_number: int
-    note: str = ""
-
-
 def reviewer_name() -> str:
     """Return the name of the user who runs this process."""
     try:
@@ -61,13 +43,16 @@ def reviewer_name() -> str:
         return "unknown"
 
 
-def append(run: Store, rows: pa.Table, act: Act) -> str:
-    """Write one act on some rows.
+def append(run: Store, rows: pa.Table, *, verdict: Any, who: Any, round_number: int, note: Any = None) -> str:
+    """Write one act: what was said of some rows just now.
 
     Args:
         run: The run folder.
         rows: Columns uid, shard, index and key of the pairs.
-        act: What was decided.
+        verdict: `safe`, `risky` or `drop`, None to take earlier ones back: one for all rows, or a column; as are the next two.
+        who: Name of the reviewer.
+        round_number: The round that was looked at.
+        note: Free text.
 
     Returns:
         Name of the new file below the run.
@@ -75,23 +60,19 @@ def append(run: Store, rows: pa.Table, act: Act) -> str:
     Raises:
         RunError: The verdict is no word that is known, or there are no rows.
     """
-    if act.verdict is not None and act.verdict not in VERDICTS:
-        raise RunError(f"no verdict {act.verdict!r}; there are: {', '.join(VERDICTS)}")
+    if isinstance(verdict, str) and verdict not in VERDICTS:
+        raise RunError(f"no verdict {verdict!r}; there are: {', '.join(VERDICTS)}")
     if not rows.num_rows:
         raise RunError("no rows to give a verdict on")
-    now, num = datetime.now(UTC), rows.num_rows
-    constant = {"verdict": act.verdict, "note": act.note or None, "who": act.who, "when": now, "round": act.round_number}
+    now = datetime.now(UTC)
+    said = {"verdict": verdict, "note": note, "who": who, "when": now, "round": round_number}
     columns = {name: rows[name] for name in ("uid", "shard", "index", "key")}
-    table = pa.table({**columns, **{k: pa.array([v] * num, REVIEWS.field(k).type) for k, v in constant.items()}})
-    return append_table(run, table)
-
-
-def append_table(run: Store, table: pa.Table) -> str:
-    """Write rows that carry all columns of `REVIEWS` already, e.g. from an export; return the new file's name."""
-    newest = pc.max(table["when"]).as_py()
-    name = f"{FOLDER}/{newest:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
-    write_part(run, name, REVIEWS, [table.select(REVIEWS.names).cast(REVIEWS)], fingerprint="")
-    return name
+    for name, value in said.items():
+        column = isinstance(value, (pa.Array, pa.ChunkedArray))
+        columns[name] = value if column else pa.array([value] * rows.num_rows, REVIEWS.field(name).type)
+    file = f"{FOLDER}/{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    write_part(run, file, REVIEWS, [pa.table(columns).select(REVIEWS.names).cast(REVIEWS)], fingerprint="")
+    return file
 
 
 def undo(run: Store, name: str, *, who: str, round_number: int) -> int:
@@ -112,11 +93,8 @@ def undo(run: Store, name: str, *, who: str, round_number: int) -> int:
         return 0
     before = newest(acts.filter(pc.less(acts["when"], when)))
     place = pc.index_in(rows["uid"], before["uid"].combine_chunks())
-    constant = {"who": who, "when": datetime.now(UTC), "round": round_number}
-    columns = {name: rows[name] for name in ("uid", "shard", "index", "key")}
-    columns |= {name: before[name].take(place) for name in ("verdict", "note")}
-    filled = {k: pa.array([v] * rows.num_rows, REVIEWS.field(k).type) for k, v in constant.items()}
-    append_table(run, pa.table({**columns, **filled}))
+    verdict, note = (before[name].take(place) for name in ("verdict", "note"))
+    append(run, rows, verdict=verdict, note=note, who=who, round_number=round_number)
     return int(rows.num_rows)
 
 

@@ -1,4 +1,3 @@
-import logging
 import random
 
 import numpy as np
@@ -93,24 +92,12 @@ def test_a_third_of_a_turn_of_hue_moves_red_to_green() -> None:
     assert turned[0, :, 0, 0].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-5)
 
 
-def test_captions_keep_their_words_when_there_are_no_synonyms(caplog: pytest.LogCaptureFixture) -> None:
-    augment.synonyms_of.cache_clear()
-    augment._say_once.cache_clear()
+def test_a_changed_caption_keeps_to_its_own_words() -> None:
     rng = random.Random(0)
     caption = "a small brown dog runs over the wet grass"
-    with caplog.at_level(logging.WARNING, "pairsan.augment"):
-        views = [augment_caption(caption, rng) for _ in range(200)]
+    views = [augment_caption(caption, rng) for _ in range(200)]
     assert all(set(view.split()) <= set(caption.split()) and view for view in views)
     assert len(set(views)) > 20
     assert any(len(view.split()) < 9 for view in views)  # deletions
     assert any(sorted(view.split()) == sorted(caption.split()) and view != caption for view in views)  # swaps
-    assert sum("WordNet data is not installed" in record.message for record in caplog.records) == 1
     assert augment_caption("dog", rng) == "dog"
-
-
-def test_synonyms_come_from_wordnet_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"dog": ("hound",), "small": ("little",)}
-    monkeypatch.setattr(augment, "synonyms_of", lambda word: words.get(word, ()))
-    views = {augment_caption("a small dog", random.Random(seed)) for seed in range(60)}
-    assert {"a little dog", "a small hound"} <= views
-    assert any(len(view.split()) == 4 for view in views)  # insertions

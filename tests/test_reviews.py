@@ -12,7 +12,7 @@ from click.testing import Result
 
 from manifests.errors import RunError
 from manifests.reading import open_round
-from manifests.reviews import Act, append, newest, read_all, undo
+from manifests.reviews import append, newest, read_all, undo
 from manifests.store import open_store
 
 Pairsan = Callable[..., Result]
@@ -41,10 +41,10 @@ def test_later_rounds_honour_verdicts_and_count_them(run: Path, pairsan: Pairsan
     store = open_store(run)
     before = open_round(run).seal["counts"]["labels"]
     saved, judged, dropped = rows_of(run, "risky", 3), rows_of(run, "safe", 2), rows_of(run, "quarantined", 2)
-    append(store, saved, Act("safe", "ann", 1, "fine"))
-    append(store, judged, Act("risky", "ann", 1))
-    append(store, dropped, Act("safe", "bob", 1))  # no cosine: nothing makes it safe
-    append(store, rows_of(run, "safe", 3).slice(2), Act("drop", "bob", 1))
+    append(store, saved, verdict="safe", who="ann", round_number=1, note="fine")
+    append(store, judged, verdict="risky", who="ann", round_number=1)
+    append(store, dropped, verdict="safe", who="bob", round_number=1)  # no cosine: nothing makes it safe
+    append(store, rows_of(run, "safe", 3).slice(2), verdict="drop", who="bob", round_number=1)
     pairsan("split", run, "--keep-share", 0.5)
     manifest = open_round(run)
     rows = manifest.to_pandas().set_index("uid")
@@ -72,10 +72,10 @@ def test_later_rounds_honour_verdicts_and_count_them(run: Path, pairsan: Pairsan
 
 def test_a_round_keeps_the_verdicts_it_was_begun_with(run: Path, pairsan: Pairsan) -> None:
     store = open_store(run)
-    append(store, rows_of(run, "risky", 1), Act("safe", "ann", 1))
+    append(store, rows_of(run, "risky", 1), verdict="safe", who="ann", round_number=1)
     pairsan("split", run, "--keep-share", 0.4)
     (run / "rounds/0002/manifest.json").unlink()
-    append(store, rows_of(run, "risky", 4), Act("safe", "ann", 1))
+    append(store, rows_of(run, "risky", 4), verdict="safe", who="ann", round_number=1)
     pairsan("split", run, "--keep-share", 0.4)
     assert open_round(run).number == 2
     assert open_round(run).seal["overruled"] == {"risky>safe": 1}
@@ -86,7 +86,11 @@ def test_a_round_keeps_the_verdicts_it_was_begun_with(run: Path, pairsan: Pairsa
 def test_many_write_at_once_and_nothing_is_lost(run: Path) -> None:
     store, rows = open_store(run), rows_of(run, "safe", 19)
     with ThreadPoolExecutor(8) as pool:
-        names = list(pool.map(lambda i: append(store, rows.slice(i, 1), Act("drop", f"r{i}", 1)), range(rows.num_rows)))
+        names = list(
+            pool.map(
+                lambda i: append(store, rows.slice(i, 1), verdict="drop", who=f"r{i}", round_number=1), range(rows.num_rows)
+            )
+        )
     assert len(set(names)) == rows.num_rows
     assert len(verdicts(run)) == rows.num_rows
     assert not list(run.glob("reviews/.*"))
@@ -95,16 +99,16 @@ def test_many_write_at_once_and_nothing_is_lost(run: Path) -> None:
 def test_undo_gives_back_what_was_before_but_not_what_came_after(run: Path) -> None:
     store, rows = open_store(run), rows_of(run, "risky", 3)
     a, b, c = rows["uid"].to_pylist()
-    append(store, rows.slice(0, 1), Act("risky", "ann", 1, "first"))
-    act = append(store, rows, Act("safe", "ann", 1))
-    append(store, rows.slice(2), Act("drop", "bob", 1))
+    append(store, rows.slice(0, 1), verdict="risky", who="ann", round_number=1, note="first")
+    act = append(store, rows, verdict="safe", who="ann", round_number=1)
+    append(store, rows.slice(2), verdict="drop", who="bob", round_number=1)
     assert undo(store, act, who="ann", round_number=1) == 2
     assert verdicts(run) == {a: "risky", c: "drop"}
     assert newest(read_all(store))["note"].to_pylist().count("first") == 1
     with pytest.raises(RunError, match="no act"):
         undo(store, "reviews/../run.json", who="ann", round_number=1)
     with pytest.raises(RunError, match="no verdict 'maybe'; there are: safe, risky, drop"):
-        append(store, rows, Act("maybe", "ann", 1))
+        append(store, rows, verdict="maybe", who="ann", round_number=1)
     assert b not in verdicts(run)
 
 

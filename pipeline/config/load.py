@@ -63,15 +63,8 @@ def load_config(
         config = RunConfig.model_validate(chosen)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
-    _check_split(config.split)
-    _check_signals(config)
-    if config.train.local_loss and config.train.train_workers == 1:
-        raise ConfigError("local_loss = true has no effect with one worker; it shares the CLIP loss among train_workers")
-    if config.signals.signals == "none" and limits_of(config.split):
-        raise ConfigError(f"signals = 'none', but {', '.join(limits_of(config.split))} needs them; use signals = 'all'")
-    for needed in PROFILES[name].needs if name is not None else ():
-        if not values_of(config)[needed]:
-            raise ConfigError(f"profile {name!r} needs {CATALOGUE[needed].flag}: {CATALOGUE[needed].field.description}")
+    if wrong := list(_contradictions(config)):
+        raise ConfigError("\n".join(wrong))
     _check_effects(config, given, command)
     return config
 
@@ -228,45 +221,46 @@ def _imply_signals(given: dict[str, Any]) -> None:
         given["embed"]["keep_embeddings"] = True
 
 
-def _check_signals(config: RunConfig) -> None:
-    signals = config.signals
-    if signals.reference_checkpoint and not signals.reference_encoder:
-        raise ConfigError("reference_checkpoint needs reference_encoder, which says what the weights are of")
-    for name in ("max_near_copies", "max_pair_copies"):
-        if (most := getattr(config.split, name)) and not signals.near_copy_cosine:
-            raise ConfigError(f"{name} = {most} needs near_copy_cosine, which says what a copy is")
-    for name in ("discord_share", "max_pair_copies"):
-        if (asked := getattr(config.split, name)) and not signals.agreement_rows:
-            raise ConfigError(f"{name} = {asked} needs the sample of captions; agreement_rows = 0 leaves it out")
-    if signals.caption_shingles and signals.signals == "none":
-        raise ConfigError("caption_shingles is one of the signals, and signals = 'none' leaves them all out")
-    if signals.caption_shingles and not config.embed.keep_captions:
-        raise ConfigError("caption_shingles compares the wording of captions; keep_captions = false leaves none")
-    if config.split.null_strata in ("caption-length", "script") and not config.embed.keep_captions:
-        raise ConfigError(
-            f"null_strata = {config.split.null_strata!r} groups rows by captions; keep_captions = false leaves none"
-        )
-    if signals.reference_encoder and not config.embed.keep_captions:
-        raise ConfigError("reference_encoder compares captions by their words; keep_captions = false leaves none")
-
-
-def _check_split(split: SplitSettings) -> None:
+def _contradictions(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for whatever two settings cannot both mean, or one needs and another leaves out."""
+    split, signals, captions = config.split, config.signals, config.embed.keep_captions
     if split.keep_share is not None and split.min_cosine is not None:
-        raise ConfigError(f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other")
+        yield f"keep_share = {split.keep_share} and min_cosine = {split.min_cosine} exclude each other"
     if split.crowded_share and split.crowded_tail:
-        raise ConfigError(f"crowded_share = {split.crowded_share} and crowded_tail = {split.crowded_tail} exclude each other")
+        yield f"crowded_share = {split.crowded_share} and crowded_tail = {split.crowded_tail} exclude each other"
     if split.null_strata and split.rule != "calibrated":
-        raise ConfigError(
-            f"null_strata = {split.null_strata!r} gives rule 'calibrated' more nulls; rule {split.rule!r} has none"
-        )
+        yield f"null_strata = {split.null_strata!r} gives rule 'calibrated' more nulls; rule {split.rule!r} has none"
     if split.rule == "keep-share" and not split.keep_share:
-        raise ConfigError("rule 'keep-share' needs keep_share above 0 (--keep-share 0.3)")
+        yield "rule 'keep-share' needs keep_share above 0 (--keep-share 0.3)"
     if split.rule == "min-cosine" and split.min_cosine is None:
-        raise ConfigError("rule 'min-cosine' needs min_cosine (--min-cosine 0.2)")
+        yield "rule 'min-cosine' needs min_cosine (--min-cosine 0.2)"
     if split.if_unseparable == "quantile" and not split.fallback_share:
-        raise ConfigError("if_unseparable = 'quantile' needs fallback_share above 0 (--fallback-share 0.3)")
+        yield "if_unseparable = 'quantile' needs fallback_share above 0 (--fallback-share 0.3)"
     if split.min_safe_share > split.max_safe_share:
-        raise ConfigError(f"min_safe_share = {split.min_safe_share} is above max_safe_share = {split.max_safe_share}")
+        yield f"min_safe_share = {split.min_safe_share} is above max_safe_share = {split.max_safe_share}"
+    if signals.reference_checkpoint and not signals.reference_encoder:
+        yield "reference_checkpoint needs reference_encoder, which says what the weights are of"
+    for name in ("max_near_copies", "max_pair_copies"):
+        if (most := getattr(split, name)) and not signals.near_copy_cosine:
+            yield f"{name} = {most} needs near_copy_cosine, which says what a copy is"
+    for name in ("discord_share", "max_pair_copies"):
+        if (asked := getattr(split, name)) and not signals.agreement_rows:
+            yield f"{name} = {asked} needs the sample of captions; agreement_rows = 0 leaves it out"
+    if signals.caption_shingles and signals.signals == "none":
+        yield "caption_shingles is one of the signals, and signals = 'none' leaves them all out"
+    if signals.caption_shingles and not captions:
+        yield "caption_shingles compares the wording of captions; keep_captions = false leaves none"
+    if split.null_strata in ("caption-length", "script") and not captions:
+        yield f"null_strata = {split.null_strata!r} groups rows by captions; keep_captions = false leaves none"
+    if signals.reference_encoder and not captions:
+        yield "reference_encoder compares captions by their words; keep_captions = false leaves none"
+    if config.train.local_loss and config.train.train_workers == 1:
+        yield "local_loss = true has no effect with one worker; it shares the CLIP loss among train_workers"
+    if signals.signals == "none" and limits_of(split):
+        yield f"signals = 'none', but {', '.join(limits_of(split))} needs them; use signals = 'all'"
+    for needed in PROFILES[config.profile].needs if config.profile is not None else ():
+        if not values_of(config)[needed]:
+            yield f"profile {config.profile!r} needs {CATALOGUE[needed].flag}: {CATALOGUE[needed].field.description}"
 
 
 def _read_toml(path: str) -> dict[str, Any]:

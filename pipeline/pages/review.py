@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manifests.errors import PairsanError
 from manifests.layout import round_folder
-from manifests.reviews import Act, append, undo
+from manifests.reviews import append, undo
 from manifests.schema import MANIFEST, Label, Reason
 from pipeline.pages.gallery import PAGE_ROWS, Gallery, Wanted
 from pipeline.pages.thumbnails import Thumbnails
@@ -233,10 +233,9 @@ def _verdict_all(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _append(reviewer: Reviewer, table: Any, body: dict[str, Any]) -> str:
-    verdict = body["verdict"] or None
-    manifest = reviewer.gallery.manifest
-    act = Act(verdict, reviewer.who, manifest.number, str(body.get("note") or "")[:2000])
-    name = append(manifest.run, table, act)
+    manifest, note = reviewer.gallery.manifest, str(body.get("note") or "")[:2000] or None
+    said = {"verdict": body["verdict"] or None, "note": note, "who": reviewer.who}
+    name = append(manifest.run, table, **said, round_number=manifest.number)
     reviewer.gallery.refresh()
     return name
 

@@ -1,15 +1,10 @@
-"""What changed between two rounds: labels, cosines, shards, plans. Joined by position, shard by shard, in constant memory."""
+"""What changed between two rounds: labels, cosines, shards, plans. DuckDB joins their rows, out of core where it must."""
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+import duckdb
 import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, RunError
@@ -17,52 +12,16 @@ from manifests.layout import differences
 from manifests.reading import Manifest
 from manifests.schema import Label
 
-FLIPPED: Final = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("index", pa.int32()),
-        ("key", pa.string()),
-        ("uid", pa.string()),
-        ("label_from", pa.string()),
-        ("label_to", pa.string()),
-        ("reason_from", pa.string()),
-        ("reason_to", pa.string()),
-        ("cosine_from", pa.float32()),
-        ("cosine_to", pa.float32()),
-        ("caption", pa.string()),
-    ]
-)
-_COLUMNS: Final = ["uid", "key", "index", "label", "reason", "cosine", "caption"]
 _MOST_SHARDS: Final = 10
-_BINS: Final = 4096
+_BATCH_ROWS: Final = 100_000
+_QUANTILES: Final = (1, 10, 50, 90, 99)
 _LABELS: Final = [str(label) for label in Label]
-
-
-@dataclass
-class Drift:
-    """Change of cosine over all rows that both rounds scored; a histogram, so that quantiles need no rows."""
-
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, change: npt.NDArray[np.float64]) -> None:
-        """Add the changes of one shard, each in [-2, 2]."""
-        place = ((change + 2.0) / 4.0 * _BINS).astype(np.int64).clip(0, _BINS - 1)
-        self.counts += np.bincount(place, minlength=_BINS)
-        self.total += float(change.sum())
-        self.squares += float((change**2).sum())
-
-    def facts(self) -> dict[str, float] | None:
-        """Return mean, standard deviation and quantiles; None without rows."""
-        num = int(self.counts.sum())
-        if not num:
-            return None
-        mean, reached = self.total / num, self.counts.cumsum() / num
-        quantiles = {
-            f"q{q:02d}": float(np.searchsorted(reached, q / 100) + 0.5) / _BINS * 4.0 - 2.0 for q in (1, 10, 50, 90, 99)
-        }
-        return {"rows": num, "mean": mean, "std": max(0.0, self.squares / num - mean**2) ** 0.5, **quantiles}
+# rows of the same place; which of two labels, reasons, cosines is whose
+_BOTH: Final = """
+CREATE TEMP VIEW both_rounds AS SELECT a.shard::VARCHAR AS shard, a.index, a.key, hex(a.uid).lower() AS uid,
+a.label::VARCHAR AS label_from, b.label::VARCHAR AS label_to, a.reason::VARCHAR AS reason_from, b.reason::VARCHAR AS reason_to,
+a.cosine AS cosine_from, b.cosine AS cosine_to, b.caption, b.cosine::DOUBLE - a.cosine AS change
+FROM a JOIN b USING (shard, index, uid)"""
 
 
 def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[str, Any]:
@@ -80,33 +39,73 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
         RunError: The rounds are not of the same data.
         ConfigError: The file has another ending.
     """
+    if flipped is not None and flipped.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{flipped}: rows that flipped are written as .csv or .parquet")
     if old.shards != new.shards:
         only = sorted(set(old.shards) ^ set(new.shards))[:3]
         raise RunError(f"the rounds are of other data: {len(old.shards)} and {len(new.shards)} shards, e.g. {only} in one only")
-    matrix = {a: dict.fromkeys(_LABELS, 0) for a in _LABELS}
-    drift, shards = Drift(), []
-    with _Rows(flipped) as rows:
-        for shard in old.shards:
-            a, b = old.table(shard, _COLUMNS), new.table(shard, _COLUMNS)
-            if a.num_rows != b.num_rows or not a["uid"].equals(b["uid"]):
-                raise RunError(f"{shard}: the rows of the two rounds are not the same; they are of other data")
-            moved = _count(a, b, matrix)
-            rows.write(shard, a, b)
-            both = pc.and_(pc.is_valid(a["cosine"]), pc.is_valid(b["cosine"]))
-            change = pc.subtract(b["cosine"].filter(both), a["cosine"].filter(both)).to_numpy().astype(np.float64)
-            drift.add(change)
-            mean = float(change.mean()) if len(change) else 0.0
-            shards.append({"shard": shard, "rows": a.num_rows, "flipped": moved, "mean_change": mean})
-            shards = sorted(shards, key=lambda s: (-s["flipped"] / max(1, s["rows"]), s["shard"]))[:_MOST_SHARDS]
-    return {
-        "from": {"run": old.run.uri, "round": old.number},
-        "to": {"run": new.run.uri, "round": new.number},
-        "matrix": matrix,
-        "flipped": sum(num for a, line in matrix.items() for b, num in line.items() if a != b),
-        "drift": drift.facts(),
-        "shards": [line for line in shards if line["flipped"]],
-        "plan": differences(old.seal["plan"], new.seal["plan"]),
-    }
+    with duckdb.connect() as connection:
+        for name, manifest in (("a", old), ("b", new)):
+            connection.register(name, manifest.dataset())
+        connection.execute(_BOTH)
+        rows = connection.sql("SELECT label_from, label_to, count(*) FROM both_rounds GROUP BY ALL").fetchall()
+        if not sum(num for *_, num in rows) == old.num_rows == new.num_rows:
+            raise RunError("the rows of the two rounds are not the same; they are of other data")
+        if flipped is not None:
+            _write(
+                connection.sql("SELECT * EXCLUDE change FROM both_rounds WHERE label_from <> label_to ORDER BY ALL"), flipped
+            )
+        matrix = {a: dict.fromkeys(_LABELS, 0) for a in _LABELS}
+        for a, b, num in rows:
+            matrix[a][b] = num
+        return {
+            "from": {"run": old.run.uri, "round": old.number},
+            "to": {"run": new.run.uri, "round": new.number},
+            "matrix": matrix,
+            "flipped": sum(num for a, b, num in rows if a != b),
+            "drift": _drift(connection),
+            "shards": _moved(connection),
+            "plan": differences(old.seal["plan"], new.seal["plan"]),
+        }
+
+
+def _drift(connection: duckdb.DuckDBPyConnection) -> dict[str, float] | None:
+    """Return how cosines changed over all rows that both rounds scored; None without any."""
+    shares = [q / 100 for q in _QUANTILES]
+    text = f"SELECT count(change), avg(change), stddev_pop(change), approx_quantile(change, {shares}) FROM both_rounds"  # noqa: S608
+    num, mean, std, quantiles = connection.sql(text).fetchall()[0]
+    named = {f"q{q:02d}": value for q, value in zip(_QUANTILES, quantiles or (), strict=False)}
+    return {"rows": num, "mean": mean, "std": std, **named} if num else None
+
+
+def _moved(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """Return the shards of which most labels differ, by their share."""
+    found = connection.execute(
+        "SELECT shard, count(*) AS num_rows, count(*) FILTER (label_from <> label_to) AS flipped, coalesce(avg(change), 0) "
+        "FROM both_rounds GROUP BY shard HAVING flipped > 0 ORDER BY flipped / num_rows DESC, shard LIMIT ?",
+        [_MOST_SHARDS],
+    )
+    return [dict(zip(("shard", "rows", "flipped", "mean_change"), line, strict=True)) for line in found.fetchall()]
+
+
+def _write(rows: duckdb.DuckDBPyRelation, path: Path) -> None:
+    """Write rows as they come, whole or not at all."""
+    draft, reader = path.with_name(f".{path.name}.draft"), rows.to_arrow_reader(_BATCH_ROWS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.suffix == ".parquet":
+            with pq.ParquetWriter(draft, reader.schema) as parquet:
+                for batch in reader:
+                    parquet.write_batch(batch)
+        else:
+            with draft.open("w", newline="") as file:
+                lines = csv.writer(file)
+                lines.writerow(reader.schema.names)
+                for batch in reader:
+                    lines.writerows(row.values() for row in batch.to_pylist())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -124,67 +123,5 @@ def as_text(found: dict[str, Any]) -> str:
     if found["shards"]:
         lines += ["", "shards that moved most:"]
         lines += [f"  {s['shard']}: {s['flipped']:,} of {s['rows']:,}, cosine {s['mean_change']:+.4f}" for s in found["shards"]]
-    return "\n".join([*lines, "", "plans differ in:" if found["plan"] else "the plans are the same", *_indented(found["plan"])])
-
-
-def _indented(lines: list[str]) -> Iterator[str]:
-    return (f"  {line}" for line in lines)
-
-
-def _count(a: pa.Table, b: pa.Table, matrix: dict[str, dict[str, int]]) -> int:
-    pairs = pc.binary_join_element_wise(a["label"].cast(pa.string()), b["label"].cast(pa.string()), ">")
-    moved = 0
-    for entry in pc.value_counts(pairs).to_pylist():
-        old, _, new = entry["values"].partition(">")
-        matrix[old][new] += entry["counts"]
-        moved += entry["counts"] * (old != new)
-    return moved
-
-
-class _Rows:
-    """Writes rows whose label differs, as they come."""
-
-    def __init__(self, path: Path | None) -> None:
-        if path is not None and path.suffix not in (".csv", ".parquet"):
-            raise ConfigError(f"{path}: rows that flipped are written as .csv or .parquet")
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.draft") if path is not None else None
-
-    def __enter__(self) -> "_Rows":
-        self._parquet = self._csv = None
-        if self._draft is not None and self._path is not None:
-            self._draft.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.suffix == ".parquet":
-                self._parquet = pq.ParquetWriter(self._draft, FLIPPED)
-            else:
-                self._file = self._draft.open("w", newline="")
-                self._csv = csv.writer(self._file)
-                self._csv.writerow(FLIPPED.names)
-        return self
-
-    def write(self, shard: str, a: pa.Table, b: pa.Table) -> None:
-        if self._path is None:
-            return
-        moved = pc.not_equal(a["label"].cast(pa.string()), b["label"].cast(pa.string()))
-        a, b = a.filter(moved), b.filter(moved)
-        columns = {"shard": pa.array([shard] * a.num_rows, pa.string()), "index": a["index"], "key": a["key"]}
-        columns |= {"uid": pa.array([uid.hex() for uid in a["uid"].to_pylist()], pa.string()), "caption": b["caption"]}
-        for name in ("label", "reason", "cosine"):
-            kind = pa.float32() if name == "cosine" else pa.string()
-            columns |= {f"{name}_from": a[name].cast(kind), f"{name}_to": b[name].cast(kind)}
-        table = pa.table(columns).select(FLIPPED.names).cast(FLIPPED)
-        if self._parquet is not None:
-            self._parquet.write_table(table)
-        elif self._csv is not None:
-            self._csv.writerows(row.values() for row in table.to_pylist())
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
-        if self._csv is not None:
-            self._file.close()
-        if self._draft is not None and self._path is not None:
-            if kind is None:
-                self._draft.replace(self._path)
-            else:
-                self._draft.unlink(missing_ok=True)
+    lines += ["", "plans differ in:" if found["plan"] else "the plans are the same", *(f"  {line}" for line in found["plan"])]
+    return "\n".join(lines)

@@ -1,7 +1,6 @@
 """What `pairsan reviews` does: list, export, import and take back human verdicts."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, RunError
 from manifests.reading import Manifest
-from manifests.reviews import REVIEWS, VERDICTS, append_table, newest, read_all, reviewer_name
+from manifests.reviews import VERDICTS, append, newest, read_all, reviewer_name
 from manifests.store import Store
 from pipeline.queries.terminal import printable
 
@@ -73,18 +72,21 @@ def import_(manifest: Manifest, file: Path, who: str | None) -> int:
     if wrong:
         raise ConfigError(f"{file} has verdicts {wrong[:3]}; there are: {', '.join(VERDICTS)}")
     places = _places(manifest, [_uid(text, file) for text in rows["uid"]])
-    num = len(rows)
-    given = rows["who"] if "who" in rows and who is None else pd.Series([who or reviewer_name()] * num)
-    columns = {
-        **{name: places[name] for name in ("uid", "shard", "index", "key")},
-        "verdict": pa.array([text if isinstance(text, str) and text else None for text in rows["verdict"]], pa.string()),
-        "note": pa.array([t if isinstance(t, str) and t else None for t in rows.get("note", [None] * num)], pa.string()),
-        "who": pa.array([text if isinstance(text, str) else reviewer_name() for text in given], pa.string()),
-        "when": pa.array([datetime.now(UTC)] * num, REVIEWS.field("when").type),
-        "round": pa.array([manifest.number] * num, pa.int32()),
-    }
-    append_table(manifest.run, pa.table(columns))
-    return num
+    given = rows["who"] if "who" in rows and who is None else [who] * len(rows)
+    append(
+        manifest.run,
+        places,
+        verdict=_texts(rows["verdict"]),
+        note=_texts(rows.get("note", [None] * len(rows))),
+        who=_texts(given).fill_null(reviewer_name()),
+        round_number=manifest.number,
+    )
+    return len(rows)
+
+
+def _texts(column: Iterable[object]) -> pa.StringArray:
+    """Return a column of a file as text; null where a cell is empty."""
+    return pa.array([text if isinstance(text, str) and text else None for text in column], pa.string())
 
 
 def revoke(manifest: Manifest, *, uids: Sequence[str], who: str | None, verdict: str | None) -> int:
@@ -102,14 +104,9 @@ def revoke(manifest: Manifest, *, uids: Sequence[str], who: str | None, verdict:
     for name, word in (("who", who), ("verdict", verdict)):
         if word is not None:
             found = found.filter(pc.equal(found[name], word))
-    if not found.num_rows:
-        return 0
-    num = found.num_rows
-    fixed = {"verdict": None, "note": None, "who": reviewer_name(), "when": datetime.now(UTC), "round": manifest.number}
-    columns = {name: found[name] for name in ("uid", "shard", "index", "key")}
-    columns |= {name: pa.array([value] * num, REVIEWS.field(name).type) for name, value in fixed.items()}
-    append_table(manifest.run, pa.table(columns))
-    return int(num)
+    if found.num_rows:
+        append(manifest.run, found, verdict=None, note=None, who=reviewer_name(), round_number=manifest.number)
+    return int(found.num_rows)
 
 
 def _places(manifest: Manifest, uids: list[bytes]) -> pa.Table:

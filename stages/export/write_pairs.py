@@ -26,7 +26,6 @@ from stages.settings import ReadSettings
 from stages.stage import Stage
 
 Format = Literal["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]
-INJECTED: Final = ("uid", "cosine", "p_safe")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ Source: SAFECLIP's strengths (colour jitter .5 .5 .5 .1 at p .8; grey at p .2; b
 (Wei, Zou 2019), alpha 0.1.
 """
 
-import functools
-import logging
 import math
 import random
 from typing import Final
@@ -13,8 +11,6 @@ from typing import Final
 import torch
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import gaussian_blur
-
-log = logging.getLogger("pairsan.augment")
 
 JITTER: Final = (0.5, 0.5, 0.5, 0.1)
 WIDE_JITTER: Final = (0.5, 0.5, 0.5, 0.5)  # hues all around the circle
@@ -116,55 +112,14 @@ def _rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def augment_caption(caption: str, rng: random.Random) -> str:
-    """Return a caption changed by one of: synonym, random insertion, random swap, random deletion (EDA, alpha 0.1).
-
-    Without WordNet's data there are no synonyms; synonym and insertion then become swap and deletion.
-    """
+    """Return a caption changed by a random swap of words or by random deletion (EDA without its synonyms, alpha 0.1)."""
     words = caption.split()
     if len(words) < 2:
         return caption
-    num = max(1, round(EDA_ALPHA * len(words)))
-    choice = rng.randrange(4)
-    if choice == 0 and synonyms_of("dog"):
-        return " ".join(_replace(words, num, rng))
-    if choice == 1 and synonyms_of("dog"):
-        return " ".join(_insert(words, num, rng))
-    if choice in (0, 2):
-        for _ in range(num):
+    if rng.randrange(4) in (0, 2):
+        for _ in range(max(1, round(EDA_ALPHA * len(words)))):
             i, j = rng.sample(range(len(words)), 2)
             words[i], words[j] = words[j], words[i]
         return " ".join(words)
     kept = [word for word in words if rng.random() > EDA_ALPHA]
     return " ".join(kept or [rng.choice(words)])
-
-
-def _replace(words: list[str], num: int, rng: random.Random) -> list[str]:
-    known = [i for i, word in enumerate(words) if synonyms_of(word.lower())]
-    for i in rng.sample(known, min(num, len(known))):
-        words[i] = rng.choice(synonyms_of(words[i].lower()))
-    return words
-
-
-def _insert(words: list[str], num: int, rng: random.Random) -> list[str]:
-    known = [word for word in words if synonyms_of(word.lower())]
-    for word in rng.sample(known, min(num, len(known))):
-        words.insert(rng.randrange(len(words) + 1), rng.choice(synonyms_of(word.lower())))
-    return words
-
-
-@functools.lru_cache(maxsize=100_000)
-def synonyms_of(word: str) -> tuple[str, ...]:
-    """Return WordNet's synonyms of a word through nltk; nothing, with one message, where it or its data is missing."""
-    try:
-        from nltk.corpus import wordnet
-
-        found = {lemma.replace("_", " ").lower() for synset in wordnet.synsets(word) for lemma in synset.lemma_names()}
-    except (ImportError, LookupError):
-        _say_once()
-        return ()
-    return tuple(sorted(found - {word}))
-
-
-@functools.cache
-def _say_once() -> None:
-    log.warning("captions are varied by swaps and deletions only: nltk or its WordNet data is not installed")

@@ -8,6 +8,7 @@ the round that came of it. It shows the join, not a recipe: one process, local t
 
 import argparse
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -21,21 +22,23 @@ from PIL import Image
 from manifests import Manifest, open_round
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)$")
+META = re.compile(r"__[^/]*__(/|$)")
 
 
-def rows_of(shard: Path) -> Iterator[dict[str, bytes]]:
-    """Yield the rows of a tar as {extension: bytes}: runs of adjacent members with one key, as every loader counts them."""
+def rows_of(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield the rows of a tar as (key, {extension: bytes}): runs of adjacent files with one key, as WebDataset counts them."""
     with tarfile.open(shard) as tar:
-        members = (m for m in tar if m.isfile() and "." in m.name.lstrip("."))
-        for _, run in groupby(members, key=lambda m: m.name.partition(".")[0]):
-            yield {m.name.partition(".")[2]: tar.extractfile(m).read() for m in run}
+        named = ((NAME.match(m.name), m) for m in tar if m.isreg() and not META.match(m.name))
+        for key, run in groupby(((match, m) for match, m in named if match), key=lambda pair: pair[0][1]):
+            yield key, {match[2].lower(): tar.extractfile(m).read() for match, m in run}
 
 
 def safe_pairs(manifest: Manifest, data: Path) -> Iterator[tuple[bytes, str]]:
-    """Yield (image, caption) of the safe rows: row i of a shard is safe where its mask says so at position i."""
-    for shard, safe in manifest.masks("safe"):
-        for is_safe, row in zip(safe, rows_of(data / shard), strict=True):
-            if is_safe:
+    """Yield (image, caption) of the safe rows; `join` checks that every label goes to the row it was made for."""
+    for shard in manifest.shards:
+        for label, row in manifest.join(shard, rows_of(data / shard)):
+            if label == "safe":
                 yield next(row[e] for e in IMAGES if e in row), row["txt"].decode()
 
 

@@ -1,10 +1,10 @@
 """Open a sealed round and read its labels. This is what a trainer imports; it needs numpy and pyarrow only."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from manifests.store import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,28 @@ class Manifest:
     def masks(self, label: Label | str = Label.SAFE) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
         """Yield (shard, mask) for every shard in order."""
         return ((shard, self.mask(shard, label)) for shard in self.shards)
+
+    def join(self, shard: str, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+        """Yield the label of each row of a shard beside it; a label never goes to another row.
+
+        Args:
+            shard: Name of the input shard.
+            rows: Key and whatever else of each of its rows, in order, by any reader of such files.
+
+        Raises:
+            RunError: The rows are not those that were labelled: names shard, row and both keys, or how many rows there are.
+        """
+        table = self.table(shard, ["key", "label"], check_hash=True)
+        keys, labels, num = table["key"].to_pylist(), table["label"].cast(pa.string()).to_pylist(), 0
+        for num, (key, row) in enumerate(rows, start=1):
+            shown = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            if num > len(keys) or shown != keys[num - 1]:
+                known = repr(keys[num - 1]) if num <= len(keys) else f"no row after {len(keys):,}"
+                raise RunError(f"{shard} [{num - 1}] is {shown!r}, its manifest has {known}; were the data changed?")
+            yield labels[num - 1], row
+        # what nothing could score may be a stretch that this reader does not count
+        if left := sum(label != Label.QUARANTINED for label in labels[num:]):
+            raise RunError(f"{shard} ends after {num:,} rows, its manifest has {left:,} more; were the data changed?")
 
     def dataset(self) -> pads.Dataset:
         """Return all parts as one lazy pyarrow dataset (for filters, DuckDB, polars)."""

@@ -39,13 +39,17 @@ class Reason(StrEnum):
     CROWDED = "crowded"
     LOCAL_OUTLIER = "local_outlier"
     DISCORDANT = "discordant"
+    DUPLICATE_UID = "duplicate_uid"  # another row has its uid, so that what is said of one would be said of both
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
     SHARD_UNREADABLE = "shard_unreadable"  # these rows lie in a damaged stretch of their shard
     TAR_TRUNCATED = "tar_truncated"  # the archive breaks off inside this row, or right after the row before
+    AMBIGUOUS = "ambiguous"  # readers of tars differ on which row this is; another row's label must not become its own
     DUPLICATE_KEY = "duplicate_key"  # this key was met before in the shard
     ROW_MALFORMED = "row_malformed"  # a table row with too few fields
+    READER_ERROR = "reader_error"  # something about the row that nobody foresaw; the detail names the exception
+    OUTSIDE_ROOT = "outside_root"  # its path leads out of the folder of the images; see --image-root, --allow-outside
     IMAGE_MISSING = "image_missing"
     IMAGE_UNDECODABLE = "image_undecodable"
     IMAGE_TOO_LARGE = "image_too_large"  # bytes, or pixels by its header

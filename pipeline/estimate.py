@@ -1,6 +1,5 @@
 """`pairsan plan`: what a cleaning would find, take and leave behind, from the heads of a few shards. Writes nothing."""
 
-import gzip
 import math
 import os
 import time
@@ -18,9 +17,9 @@ from pipeline.config.catalogue import RunConfig
 from pipeline.config.profiles import PROFILES
 from pipeline.queries.terminal import printable
 from stages.pair import Pair, Shard
+from stages.read.delimited import opened, read_text
 from stages.read.shards import Dataset, open_dataset, read_shard
-from stages.read.tables import read_text
-from stages.read.webdataset import read_runs, read_tar
+from stages.read.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
 _SHARDS, _ROWS, _TIMED_ROWS = 3, 128, 64  # heads that are read, rows of each, rows that are scored for the clock
@@ -77,18 +76,14 @@ def _head(dataset: Dataset, shard: Shard, settings: ReadSettings) -> tuple[list[
             num, names = parquet.metadata.num_rows, parquet.schema_arrow.names
         return list(islice(read_shard(dataset.store, shard, settings), _ROWS)), num, names
     with fs.open_input_file(shard.path) as file:
-        packed = shard.format == "text" and shard.name.lower().endswith(".gz")
-        text: Any = gzip.GzipFile(fileobj=file) if packed else file
-        if shard.format == "tar":
-            runs = islice(read_runs(file, settings.max_image_bytes), _ROWS)
-            names = sorted({ending for run in runs for ending in run.members})
-        else:
-            line = text.readline().decode("utf-8", "replace").strip()
-            names = line.split(settings.separator or ("," if ".csv" in shard.name.lower() else "\t"))
-        text.seek(0)
-        file.seek(0)
         tar = shard.format == "tar"
-        reader = read_tar(file, shard, settings) if tar else read_text(dataset.store, text, shard, settings)
+        if tar:
+            runs = islice(read_rows(file, settings), _ROWS)
+            names = sorted({ending for _, run in runs if isinstance(run, Run) for ending in run.members})
+        else:
+            names = opened(file, shard, settings)[2]
+    with fs.open_input_file(shard.path) as file:
+        reader = read_tar(file, shard, settings) if tar else read_text(dataset.store, file, shard, settings)
         pairs = list(islice(reader, _ROWS))
         share = min(1.0, file.tell() / max(1, shard.size_bytes)) if len(pairs) == _ROWS else 1.0
     return pairs, len(pairs) / share, names

@@ -38,7 +38,7 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
     if not plan["scores"].get("canaries"):
         raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")
     split = plan["split"] or SplitSettings().model_dump()  # of an `embed`, which has none
-    round_ = Round(store, source, {**plan, "split": {**split, "max_quarantined_share": 1.0}}, shards)
+    round_ = Round(store, source, {**plan, "split": {**split, "max_quarantined_share": 1.0, "max_unread_share": 1.0}}, shards)
     executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False, num_shards=len(shards))
     totals = count(executor, round_)
     parts = signal_parts(round_, totals.histogram.num_rows)

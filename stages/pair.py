@@ -1,6 +1,7 @@
 """The unit of data (a pair) and the unit of work (a shard)."""
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -9,6 +10,7 @@ from manifests.schema import Reason
 ShardFormat = Literal["tar", "parquet", "text"]
 TRUNCATED_KEY: Final = "__truncated__"
 UNREADABLE_KEY: Final = "__unreadable__"
+_UID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,6 @@ def make_uid(shard: str, key: str, source_uid: object = None) -> bytes:
         key: Key of the row inside it; must be unique there.
         source_uid: The source's own uid; used where it is 32 hex digits (DataComp's form).
     """
-    if isinstance(source_uid, str) and len(source_uid) == 32:
-        try:
-            return bytes.fromhex(source_uid)
-        except ValueError:
-            pass
+    if isinstance(source_uid, str) and _UID.fullmatch(source_uid):
+        return bytes.fromhex(source_uid)
     return hashlib.blake2b(f"{shard}\0{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()

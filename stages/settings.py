@@ -80,6 +80,12 @@ class ReadSettings(Settings):
         None, "field separator of text tables; tab for .tsv, comma for .csv if unset", min_length=1, max_length=1
     )
     image_root: str | None = setting(None, "folder or URI that image paths are relative to; the table's own if unset")
+    allow_ambiguous: bool = setting(
+        False, "score rows of a tar that its readers count differently, as open_clip's own reader does; else quarantined"
+    )
+    allow_outside: str | None = setting(
+        None, "further folders, joined by `:`, in which image paths of a table may lie; else only below image_root"
+    )
     max_image_bytes: int = setting(64 << 20, "larger encoded images are quarantined unread", ge=1, toml=True)
     max_image_pixels: int = setting(
         100_000_000, "images of more pixels, by their header, are quarantined undecoded", ge=1, toml=True

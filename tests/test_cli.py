@@ -19,7 +19,7 @@ Pairsan = Callable[..., Result]
 
 # every flag of a setting, by its table of the settings file
 FLAGS = {
-    "data": "--image-column --caption-column --key-column --separator --image-root",
+    "data": "--image-column --caption-column --key-column --separator --image-root --allow-ambiguous --allow-outside",
     "model": "--checkpoint --model --pretrained --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --signals-memory-mb",
@@ -30,7 +30,7 @@ FLAGS = {
     "split.mixture": "--threshold --min-separation",
     "split.limits": "--max-image-repeats --max-near-copies --max-pair-copies --max-caption-copies --crowded-share"
     " --crowded-tail --outlier-share --discord-share",
-    "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share",
+    "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
     "train": "--rounds --warmup-passes --scorer --risky --first-matching --matching-passes --learning-rate --train-batch-size"
@@ -54,7 +54,7 @@ SURFACE = {
     "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json",
     "diff": "run --from --to --other --flipped --json",
     "status": "run --json --prometheus",
-    "verify": "run --round --json",
+    "verify": "run --round --data --json",
     "tune": "run --round --leak --json",
     "open": "run --round --json",
     "schema": "--json",

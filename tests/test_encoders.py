@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from stages.read.shards import open_dataset, read_shard
 from stages.score.checkpoints import resolve_weights
 from stages.score.decode import Decode
-from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.score.encoders import OpenClipEncoder, preprocess_config, shortened
 from stages.settings import ModelSettings, ReadSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -148,3 +148,12 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(tiny: str) -> None:
     assert np.abs(ours.encode_images(pixels) - expected).max() < 1e-5
     assert sizes == [9, 8, 4, 2, 2, 2, 2, 1]
     assert ours.batch_size == 2
+
+
+def test_a_word_without_end_is_cut_before_it_is_tokenised_and_gets_the_same_tokens(tiny: str) -> None:
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny}")
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 3000))
+    (short,) = shortened([letters], tokenizer)
+    assert len(short) == 20 * tokenizer.context_length < len(letters)
+    assert torch.equal(tokenizer([short]), tokenizer([letters]))

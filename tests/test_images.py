@@ -110,3 +110,13 @@ def test_bytes_of_any_kind_end_in_a_reason() -> None:
             assert decode(bytes(data)).dtype == np.uint8
         except UndecodableImage as error:
             assert error.reason in (Reason.IMAGE_UNDECODABLE, Reason.IMAGE_TOO_LARGE)
+
+
+def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
+    picture = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG", progressive=True)
+    assert decode_image(picture, lambda image: image, size_px=8, max_pixels=10_000)[0].shape == (64, 64, 3)
+    last = picture.rindex(b"\xff\xda")
+    many = picture[:-2] + picture[last:-2] * 200 + picture[-2:]
+    with pytest.raises(UndecodableImage, match="scans, allowed are 100") as found:
+        decode_image(many, lambda image: image, size_px=8, max_pixels=10_000)
+    assert found.value.reason is Reason.IMAGE_TOO_LARGE

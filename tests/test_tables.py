@@ -1,4 +1,6 @@
+import base64
 import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def test_uris_in_rows_are_never_followed(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nhttp://127.0.0.1:9/x.png\ta dog\nfile:///etc/hostname\ta cat\n")
     pairs = pairs_of(tmp_path / "pairs.tsv")
     assert [p.reason for p in pairs] == [Reason.IMAGE_MISSING] * 2
-    assert all("not followed" in (p.detail or "") for p in pairs)
+    assert all("not fetched" in (p.detail or "") for p in pairs)
 
 
 def test_missing_columns_are_named_with_what_there_is(tmp_path: Path, png: bytes) -> None:
@@ -143,3 +145,119 @@ def test_image_cells_over_the_byte_cap(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(buffer.getvalue())
     pairs = pairs_of(tmp_path / "a.parquet", max_image_bytes=50)
     assert [p.reason for p in pairs] == [Reason.IMAGE_TOO_LARGE, None]
+
+
+def test_quotes_never_swallow_lines(tmp_path: Path, png: bytes) -> None:
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").write_bytes(png)
+    lines = [
+        "filepath\ttitle",
+        'a.png\t"Best day',
+        "b.png\ta dog",
+        'c.png\tsaid "hello" twice',
+        'd.png\tgreat"',
+        'e.png\t"two\nlines"',
+        "f.png\tx",
+    ]
+    (tmp_path / "crawl.tsv").write_text("\n".join(lines) + "\n")
+    pairs = pairs_of(tmp_path / "crawl.tsv")
+    assert [p.caption for p in pairs] == ['"Best day', "a dog", 'said "hello" twice', 'great"', "two lines", "x"]
+    lines = [
+        "filepath,title",
+        'a.png,"Hello,\nworld, ""all""\n"',
+        'b.png,"never closed',
+        "c.png,a dog",
+        'd.png,5" nails',
+        'e.png,"a"b',
+    ]
+    (tmp_path / "sheet.csv").write_text("\r\n".join(lines))
+    pairs = pairs_of(tmp_path / "sheet.csv")
+    assert [p.caption for p in pairs] == ['Hello, world, "all"', '"never closed', "a dog", '5" nails', '"a"b']
+
+
+def test_tables_of_other_programs(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "my images").mkdir()
+    (tmp_path / "my images" / "1.png").write_bytes(png)
+    bodies = {
+        "utf16.csv": 'filepath,title\r\nmy images/1.png,"a caf\u00e9, dog"\r\n'.encode("utf-16"),
+        "semicolon.csv": '\ufefffilepath;title\r\nmy images/1.png;"a caf\u00e9, dog"\r\n'.encode(),
+        "backslash.csv": 'filepath,title\r\nmy images\\1.png,"a caf\u00e9, dog"\r\n'.encode(),
+        "encoded.csv": 'filepath,title\nmy%20images/1.png,"a caf\u00e9, dog"\n'.encode(),
+        "padded.csv": 'filepath, title\r\nmy images/1.png, "a caf\u00e9, dog"\r\n'.encode(),
+        "LAION.tsv": "PATH\tTEXT\nmy images/1.png\ta caf\u00e9, dog\n".encode(),
+        "mac.tsv": "filepath\ttitle\rmy images/1.png\ta caf\u00e9, dog\r".encode(),
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+        assert [(p.reason, p.caption) for p in pairs_of(tmp_path / name)] == [(None, "a caf\u00e9, dog")], name
+
+
+def test_gzip_members_are_read_to_their_end_and_damage_is_told(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    head, rows = b"filepath\ttitle\n", [f"1.png\tdog {i}\n".encode() for i in range(3000)]
+    whole = gzip.compress(head + b"".join(rows))
+    files = {
+        "members.tsv.gz": gzip.compress(head + rows[0]) + gzip.compress(rows[1]),
+        "plain.tsv.gz": head + rows[0] + rows[1],
+        "UPPER.TSV.GZ": gzip.compress(head + rows[0] + rows[1]),
+        "cut.tsv.gz": whole[: len(whole) * 2 // 3],
+        "crc.tsv.gz": whole[:-8] + bytes(8),
+    }
+    for name, body in files.items():
+        (tmp_path / name).write_bytes(body)
+        pairs = pairs_of(tmp_path / name)
+        if name in ("cut.tsv.gz", "crc.tsv.gz"):
+            assert len(pairs) > 1000
+            assert [p.caption for p in pairs[:-1]] == [f"dog {i}" for i in range(len(pairs) - 1)]
+            assert (pairs[-1].reason, pairs[-1].index) == (Reason.SHARD_UNREADABLE, len(pairs) - 1)
+            assert pairs[-1].place is not None
+        else:
+            assert [p.caption for p in pairs] == ["dog 0", "dog 1"], name
+
+
+def test_images_inside_cells(tmp_path: Path, png: bytes) -> None:
+    coded = base64.urlsafe_b64encode(png + bytes(300)).decode()
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    (tmp_path / "a.tsv").write_text(f"image\tcaption\n{coded}\ta\n{coded.rstrip('=')}\tb\n{url}\tc\n")
+    assert [p.image for p in pairs_of(tmp_path / "a.tsv")] == [png + bytes(300), png + bytes(300), png]
+    columns = {
+        "numbers": pa.array([list(png)], pa.list_(pa.uint8())),
+        "structs": pa.array([[{"bytes": png, "path": None}, {"bytes": b"x", "path": None}]]),
+        "blobs": pa.array([[png]], pa.list_(pa.binary())),
+    }
+    for name, column in columns.items():
+        pq.write_table(pa.table({"image": column, "text": [["one", "two"]]}), tmp_path / f"{name}.parquet")
+        (pair,) = pairs_of(tmp_path / f"{name}.parquet")
+        assert (pair.image, pair.caption) == (png, "one")
+        assert "first of 2 captions" in (pair.detail or "")
+        assert ("first of 2 images" in (pair.detail or "")) == (name == "structs")
+
+
+def test_one_bad_cell_costs_one_row(tmp_path: Path, png: bytes) -> None:
+    raw = pa.array([b"a dog", b"caf\xe9 " * 9, b"a cat", None], pa.binary())
+    text = pa.StringArray.from_buffers(4, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])  # not validated
+    odd = pa.array([2**62, 1, 2**62, 3], pa.int64()).cast(pa.timestamp("us"), safe=False)  # years beyond 9999
+    for name, key in (("text", None), ("time", odd)):
+        table = {"caption": text, "jpg": [png] * 4, **({"key": key} if key is not None else {})}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        pairs = pairs_of(tmp_path / f"{name}.parquet")
+        assert [p.reason for p in pairs] == [None, Reason.CAPTION_UNDECODABLE, None, Reason.CAPTION_MISSING], name
+    pq.write_table(pa.table({"caption": odd, "jpg": [png] * 4}), tmp_path / "captions.parquet")
+    reasons = [p.reason for p in pairs_of(tmp_path / "captions.parquet")]
+    assert reasons == [Reason.ROW_MALFORMED, Reason.CAPTION_MISSING, Reason.ROW_MALFORMED, Reason.CAPTION_MISSING]
+
+
+def test_what_nobody_foresaw_costs_one_row(tmp_path: Path, png: bytes) -> None:
+    images = pa.array([[300, 1], list(png)], pa.list_(pa.int32()))  # no byte is 300
+    pq.write_table(pa.table({"image": images, "text": ["a dog", "a cat"]}), tmp_path / "a.parquet")
+    first, second = pairs_of(tmp_path / "a.parquet")
+    assert (first.reason, second.reason) == (Reason.READER_ERROR, None)
+    assert "ValueError" in (first.detail or "")
+
+
+def test_a_uid_with_blanks_is_none(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    odd = "0 " * 16
+    (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tuid\n1.png\ta dog\t{odd}\n1.png\ta cat\t{'0f' * 16}\n")
+    assert [len(p.uid) for p in pairs_of(tmp_path / "a.tsv")] == [16, 16]
+    assert pairs_of(tmp_path / "a.tsv")[1].uid.hex() == "0f" * 16

@@ -33,11 +33,16 @@ def status(run: str, as_json: bool, prometheus: str | None) -> None:
 @click.command(cls=Command)
 @click.argument("run")
 @option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
+@option("--data", is_flag=True, help="Read the data again, too: their rows, keys, uids and captions against the seal.")
 @JSON
-def verify(run: str, number: int | None, as_json: bool) -> None:
+def verify(run: str, number: int | None, data: bool, as_json: bool) -> None:
     """Check a sealed round of RUN: hashes, counts, schema, order, labels. Reads every part; exit code 1 if one is wrong."""
     manifest = open_round(run, number)
     found = list(problems(manifest))
+    if data:
+        from pipeline.queries.source_check import data_problems
+
+        found += data_problems(manifest)
     if as_json:
         click.echo(json.dumps({"run": run, "round": manifest.number, "rows": manifest.num_rows, "problems": found}, indent=1))
         sys.exit(1 if found else 0)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from manifests.errors import DataError
 from manifests.reading import Manifest
 from pipeline.steps.plan import read_run
 from stages.export.single_images import Originals, Places
@@ -33,6 +34,10 @@ class Thumbnails:
         """
         facts = read_run(manifest.run)
         dataset = open_dataset(facts.data)
+        if dataset.fingerprint != manifest.seal["plan"]["scores"]["dataset"]["fingerprint"]:
+            raise DataError(
+                f"the data of {manifest.run.uri} have changed since round {manifest.number}: rows would get other images"
+            )
         return cls(Originals(dataset.store, dataset.shards, facts.config.data, places_of(manifest)), facts.config.data)
 
     def of(self, shard: str, rows: Iterable[int], size_px: int) -> dict[int, bytes]:

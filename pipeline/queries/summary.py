@@ -15,6 +15,10 @@ def of_round(manifest: Manifest) -> str:
     lines += [f"  {label:<12}{counts['labels'][label]:>12,}  {counts['labels'][label] / rows:7.2%}" for label in Label]
     for reason, count in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
         lines.append(f"    {reason:<22}{count:>8,}")
+    if unread := {part["shard"]: part["unread_bytes"] for part in seal["parts"] if "unread_bytes" in part}:
+        lines.append(
+            f"    {sum(unread.values()):,} bytes of {len(unread)} shards could not be read, e.g. of {next(iter(unread))}"
+        )
     lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]
     if seal["mixture"]:
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]

@@ -71,7 +71,8 @@ def import_(manifest: Manifest, file: Path, who: str | None) -> int:
     wrong = sorted(set(rows["verdict"].dropna()) - {*VERDICTS, ""})
     if wrong:
         raise ConfigError(f"{file} has verdicts {wrong[:3]}; there are: {', '.join(VERDICTS)}")
-    places = _places(manifest, [_uid(text, file) for text in rows["uid"]])
+    named = rows[["shard", "index"]] if {"shard", "index"} <= set(rows.columns) else None
+    places = _places(manifest, [_uid(text, file) for text in rows["uid"]], named)
     given = rows["who"] if "who" in rows and who is None else [who] * len(rows)
     append(
         manifest.run,
@@ -109,8 +110,8 @@ def revoke(manifest: Manifest, *, uids: Sequence[str], who: str | None, verdict:
     return int(found.num_rows)
 
 
-def _places(manifest: Manifest, uids: list[bytes]) -> pa.Table:
-    """Return uid, shard, index and key of pairs, in the order of their uids."""
+def _places(manifest: Manifest, uids: list[bytes], named: pd.DataFrame | None) -> pa.Table:
+    """Return uid, shard, index and key of pairs, in the order of their uids; `named` says which, where several have a uid."""
     wanted = pa.array(uids, pa.binary(16))
     found = []
     for shard in manifest.shards:
@@ -124,7 +125,32 @@ def _places(manifest: Manifest, uids: list[bytes]) -> pa.Table:
         raise RunError(
             f"{len(lost)} of {len(uids)} uids are in no shard of round {manifest.number}, e.g. {lost[0]}; none was taken up"
         )
-    return whole.take(place)
+    if whole.num_rows == len(set(uids)):
+        return whole.take(place)
+    return whole.take(pa.array(_among_twins(whole, uids, named)))
+
+
+def _among_twins(whole: pa.Table, uids: list[bytes], named: pd.DataFrame | None) -> list[int]:
+    """Return the row that each verdict means, where several rows have one uid.
+
+    Raises:
+        RunError: It is not said which; names them.
+    """
+    of: dict[bytes, dict[str, int]] = {}
+    for row, (uid, shard, index) in enumerate(
+        zip(*(whole[name].to_pylist() for name in ("uid", "shard", "index")), strict=True)
+    ):
+        of.setdefault(uid, {})[f"{shard}:{index}"] = row
+    said = [None] * len(uids) if named is None else [f"{shard}:{index}" for shard, index in named.itertuples(index=False)]
+    chosen = []
+    for uid, place in zip(uids, said, strict=True):
+        if len(of[uid]) > 1 and place not in of[uid]:
+            raise RunError(
+                f"uid {uid.hex()} is that of {len(of[uid])} rows: {', '.join(of[uid])[:300]}; say which in columns shard and "
+                "index, or on the review page; none was taken up"
+            )
+        chosen.append(of[uid][place] if len(of[uid]) > 1 and place is not None else next(iter(of[uid].values())))
+    return chosen
 
 
 def _uid(text: object, file: Path) -> bytes:

@@ -28,6 +28,7 @@ class Totals:
         strata: Of all cosines, and of those of mismatched pairs, of every stratum by its code; empty where none were asked for.
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
+        unread: Bytes that could not be read, of each shard that has any.
     """
 
     histogram: Histogram = field(default_factory=Histogram)
@@ -37,6 +38,7 @@ class Totals:
     strata: dict[int, tuple[Histogram, Histogram]] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -53,6 +55,8 @@ class Totals:
         self.scores[shard.name] = tallied.part
         if tallied.embeddings is not None:
             self.embeddings[shard.name] = tallied.embeddings
+        if tallied.unread_bytes:
+            self.unread[shard.name] = tallied.unread_bytes
         num = sum(tallied.reasons.values())
         self.quarantined[shard.name] = num
         for reason, rows in tallied.reasons.items():
@@ -74,6 +78,7 @@ def count(executor: Executor, round_: Round) -> Totals:
     stage = Tally(scores_target(round_, with_embeddings=bool(keep["embeddings"])))
     run_stage(executor, stage, round_.shards, what="count", folder=round_.place, collect=totals.add)
     check_quarantined(totals, round_.split.max_quarantined_share)
+    check_unread(totals, sum(shard.size_bytes for shard in round_.shards), round_.split.max_unread_share)
     return totals
 
 
@@ -101,4 +106,22 @@ def check_quarantined(totals: Totals, max_share: float) -> None:
         f"{num:,} of {rows:,} rows could not be scored, {allowed}; nothing was sealed.\n"
         f"Reasons: {reasons}\n"
         f"Worst shards:{lines}\nThe scores are kept; after raising the limit, `pairsan split RUN` goes on from them."
+    )
+
+
+def check_unread(totals: Totals, size_bytes: int, max_share: float) -> None:
+    """Refuse a round of which rows may have been lost in stretches that could not be read.
+
+    Raises:
+        TooManyQuarantined: With the bytes, and the worst shards.
+    """
+    num = sum(totals.unread.values())
+    if num <= max_share * size_bytes:
+        return
+    worst = sorted(totals.unread, key=lambda name: -totals.unread[name])
+    lines = "".join(f"\n  {name}: {totals.unread[name]:,} bytes" for name in worst[:_WORST])
+    raise TooManyQuarantined(
+        f"{num:,} of {size_bytes:,} bytes in {len(worst)} shards could not be read, and nobody knows how many rows they hold; "
+        f"allowed are {max_share:.2%} (--max-unread-share); nothing was sealed.{lines}\nThe rows that stand for them say why "
+        "(`pairsan inspect` after sealing). The scores are kept: `pairsan split RUN --max-unread-share 1` goes on from them."
     )

@@ -26,6 +26,7 @@ from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
 from stages.label.decide import Decision
 from stages.label.label_rows import Labelled, LabelRows, LabelTarget
+from stages.label.twins import write_twins
 from stages.pair import Shard
 
 _NULL_BINS = 256
@@ -52,6 +53,7 @@ def label(executor: Executor, round_: Round, signals: Signals | None, decided: D
         signals=signals.parts if signals else None,
         reviews_until=None if reviews is None else reviews["until"],
         rise_since=since,
+        twins=write_twins(round_.run, round_.scores_round, [s.name for s in round_.shards], round_.scores_fingerprint),
     )
     run_stage(executor, LabelRows(target), round_.shards, what="label", folder=round_.place, collect=collect)
     return written
@@ -157,6 +159,8 @@ def _part_entry(round_: Round, shard: str, totals: Totals, signals: Signals | No
     }
     if shard in totals.embeddings:
         found["embeddings"] = entry(part_name(round_.scores_round, EMBEDDINGS, shard), totals.embeddings[shard])
+    if shard in totals.unread:
+        found["unread_bytes"] = totals.unread[shard]
     if signals is not None:
         found["signals"] = entry(signals.parts.part(shard), signals.written[shard])
     return found

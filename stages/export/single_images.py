@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.shards import read_shard
-from stages.read.tables import TableReader
+from stages.read.tables import TableReader, cells, column_names
 from stages.settings import ReadSettings
 
 _KEPT: Final = 256
@@ -93,13 +93,13 @@ class Originals:
     def _from_parquet(self, shard: Shard, wanted: list[int]) -> Mapping[int, bytes]:
         found: dict[int, bytes] = {}
         with self._store.fs.open_input_file(shard.path) as file, pq.ParquetFile(file) as parquet:
-            reader, first = TableReader(self._store, shard, parquet.schema_arrow.names, self._options), 0
+            reader, first = TableReader(self._store, shard, column_names(parquet), self._options), 0
             for group in range(parquet.num_row_groups):
                 num = parquet.metadata.row_group(group).num_rows
                 inside = [row for row in wanted if first <= row < first + num]
                 if inside:
                     rows = parquet.read_row_group(group, columns=reader.columns).take([row - first for row in inside])
-                    pairs: list[Pair] = [reader.pair(i, row) for i, row in zip(inside, rows.to_pylist(), strict=True)]
+                    pairs: list[Pair] = [reader.pair(i, row) for i, row in zip(inside, cells(rows), strict=True)]
                     found |= {pair.index: pair.image for pair in pairs if pair.image is not None}
                 first += num
         return found

@@ -1,7 +1,6 @@
 """Chosen rows of a shard as they lie in the input, for exports: members of a tar with their bytes, cells of a table."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +11,7 @@ from manifests.errors import DataError
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.shards import read_shard
-from stages.read.tar_stream import BrokenArchive
-from stages.read.webdataset import image_member, read_runs
+from stages.read.webdataset import Run, image_member, read_rows
 from stages.settings import ReadSettings
 
 _MAGIC: Final = (
@@ -75,9 +73,9 @@ def original_rows(
 
 
 def _from_tar(store: Store, shard: Shard, options: ReadSettings, wanted: set[int]) -> Iterator[OriginalRow]:
-    with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream, suppress(BrokenArchive):
-        for index, run in enumerate(read_runs(stream, options.max_image_bytes)):
-            if index in wanted:
+    with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream:
+        for index, run in read_rows(stream, options):
+            if index in wanted and isinstance(run, Run):
                 members = {end: member.data for end, member in run.members.items() if member.data is not None}
                 image = image_member(run.members, options)
                 shown = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -197,25 +197,26 @@ class Export(Stage[ExportTarget, Exported]):
             if self.target.weights:
                 columns["weight"] = table[self.target.weights].cast(pa.float32())
             if self.target.form == "hf":
-                rows = original_rows(self.target.data, piece.shard, self.target.read, self._chosen(piece))
-                images = [{"bytes": row.image, "path": None} for row in rows]
+                images = [{"bytes": row.image, "path": None} for row, _ in self._rows_of(piece)]
                 columns = {"image": pa.array(images, _IMAGE), **columns}
             yield pa.table(columns)
 
     def _originals(self, name: str) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
         """Yield the chosen rows of a file as they lie in the input, each with its row of the manifest."""
-        target = self.target
         for piece in self.target.pieces[name]:
-            chosen = self._chosen(piece)
-            table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
-            rows = original_rows(target.data, piece.shard, target.read, chosen)
-            for row, facts in zip(rows, table.to_pylist(), strict=True):
-                if row.shown_key != facts["key"]:
-                    raise DataError(
-                        f"{piece.shard.name} [{row.index}] is {row.shown_key!r}, its manifest says {facts['key']!r}: the data "
-                        "have changed since they were scored; nothing was exported of this shard"
-                    )
-                yield row, facts
+            yield from self._rows_of(piece)
+
+    def _rows_of(self, piece: Piece) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
+        target, chosen = self.target, self._chosen(piece)
+        table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
+        rows = original_rows(target.data, piece.shard, target.read, chosen)
+        for row, facts in zip(rows, table.to_pylist(), strict=True):
+            if row.shown_key != facts["key"]:
+                raise DataError(
+                    f"{piece.shard.name} [{row.index}] is {row.shown_key!r}, its manifest says {facts['key']!r}: the data "
+                    "have changed since they were scored; nothing was exported of this shard"
+                )
+            yield row, facts
 
     def _chosen(self, piece: Piece) -> npt.NDArray[np.int64]:
         rows = self.target.choice.rows(self.target.manifest, piece.shard.name)

@@ -14,6 +14,7 @@ from manifests.schema import MANIFEST, Label
 from manifests.store import Store
 from stages.label.decide import Decision
 from stages.label.label_table import Labelling, Verdicts, label_table
+from stages.label.twins import read_twins
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts
 from stages.stage import Stage
@@ -55,6 +56,7 @@ class LabelTarget:
         signals: Where the signals parts lie; None where there are none.
         reviews_until: Human verdicts up to this time are honoured; None where there are none.
         rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
+        twins: Part with the uids of more than one row; None where nobody looked.
     """
 
     run: Store
@@ -66,14 +68,16 @@ class LabelTarget:
     signals: SignalParts | None = None
     reviews_until: str | None = None
     rise_since: int | None = None
+    twins: str | None = None
 
 
 class LabelRows(Stage[LabelTarget, Labelled]):
     """Stage: a shard in, its manifest part on disk out. Row order is that of the scores."""
 
     def open(self) -> None:
-        """Read the human verdicts."""
-        until = self.target.reviews_until
+        """Read the human verdicts, and which uids are those of several rows."""
+        until, twins = self.target.reviews_until, self.target.twins
+        self._twins = None if twins is None else read_twins(self.target.run, twins)
         self._verdicts = None if until is None else Verdicts.of(newest(read_all(self.target.run, until)))
 
     def run(self, shard: Shard, /) -> Labelled:
@@ -96,7 +100,7 @@ class LabelRows(Stage[LabelTarget, Labelled]):
                         place = scores.schema.get_field_index("signals")
                         scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
                     before = None if earlier is None else earlier.slice(first, scores.num_rows)
-                    table = label_table(scores, shard.name, target.decision, self._verdicts, labelling, before)
+                    table = label_table(scores, shard.name, target.decision, self._verdicts, labelling, before, self._twins)
                     first += scores.num_rows
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])

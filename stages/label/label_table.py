@@ -12,6 +12,7 @@ from manifests.reviews import VERDICTS
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.label.decide import Decision
 from stages.label.strata import COLUMN, strata_of
+from stages.label.twins import are_twins
 
 _SAFE, _NOTHING = -1, -1
 _LABELS: Final = tuple(str(label) for label in Label)
@@ -24,23 +25,35 @@ class Verdicts:
     Attributes:
         uids: Of the pairs.
         codes: Places in `VERDICTS`, int32; they are those of the labels that they lead to.
+        shards: Where each pair lies.
+        rows: Its place in the shard, int32.
     """
 
     uids: pa.Array
     codes: npt.NDArray[np.int32]
+    shards: npt.NDArray[np.object_]
+    rows: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, newest: pa.Table) -> "Verdicts":
-        """Take over a table with uid and verdict."""
-        words = newest["verdict"].combine_chunks()
-        return cls(newest["uid"].combine_chunks(), pc.index_in(words, pa.array(VERDICTS)).to_numpy().astype(np.int32))
+        """Take over a table with uid, verdict, shard and index."""
+        codes = pc.index_in(newest["verdict"].combine_chunks(), pa.array(VERDICTS)).to_numpy().astype(np.int32)
+        shards, rows = (newest[name].to_numpy() for name in ("shard", "index"))
+        return cls(newest["uid"].combine_chunks(), codes, shards, rows)
 
-    def on(self, uids: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-        """Return the verdict on each pair, -1 where there is none: int32 (n,)."""
+    def on(self, scores: pa.Table, shard: str, twin: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        """Return the verdict on each pair, -1 where there is none: int32 (n,).
+
+        Args:
+            scores: uid and index of the pairs.
+            shard: Their shard.
+            twin: Which share their uid with others: of these only the one that was looked at is meant, bool (n,).
+        """
         if not len(self.codes):
-            return np.full(len(uids), _NOTHING, np.int32)
-        place = pc.index_in(uids, self.uids).fill_null(-1).to_numpy()
-        found: npt.NDArray[np.int32] = np.where(place >= 0, self.codes[place], _NOTHING).astype(np.int32)
+            return np.full(len(scores), _NOTHING, np.int32)
+        place = pc.index_in(scores["uid"], self.uids).fill_null(-1).to_numpy()
+        meant = ~twin | ((self.shards[place] == shard) & (self.rows[place] == scores["index"].to_numpy()))
+        found: npt.NDArray[np.int32] = np.where((place >= 0) & meant, self.codes[place], _NOTHING).astype(np.int32)
         return found
 
 
@@ -72,6 +85,7 @@ def label_table(
     verdicts: Verdicts | None = None,
     labelling: Labelling | None = None,
     earlier: pa.ChunkedArray | None = None,
+    twins: pa.Array | None = None,
 ) -> pa.Table:
     """Return rows of the scores part as rows of the manifest.
 
@@ -82,6 +96,7 @@ def label_table(
         verdicts: What humans said; it wins, but for rows without a cosine, which nothing makes safe or risky.
         labelling: Is told how many rows were limited and overruled.
         earlier: Ranks of the same rows in an earlier round by other weights; None where there is none.
+        twins: Uids that several rows have; None where there are none.
     """
     labelling = labelling if labelling is not None else Labelling()
     cosine = scores["cosine"].combine_chunks()
@@ -95,9 +110,11 @@ def label_table(
     for place, limit in enumerate(decision.limits, start=1):
         values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
         why[scored & (why == _SAFE) & ~limit.allows(values)] = place
+    twin = np.zeros(len(scored), bool) if twins is None else are_twins(scores["uid"], twins).to_numpy()
+    why[scored & (why == _SAFE) & twin] = len(decision.limits) + 1
     labelling.limited += int((why > 0).sum())
     codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
-    said = verdicts.on(scores["uid"]) if verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
+    said = verdicts.on(scores, shard, twin) if verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
     # a human may drop any row, but can call no row safe or risky that nothing could score
     reviewed = (said != _NOTHING) & (scored | (said == 2))
     final = np.where(reviewed, said, codes).astype(np.int32)
@@ -108,7 +125,7 @@ def label_table(
     if earlier is not None:
         found["cosine_rise"] = pc.subtract(earlier, pa.array(rank, mask=~scored))
     signals = _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None})
-    words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.REVIEW]
+    words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.DUPLICATE_UID, Reason.REVIEW]
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
         "label": pa.DictionaryArray.from_arrays(pa.array(final), pa.array([str(label) for label in Label])),

@@ -134,4 +134,7 @@ class SplitSettings(Settings):
         0.999, "a larger safe share of scored rows is not believed", toml=True, when={"rule": ("monotone", "min-cosine")}
     )
     max_quarantined_share: Share = _belief(0.2, "more unscorable rows than this fail the round before the seal")
+    max_unread_share: Share = _belief(
+        0.0, "refuse the seal where a larger share of the shards' bytes could not be read: damage, archives that break off"
+    )
     seed: int = _mixture(0, "seed of the `published` rule's k-means start", ge=0, toml=True, when={"rule": ("published",)})

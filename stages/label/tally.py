@@ -11,7 +11,7 @@ from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import Part
 from manifests.reading import open_part
-from manifests.schema import LIMITS, NUM_NULLS
+from manifests.schema import LIMITS, NUM_NULLS, Reason
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.label.decide import counted_as
@@ -35,6 +35,7 @@ class Tallied:
         embeddings: Rows, size and hash of the embeddings part, where there is one.
         nulls: Occupied histogram bins of cosines of mismatched pairs; none in scores of the first schema.
         strata: Both kinds of bins of every stratum, by its code, where strata were asked for.
+        unread_bytes: Of the shard, that rows of damage stand for.
     """
 
     part: Part
@@ -43,6 +44,7 @@ class Tallied:
     embeddings: Part | None
     nulls: SparseCounts
     strata: dict[int, tuple[SparseCounts, SparseCounts]] = field(default_factory=dict)
+    unread_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Tally(Stage[ScoresTarget, Tallied]):
         target = self.target
         name = part_name(target.scores_round, SCORES, shard.name)
         grouping = ["image_hash", COLUMN[target.strata]] if target.strata else []
-        table, part = open_part(target.run, name, ["cosine", "reason", "null_cosines", *grouping], target.fingerprint)
+        table, part = open_part(
+            target.run, name, ["cosine", "reason", "null_cosines", "image_bytes", *grouping], target.fingerprint
+        )
         kept = part_name(target.scores_round, EMBEDDINGS, shard.name)
         embeddings = open_part(target.run, kept, [], target.fingerprint)[1] if target.with_embeddings else None
         cosines = table["cosine"].drop_null().to_numpy()
@@ -86,7 +90,15 @@ class Tally(Stage[ScoresTarget, Tallied]):
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
         counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
         strata = _by_stratum(table, target.strata, name) if target.strata else {}
-        return Tallied(part, count(cosines), reasons, embeddings, counted, strata)
+        return Tallied(part, count(cosines), reasons, embeddings, counted, strata, _unread(table))
+
+
+def _unread(table: pa.Table) -> int:
+    """Return how many bytes of a shard the rows of damage stand for; scores of the first schema do not say."""
+    if "image_bytes" not in table.column_names:
+        return 0
+    damage = pc.is_in(table["reason"].cast(pa.string()), pa.array([Reason.SHARD_UNREADABLE, Reason.TAR_TRUNCATED], pa.string()))
+    return pc.sum(table["image_bytes"].filter(damage)).as_py() or 0
 
 
 def _by_stratum(table: pa.Table, kind: StrataKind, name: str) -> dict[int, tuple[SparseCounts, SparseCounts]]:

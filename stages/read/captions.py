@@ -14,6 +14,7 @@ from manifests.schema import Reason
 
 MAX_REPLACED_SHARE = 0.1
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
 
 
@@ -36,8 +37,8 @@ def clean_caption(raw: bytes | str | None, max_caption_bytes: int) -> Caption:
     """Apply the rule at the head of this module to one raw caption."""
     if raw is None:
         return Caption(None, Reason.CAPTION_MISSING)
-    data = raw.encode("utf-8", "surrogateescape") if isinstance(raw, str) else raw
     notes: list[str] = []
+    data = raw if isinstance(raw, bytes) else _encoded(raw, notes)
     if len(data) > max_caption_bytes:
         notes.append(f"caption cut at {max_caption_bytes} of {len(data)} bytes")
         data = _cut(data, max_caption_bytes)
@@ -54,6 +55,16 @@ def clean_caption(raw: bytes | str | None, max_caption_bytes: int) -> Caption:
     text = _flatten(text)
     detail = "; ".join(notes) or None
     return Caption(text, None, detail) if text else Caption(text, Reason.CAPTION_EMPTY, detail)
+
+
+def _encoded(text: str, notes: list[str]) -> bytes:
+    """Return the bytes of a caption; halves of surrogate pairs, which stand for no character, become U+FFFD."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        whole, num = _SURROGATE.subn("\ufffd", text)
+        notes.append(f"{num} lone surrogates replaced")
+        return whole.encode()
 
 
 def _flatten(text: str) -> str:

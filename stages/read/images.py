@@ -18,6 +18,10 @@ FORMATS: Final = tuple(form for form in _WANTED if form in Image.OPEN)  # a lean
 # Sizes are checked here, against the run's own setting, as soon as the header is read; Pillow's global limit would warn.
 Image.MAX_IMAGE_PIXELS = None
 
+# Each scan of a progressive JPEG goes over all its pixels again; encoders write about ten.
+_MOST_SCANS: Final = 100
+_SCAN: Final = b"\xff\xda"  # cannot stand inside compressed data
+
 Pixels = npt.NDArray[np.uint8]
 Preprocess = Callable[[Image.Image], Image.Image]
 Draft = Callable[[int, int], tuple[int, int]]
@@ -74,6 +78,8 @@ def decode(
     """
     if not data:
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, "0 bytes")
+    if data[:2] == b"\xff\xd8" and (num := data.count(_SCAN)) > _MOST_SCANS:
+        raise UndecodableImage(Reason.IMAGE_TOO_LARGE, f"a JPEG of {num} scans, allowed are {_MOST_SCANS}")
     try:
         with _open(data) as image:
             _check_size(image.width, image.height, size_px, max_pixels)

@@ -14,7 +14,8 @@ import pyarrow.fs as pafs
 from manifests.errors import DataError
 from manifests.store import Store, open_store
 from stages.pair import Pair, Shard, ShardFormat
-from stages.read.tables import read_parquet, read_text, unreadable
+from stages.read.delimited import read_text
+from stages.read.tables import read_parquet, unreadable
 from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
 
@@ -86,8 +87,7 @@ def read_shard(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pa
         yield from read_parquet(store, shard, options)
         return
     # compression=None: arrow would otherwise unpack by the file's ending, before the reader can see where it breaks
-    compression = "gzip" if shard.format == "text" and shard.name.endswith(".gz") else None
-    with store.fs.open_input_stream(shard.path, compression=compression, buffer_size=1 << 20) as stream:
+    with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream:
         if shard.format == "tar":
             yield from read_tar(stream, shard, options)
         elif shard.size_bytes == 0:

@@ -7,13 +7,18 @@ Columns are found by their usual names, or named in the settings:
     key      key __key__ id; else the row number, zero-padded
     uid      uid
 
-Paths are relative to the table's folder, or to `image_root`; absolute paths stand as they are; URIs in rows are never followed.
+Names are compared without case and blanks around them. Paths are relative to the table's folder, or to `image_root`, and lead
+nowhere else (`stages.read.paths`). A cell may also hold the image itself, as bytes, base64 or a `data:` URL, or a list of
+images, of which the first is taken; so is the first of a list of captions.
 """
 
-import csv
-import io
+import base64
+import binascii
+import re
 from collections.abc import Iterator
-from typing import IO, Any, Final
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +28,7 @@ from manifests.schema import Reason
 from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import clean_caption
+from stages.read.paths import Roots, too_large
 from stages.settings import ReadSettings
 
 BYTES_COLUMNS: Final = ("jpg", "jpeg", "png", "webp", "image", "img", "image_bytes", "bytes")
@@ -30,8 +36,14 @@ PATH_COLUMNS: Final = ("filepath", "path", "file", "image_path", "file_name", "f
 CAPTION_COLUMNS: Final = ("caption", "text", "title", "txt")
 KEY_COLUMNS: Final = ("key", "__key__", "id")
 _BATCH_ROWS: Final = 256
+_BUFFER_BYTES: Final = 1 << 20
 
-csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it must not end the shard
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{200,}={0,2}")
+_DATA_URL: Final = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+
+
+class BadCell(str):
+    """A value that could not be read; its text says why."""
 
 
 class TableReader:
@@ -44,7 +56,8 @@ class TableReader:
         self._key = _choose("key", options.key_column, KEY_COLUMNS, names, shard, required=False)
         self._uid = "uid" if "uid" in names else None
         folder = shard.path.rpartition("/")[0]
-        self._root = open_store(options.image_root) if options.image_root else Store(store.uri, store.fs, folder)
+        root = open_store(options.image_root) if options.image_root else Store(store.uri, store.fs, folder)
+        self._roots = Roots(root, options.allow_outside, options.max_image_bytes)
         self._seen: set[str] = set()
 
     @property
@@ -54,31 +67,39 @@ class TableReader:
 
     def pair(self, index: int, row: dict[str, Any]) -> Pair:
         """Return the pair of one row."""
+        try:
+            return self._pair(index, row)
+        except OSError:
+            raise  # of the file system: worth another try
+        except Exception as error:  # noqa: BLE001  # one row must not take its shard along
+            key = f"{index:09d}"
+            uid = make_uid(self._shard.name, f"{key}\0{index}")
+            return Pair(index, key, uid, None, None, Reason.READER_ERROR, f"{type(error).__name__}: {error}"[:300])
+
+    def _pair(self, index: int, row: dict[str, Any]) -> Pair:
         found = row.get(self._key) if self._key else None
-        key = f"{index:09d}" if found is None or found == "" else str(found).encode("utf-8", "replace").decode()
+        known = found is not None and found != "" and not isinstance(found, BadCell)
+        key = _text(found) if known else f"{index:09d}"
         repeated = key in self._seen
         self._seen.add(key)
         uid = make_uid(self._shard.name, f"{key}\0{index}" if repeated else key, row.get(self._uid) if self._uid else None)
-        raw = row.get(self._caption) if self._caption else None
+        raw, image = row.get(self._caption or ""), row.get(self._image or "")
+        for bad in (raw, image):
+            if isinstance(bad, BadCell):
+                return Pair(index, key, uid, None, None, Reason.ROW_MALFORMED, bad[:300])
+        raw, notes = _first(raw, "captions")
+        image, more = _first(image, "images")
         caption = clean_caption(raw if isinstance(raw, (str, bytes)) else None, self._options.max_caption_bytes)
-        pair = Pair(index, key, uid, None, caption.text, caption.reason, caption.detail)
+        detail = "; ".join(note for note in (caption.detail, notes, more) if note) or None
+        pair = Pair(index, key, uid, None, caption.text, caption.reason, detail)
         if repeated:
             return pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
         if pair.reason:
             return pair
-        image = self._image_bytes(row.get(self._image or ""))
-        if isinstance(image, bytes):
-            return Pair(index, key, uid, image, caption.text, None, caption.detail, self._path_of(row))
-        return pair.quarantine(*image)
-
-    def _path_of(self, row: dict[str, Any]) -> str | None:
-        """Return the local path of a row's image file; None where the image is inside the table or on no local disk."""
-        value = row.get(self._image or "")
-        if isinstance(value, dict):
-            value = None if value.get("bytes") is not None else value.get("path")
-        if not isinstance(value, str) or "://" in value or not (value.startswith("/") or self._root.is_local):
-            return None
-        return value if value.startswith("/") else self._root.path(value)
+        data, what = self._image_bytes(image)
+        if isinstance(data, Reason):
+            return pair.quarantine(data, what)
+        return replace(pair, image=data, path=what)
 
     def malformed(self, index: int, num_fields: int, num_expected: int) -> Pair:
         """Return the row of a text line with another number of fields than the header."""
@@ -86,77 +107,110 @@ class TableReader:
         detail = f"{num_fields} fields where the header has {num_expected}"
         return Pair(index, key, make_uid(self._shard.name, f"{key}\0{index}"), None, None, Reason.ROW_MALFORMED, detail)
 
-    def _image_bytes(self, value: Any) -> bytes | tuple[Reason, str]:
-        """Return the encoded image of a cell (bytes, path, or struct of both), or why there is none."""
+    def _image_bytes(self, value: Any) -> tuple[bytes, str | None] | tuple[Reason, str]:
+        """Return the encoded image of a cell (bytes, text, or struct of bytes and path) and its path; or why there is none."""
         if isinstance(value, dict):
             value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-        if value is None or value == "":
+        if isinstance(value, list):  # of numbers
+            value = bytes(value)
+        if value is None or value in ("", b""):
             return Reason.IMAGE_MISSING, f"column {self._image!r} is empty"
-        if isinstance(value, bytes):
-            return value if len(value) <= self._options.max_image_bytes else self._too_large(len(value))
-        return self._read_path(str(value))
+        if isinstance(value, str):
+            url = _DATA_URL.match(value)
+            if url is None and _BASE64.fullmatch(value) is None:
+                return self._roots.read(value)
+            value = _decoded(value[url.end() :] if url else value)
+        if not isinstance(value, bytes):
+            return Reason.IMAGE_MISSING, f"column {self._image!r} holds {type(value).__name__}, neither bytes nor a path"
+        most = self._options.max_image_bytes
+        return (value, None) if len(value) <= most else too_large(len(value), most)
 
-    def _read_path(self, path: str) -> bytes | tuple[Reason, str]:
-        if "://" in path:  # a crawled row must not choose what this machine connects to
-            return Reason.IMAGE_MISSING, f"URIs in rows are not followed: {path[:200]!r}; see --image-root"
-        store, name = (open_store(path), "") if path.startswith("/") else (self._root, path)
-        try:
-            info = store.fs.get_file_info(store.path(name))
-            if info.size is not None and info.size > self._options.max_image_bytes:
-                return self._too_large(info.size)
-            return store.read_bytes(name)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
-            return Reason.IMAGE_MISSING, f"{path[:200]!r}: {type(error).__name__}"
 
-    def _too_large(self, size: int) -> tuple[Reason, str]:
-        limit = self._options.max_image_bytes
-        return Reason.IMAGE_TOO_LARGE, f"{size} bytes, allowed are {limit} (max_image_bytes)"
+def _first(value: Any, what: str) -> tuple[Any, str | None]:
+    """Return the first of a list of captions or images, and a note of how many there were; lists of numbers are images."""
+    if not isinstance(value, list) or (value and isinstance(value[0], int)):
+        return value, None
+    return (value[0] if value else None), f"the first of {len(value)} {what}" if len(value) > 1 else None
+
+
+def _decoded(text: str) -> bytes:
+    """Return the bytes of base64, in both its alphabets, padded or not; nothing where it is none."""
+    try:
+        return base64.b64decode(text.strip().rstrip("=").replace("-", "+").replace("_", "/") + "==")
+    except (binascii.Error, ValueError):
+        return b"no base64"
+
+
+def _text(value: object) -> str:
+    """Return a cell as text that any writer takes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
-    """Yield one pair for every row of a Parquet file; rows of a damaged row group are quarantined one by one."""
+    """Yield one pair for every row of a Parquet file; what cannot be read of it is quarantined row by row."""
     with store.fs.open_input_file(shard.path) as file:
         try:
-            parquet = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            yield unreadable(shard, 0, str(error))
+            parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+            names = column_names(parquet)
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last: a column's name that is no text
+            yield unreadable(shard, 0, str(error), shard.size_bytes)
             return
-        reader = TableReader(store, shard, parquet.schema_arrow.names, options)
+        reader = TableReader(store, shard, names, options)
         index = 0
         for group in range(parquet.num_row_groups):
-            start, num_rows = index, parquet.metadata.row_group(group).num_rows
+            facts = parquet.metadata.row_group(group)
+            start, num_rows = index, facts.num_rows
             try:
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=reader.columns):
-                    for row in batch.to_pylist():
+                    for row in cells(batch):
                         yield reader.pair(index, row)
                         index += 1
-            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            except (pa.ArrowInvalid, OSError) as error:
                 for lost in range(index, start + num_rows):
-                    yield unreadable(shard, lost, f"row group {group}: {error}")
+                    size = facts.total_byte_size if lost == index else 0
+                    yield unreadable(shard, lost, f"row group {group}: {error}", size)
                 index = start + num_rows
 
 
-def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
-    """Yield one pair for every row of a TSV or CSV file with a header line."""
-    separator = options.separator or ("," if shard.name.lower().removesuffix(".gz").endswith(".csv") else "\t")
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, delimiter=separator)
-    header = next(rows, None)
-    if not header:
-        yield unreadable(shard, 0, "no header line")
-        return
-    reader = TableReader(store, shard, header, options)
-    for index, fields in enumerate(row for row in rows if row):
-        if len(fields) != len(header):
-            yield reader.malformed(index, len(fields), len(header))
-        else:
-            yield reader.pair(index, dict(zip(header, fields, strict=True)))
+def column_names(parquet: pq.ParquetFile) -> list[str]:
+    """Return the names of the columns, but for those that are no text."""
+    schema, names = parquet.schema_arrow, []
+    for place in range(len(schema)):
+        with suppress(UnicodeDecodeError):
+            names.append(schema.field(place).name)
+    return names
 
 
-def unreadable(shard: Shard, index: int, what: str) -> Pair:
-    """Return the row that stands for something in a shard that could not be read."""
+def cells(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield rows as dicts; text that is not UTF-8 as bytes, and what cannot be read at all as `BadCell`."""
+    names = batch.schema.names
+    for values in zip(*(_values(column) for column in batch.columns), strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (pa.ArrowException, ValueError, OverflowError):  # one value is enough to raise
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.cast(pa.binary()).as_py() if pa.types.is_string(scalar.type) else BadCell("text that is not UTF-8")
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        return BadCell(f"a value of type {scalar.type} cannot be read: {error}")
+
+
+def unreadable(shard: Shard, index: int, what: str, num_bytes: int = 0) -> Pair:
+    """Return the row that stands for something in a shard that could not be read, and for how many bytes of it."""
     key = f"{UNREADABLE_KEY}{index}" if index else UNREADABLE_KEY
-    return Pair(index, key, make_uid(shard.name, key), None, None, Reason.SHARD_UNREADABLE, what[:300])
+    place = (0, num_bytes) if num_bytes else None
+    return Pair(index, key, make_uid(shard.name, key), None, None, Reason.SHARD_UNREADABLE, what[:300], place=place)
 
 
 def _choose(
@@ -171,7 +225,8 @@ def _choose(
         if wanted not in names:
             raise DataError(f"{shard.name} has no column {wanted!r} (--{what}-column); it has {names}")
         return wanted
-    found = next((name for name in usual if name in names), None)
+    folded = {name.strip().casefold(): name for name in reversed(names)}
+    found = next((folded[name] for name in usual if name in folded), None)
     if found is None and required:
         raise DataError(
             f"{shard.name} has none of the usual {what} columns {list(usual)}; it has {names}. Name it with --{what}-column."

@@ -1,13 +1,14 @@
 """Read pairs from WebDataset tars (plain, img2dataset, DataComp).
 
-A row is a run of adjacent members with one key, as every WebDataset loader counts them, so that row i here is row i in
-the trainer. Its key is the member's name up to the first dot of its last component. Members without a key (no dot, or
-a name that begins with one) belong to no row.
+A row is a run of adjacent members with one key, by the rules of the `webdataset` library, so that row i here is row i in the
+trainer. Its key is the member's name up to the first dot of its last component; what follows is the extension. Links, folders,
+devices, hidden files, names without a dot and the library's own (`__name__`) belong to no row.
 
     a run without an image or caption   quarantined: image_missing, caption_missing
     a key met before in this shard      quarantined: duplicate_key (its parts are not joined across the shard)
-    a symlink, hard link or device      counts as absent; the detail says so
+    a name twice in a run               open_clip's reader begins a row there, the library's does not: from there on ambiguous
     the archive breaks off              the row inside which it does, or one extra last row: tar_truncated
+    damage in the middle                one extra row there, shard_unreadable; rows after it, which others never see, follow
 """
 
 import json
@@ -17,13 +18,16 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
 from manifests.schema import Reason
-from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
+from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import clean_caption
-from stages.read.tar_stream import BrokenArchive, Member, read_members
+from stages.read.paths import too_large
+from stages.read.tar_stream import Gap, Member, read_members
 from stages.settings import ReadSettings
 
 IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ico", "img")
-_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+_NAME: Final = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)$")
+_META: Final = re.compile(r"__[^/]*__(/|$)")
+_OF_THE_LIBRARY: Final = ("__key__", "__url__", "__bad__")  # as an extension, these change what it makes of a row
 
 
 @dataclass(slots=True)
@@ -33,12 +37,18 @@ class Run:
     Attributes:
         key: Their common name.
         repeated: Whether an earlier run of the shard had it too.
+        ambiguous: Whether readers differ on which row this is.
         members: By extension.
+        links: Kinds of what is no file, by extension.
+        broken: The gap right after it.
     """
 
     key: str
     repeated: bool
+    ambiguous: bool = False
     members: dict[str, Member] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    broken: Gap | None = None
 
 
 def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
@@ -49,54 +59,91 @@ def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator
         shard: Its name goes into the uids.
         options: Limits, and the extensions of image and caption if not the usual ones.
     """
-    num_rows, last, broken = 0, None, None
-    runs = read_runs(stream, options.max_image_bytes)
-    while True:
-        try:
-            run = next(runs, None)
-        except BrokenArchive as error:
-            broken, run = error, None
-        if last is not None and run is not None:
-            yield _pair(last, num_rows, shard, options)
-            num_rows += 1
-        if run is None:
-            break
-        last = run
-    if broken is not None:
-        yield from _last_rows(last, num_rows, shard, options, str(broken))
-    elif last is not None:
-        yield _pair(last, num_rows, shard, options)
+    for index, found in read_rows(stream, options):
+        if isinstance(found, Gap):
+            yield _marker(found, index, shard)
+        elif found.broken and _is_torn(found, options):
+            pair = _pair(found, index, shard, options).quarantine(Reason.TAR_TRUNCATED, found.broken.why)
+            yield replace(pair, place=(found.broken.offset, _lost(found.broken, shard)))
+        else:
+            yield _pair(found, index, shard, options)
 
 
-def read_runs(stream: IO[bytes], max_bytes: int) -> Iterator[Run]:
-    """Yield the rows of a tar as they lie there: runs of adjacent members with one key; see the head of this module.
+def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[tuple[int, Run | Gap]]:
+    """Yield the rows of a tar with their numbers: runs, and the gaps that have rows of their own.
 
     Args:
         stream: The tar, plain or gzip.
-        max_bytes: Data of larger members is left out.
-
-    Raises:
-        BrokenArchive: At the place where the archive breaks off, after what it holds before, the last run included.
+        options: Limits; what is an image, and what a caption.
     """
+    index, torn = 0, None
+    for found in _runs(read_members(stream, options.max_image_bytes)):
+        if isinstance(found, Run):
+            torn = found.broken if found.broken and _is_torn(found, options) else None
+        elif found is torn:
+            continue  # its row stands for it
+        yield index, found
+        index += 1
+
+
+def _runs(members: Iterator[Member | Gap]) -> Iterator[Run | Gap]:
+    """Join adjacent members of one key."""
     current: Run | None = None
     seen: set[str] = set()
-    try:
-        for member in read_members(stream, max_bytes):
-            if (match := _NAME.match(member.name)) is None or member.kind == "folder":
-                continue
-            key, extension = match[1], match[2].lower()
-            if current is None or current.key != key or extension in current.members:
+    ambiguous = False
+    for member in members:
+        if isinstance(member, Gap) and member.member is not None and (match := _NAME.match(member.member)):
+            if current is None or current.key != match[1]:
                 if current is not None:
                     yield current
-                current = Run(key, repeated=key in seen)
-                seen.add(key)
-            current.members[extension] = member
-    except BrokenArchive:
-        if current is not None:
-            yield current
-        raise
+                current = Run(match[1], match[1] in seen, ambiguous)
+                seen.add(match[1])
+            current.links[match[2].lower()] = member.why
+            continue
+        if isinstance(member, Gap):
+            if current is not None:
+                current.broken = member
+                yield current
+            current, ambiguous = None, ambiguous or member.ambiguous
+            yield member
+            continue
+        match = None if _META.match(member.name) else _NAME.match(member.name)
+        if match is None:
+            continue
+        key, extension = match[1], match[2].lower()
+        if member.kind != "file":
+            if current is not None and current.key == key:
+                current.links[extension] = member.kind
+            continue
+        if current is None or current.key != key or extension in current.members:
+            if current is not None:
+                # a name twice: what comes is this row's to some readers, to others a new one
+                current.ambiguous = ambiguous = ambiguous or current.key == key
+                yield current
+            current = Run(key, key in seen, ambiguous)
+            seen.add(key)
+        if extension in _OF_THE_LIBRARY:
+            current.ambiguous = ambiguous = True
+        current.members[extension] = member
     if current is not None:
         yield current
+
+
+def _is_torn(run: Run, options: ReadSettings) -> bool:
+    """Return whether a run lacks what the archive may have broken off."""
+    return image_member(run.members, options) is None or _caption(run, _facts(run.members.get("json")), options) is None
+
+
+def _marker(gap: Gap, index: int, shard: Shard) -> Pair:
+    """Return the row that stands for a gap."""
+    key = TRUNCATED_KEY if gap.at_end else f"{UNREADABLE_KEY}{gap.offset}"
+    reason, place = Reason.TAR_TRUNCATED if gap.at_end else Reason.SHARD_UNREADABLE, (gap.offset, _lost(gap, shard))
+    return Pair(index, key, make_uid(shard.name, key), None, None, reason, gap.why[:300], place=place)
+
+
+def _lost(gap: Gap, shard: Shard) -> int:
+    """Return how many bytes of a shard a gap stands for."""
+    return gap.num_bytes if gap.num_bytes is not None else max(1, shard.size_bytes - gap.packed_offset)
 
 
 def image_member(members: Mapping[str, Member], options: ReadSettings) -> Member | None:
@@ -105,24 +152,23 @@ def image_member(members: Mapping[str, Member], options: ReadSettings) -> Member
     return next((members[e] for e in wanted if e in members), None)
 
 
-def _last_rows(current: Run | None, index: int, shard: Shard, options: ReadSettings, what: str) -> Iterator[Pair]:
-    """Yield what a broken archive ends with: the row it broke off in, or that row whole and a marker after it."""
-    if current is not None:
-        pair = _pair(current, index, shard, options)
-        if pair.reason in (Reason.IMAGE_MISSING, Reason.CAPTION_MISSING):
-            yield pair.quarantine(Reason.TAR_TRUNCATED, what)
-            return
-        yield pair
-        index += 1
-    yield Pair(index, TRUNCATED_KEY, make_uid(shard.name, TRUNCATED_KEY), None, None, Reason.TAR_TRUNCATED, what)
-
-
 def _pair(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
+    try:
+        return _read(run, index, shard, options)
+    except Exception as error:  # noqa: BLE001  # one row must not take its shard along
+        key = f"{UNREADABLE_KEY}{index}"
+        what = f"{type(error).__name__}: {error}"[:300]
+        return Pair(index, key, make_uid(shard.name, key), None, None, Reason.READER_ERROR, what)
+
+
+def _read(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
     facts = _facts(run.members.get("json"))
     caption = clean_caption(_caption(run, facts, options), options.max_caption_bytes)
     key = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     uid = make_uid(shard.name, f"{key}\0{index}" if run.repeated else key, facts.get("uid"))
     pair = Pair(index, key, uid, None, caption.text, caption.reason, caption.detail)
+    if run.ambiguous and not options.allow_ambiguous:
+        return pair.quarantine(Reason.AMBIGUOUS, "readers of tars count rows differently from here on (--allow-ambiguous)")
     if run.repeated:
         return pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
     image = image_member(run.members, options)
@@ -134,13 +180,9 @@ def _pair(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
 
 def _why_no_image(run: Run, image: Member | None, options: ReadSettings) -> tuple[Reason, str]:
     if image is None:
-        return Reason.IMAGE_MISSING, f"members: {', '.join(sorted(run.members))[:200]}"
-    if image.kind != "file":
-        return Reason.IMAGE_MISSING, f"{image.name[-100:]!r} is a {image.kind}"
-    return (
-        Reason.IMAGE_TOO_LARGE,
-        f"{image.size_bytes} bytes, allowed are {options.max_image_bytes} (max_image_bytes)",
-    )
+        links = "".join(f"; {end}: {kind}" for end, kind in run.links.items())
+        return Reason.IMAGE_MISSING, f"members: {', '.join(sorted(run.members))[:200]}{links[:150]}"
+    return too_large(image.size_bytes, options.max_image_bytes)
 
 
 def _caption(run: Run, facts: dict[str, object], options: ReadSettings) -> bytes | str | None:

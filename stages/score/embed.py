@@ -197,12 +197,12 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
     no_caption = np.asarray([not pair.caption for pair in pairs], bool)
     columns = {
         "uid": pa.array([pair.uid for pair in pairs], pa.binary(16)),
-        "key": pa.array([pair.key for pair in pairs], pa.string()),
+        "key": _texts([pair.key for pair in pairs]),
         "index": pa.array([pair.index for pair in pairs], pa.int32()),
-        "caption": pa.array([pair.caption if keep_captions else None for pair in pairs], pa.string()),
+        "caption": _texts([pair.caption if keep_captions else None for pair in pairs]),
         "cosine": pa.array(cosines, pa.float32(), mask=~np.isfinite(cosines)),
         "reason": pa.array([pair.reason for pair in pairs], pa.string()).dictionary_encode(),
-        "detail": pa.array([pair.detail for pair in pairs], pa.string()),
+        "detail": _texts([pair.detail for pair in pairs]),
         "signals": pa.nulls(len(pairs), SIGNALS),
         "image_hash": pa.array(hashes, mask=~has_image),
         "image_offset": pa.array([pair.place[0] if pair.place else None for pair in pairs], pa.int64()),
@@ -212,6 +212,14 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)
+
+
+def _texts(values: list[str | None]) -> pa.StringArray:
+    """Return texts as a column; what no UTF-8 can hold, of names in an archive, becomes a question mark."""
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([None if text is None else text.encode("utf-8", "replace").decode() for text in values], pa.string())
 
 
 def _nulls(chunk: ScoredChunk) -> pa.FixedSizeListArray:

@@ -239,12 +239,5 @@ def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Lab
     if manifest is None:
         yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
         return
-    words = manifest.table(shard.name, ["label"], check_hash=True)["label"].to_pylist()
-    index = -1
-    for index, pair in enumerate(decode.pairs(shard)):
-        if index >= len(words):
-            raise RunError(f"{shard.name} has more rows than its manifest ({len(words)}); has it changed?")
-        if words[index] == label:
-            yield pair
-    if index + 1 != len(words):
-        raise RunError(f"{shard.name} has {index + 1} rows, its manifest {len(words)}; has it changed?")
+    joined = manifest.join(shard.name, ((pair.key, pair) for pair in decode.pairs(shard)))
+    yield from (pair for word, pair in joined if word == label)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.score.encoders import encode_short_text, padding_of, preprocess_config, token_lengths, trimming_is_exact
+from stages.score.encoders import encode_short_text, padding_of, preprocess_config, shortened, token_lengths, trimming_is_exact
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group
 from stages.train.settings import TrainSettings
@@ -64,7 +64,7 @@ class Views:
 
     def tokens(self, captions: list[str]) -> torch.Tensor:
         """Return the tokens of captions, int64 (n, length)."""
-        tokens = self._tokenizer(captions)
+        tokens = self._tokenizer(shortened(captions, self._tokenizer))
         if self.trims:
             tokens = tokens[:, : int(token_lengths(tokens.numpy(), self._pad).max())]
         return tokens.to(self._device)

@@ -1,0 +1,41 @@
+"""Rows of different places that carry one uid: who lists or overrules one by its uid would mean the other too."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.layout import SCORES, part_name, round_folder
+from manifests.store import Store
+from stages.signals.repeats import over_parts, write_answer
+from stages.vectors import read_columns
+
+TWINS: Final = pa.schema([pa.field("uid", pa.binary(16), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
+_UIDS: Final = pa.schema([TWINS.field("uid")])
+_MEMORY_BYTES: Final = 2 << 30
+
+
+def write_twins(run: Store, scores_round: int, shards: Sequence[str], fingerprint: str) -> str:
+    """Write the uids that more than one scored row of a round has, once for its scores; return the part's name.
+
+    DuckDB groups them, and spills to disk what is above 2 GiB: 16 bytes a row at worst.
+    """
+    name = f"{round_folder(scores_round)}/twins-{fingerprint[:8]}.parquet"
+    if not run.exists(name):
+        parts = [part_name(scores_round, SCORES, shard) for shard in shards]
+        with over_parts(run, parts, _UIDS, _MEMORY_BYTES) as connection:
+            found = connection.sql("SELECT uid, count(*) AS num_rows FROM parts GROUP BY 1 HAVING count(*) > 1 ORDER BY 1")
+            write_answer(found, run, name, TWINS, fingerprint=fingerprint)
+    return name
+
+
+def read_twins(run: Store, name: str) -> pa.Array | None:
+    """Return the uids of a part that `write_twins` left; None where there are none."""
+    uids = read_columns(run, name, ["uid"])["uid"].combine_chunks()
+    return uids if len(uids) else None
+
+
+def are_twins(uids: pa.ChunkedArray, twins: pa.Array) -> pa.Array:
+    """Return which rows have a uid that others have too, bool (n,)."""
+    return pc.is_in(uids, twins)

@@ -1,0 +1,123 @@
+"""Read rows of TSV and CSV files: any line ends, several gzip members, UTF-8 or UTF-16, and quotes that never swallow lines.
+
+A quoted field may hold separators, and line breaks where the record that comes of it has the header's number of fields, ends
+within 100 lines, and (in TSV) none of its lines is a row by itself. Else a quote is a character like any other, and the line
+stands alone. Separators are tabs in .tsv, else whichever of `, ; | tab` the header has most of.
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator
+from itertools import islice
+from typing import IO, Any, Final
+
+from manifests.store import Store
+from stages.pair import Pair, Shard
+from stages.read.tables import TableReader, unreadable
+from stages.read.tar_stream import BROKEN_GZIP, Prefixed
+from stages.settings import ReadSettings
+
+_MOST_LINES: Final = 100
+_SEPARATORS: Final = (",", ";", "|", "\t")
+csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it must not end the shard
+
+
+def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
+    """Yield one pair for every row of a TSV or CSV file with a header line, and a last one for what cannot be unpacked."""
+    index, raw = 0, Prefixed(b"", stream)
+    try:
+        lines, separator, header = opened(raw, shard, options)
+        if header == [""]:
+            yield unreadable(shard, 0, "no header line", shard.size_bytes)
+            return
+        reader = TableReader(store, shard, header, options)
+        for fields in records(lines, separator, len(header)):
+            if len(fields) != len(header):
+                yield reader.malformed(index, len(fields), len(header))
+            else:
+                yield reader.pair(index, dict(zip(header, fields, strict=True)))
+            index += 1
+    except (*BROKEN_GZIP, UnicodeError) as error:
+        # how much is behind it nobody can say; it is something
+        yield unreadable(shard, index, f"{type(error).__name__}: {error}", max(1, shard.size_bytes - raw.num_read))
+
+
+def _text(stream: Any) -> io.TextIOWrapper:
+    head = stream.read(2)
+    raw: Any = io.BufferedReader(Prefixed(head, stream))
+    data = gzip.GzipFile(fileobj=raw) if head == b"\x1f\x8b" else raw
+    wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return io.TextIOWrapper(data, "utf-16" if wide else "utf-8-sig", errors="strict" if wide else "surrogateescape", newline="")
+
+
+def opened(stream: Any, shard: Shard, options: ReadSettings) -> tuple["_Lines", str, list[str]]:
+    """Return the lines after the header, what separates their fields, and the names of the columns."""
+    lines = _Lines(_text(stream))
+    first = next(lines, "").rstrip("\r\n")
+    separator = options.separator or _separator_of(shard.name, first)
+    return lines, separator, [name.strip() for name in _fields(first, separator) or first.split(separator)]
+
+
+def _separator_of(name: str, header: str) -> str:
+    """Return what separates the fields of a file, by its name and its first line."""
+    if name.lower().removesuffix(".gz").endswith(".tsv") and "\t" in header:
+        return "\t"
+    return max(_SEPARATORS, key=header.count)
+
+
+def records(lines: "_Lines", separator: str, num_fields: int) -> Iterator[list[str]]:
+    """Yield the fields of every row; see the head of this module. Empty lines are none."""
+    for line in lines:
+        if not line.rstrip("\r\n"):
+            continue
+        fields = _fields(line, separator)
+        if fields is None:
+            more = lines.ahead(_MOST_LINES)
+            num = _spanned(line, more, separator, num_fields)
+            fields = _fields(line + "".join(more[:num]), separator) if num else None
+            for _ in range(num):
+                next(lines)
+        yield fields if fields is not None else line.rstrip("\r\n").split(separator)
+
+
+def _spanned(line: str, more: list[str], separator: str, num_fields: int) -> int:
+    """Return how many of the next lines belong to this one; 0 where its quote is a mere character."""
+    for num, last in enumerate(more, start=1):
+        if separator == "\t" and len(last.split("\t")) == num_fields:
+            return 0
+        if '"' in last and (fields := _fields(line + "".join(more[:num]), separator)) is not None:
+            return num if len(fields) == num_fields else 0
+    return 0
+
+
+def _fields(text: str, separator: str) -> list[str] | None:
+    """Return the fields of one record; None where a quote is left open, or is followed by something else than a separator."""
+    if '"' not in text:
+        fields = text.rstrip("\r\n").split(separator)
+        return fields if separator == "\t" else [field.strip(" ") for field in fields]
+    try:
+        rows = list(
+            csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t")
+        )
+    except csv.Error:
+        return None
+    return rows[0] if len(rows) == 1 else None
+
+
+class _Lines:
+    """Lines, some of which can be looked at ahead."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self._waiting = lines, list[str]()
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        return self._waiting.pop(0) if self._waiting else next(self._lines)
+
+    def ahead(self, num: int) -> list[str]:
+        """Return the next lines without taking them."""
+        self._waiting += islice(self._lines, max(0, num - len(self._waiting)))
+        return self._waiting[:num]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -181,3 +182,31 @@ def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny:
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [state_sha256(load(checkpoint=tiny)), "True"]
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("state_dict", "_orig_mod."),
+        ("state_dict", "module._orig_mod."),
+        ("state_dict", "_orig_mod.module."),
+        ("state_dict", "model."),
+        ("model", ""),
+        ("state_dict_ema", ""),
+        ("ema", "module."),
+    ],
+)
+def test_weights_load_as_trainers_really_write_them(
+    tiny: str, state: dict[str, torch.Tensor], tmp_path: Path, key: str, prefix: str
+) -> None:
+    whole = {key: {prefix + name: value for name, value in state.items()}, "best": np.float64(0.5), "rng": np.arange(4)}
+    torch.save(whole, tmp_path / "epoch.ckpt")
+    loaded = load_model(resolve_weights(ModelSettings(checkpoint=str(tmp_path / "epoch.ckpt"), model=tiny)))
+    assert state_sha256(loaded) == state_sha256(load_model(resolve_weights(ModelSettings(checkpoint=tiny))))
+
+
+def test_a_file_without_weights_says_what_it_has(tiny: str, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"no weights under any of .*; the file has \['epoch', 'optimizer'\]") as found:
+        load_model(resolve_weights(ModelSettings(checkpoint=str(tmp_path / "odd.pt"), model=tiny)))
+    assert "\n" not in str(found.value)

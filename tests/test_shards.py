@@ -120,3 +120,30 @@ def test_other_file_systems_come_through_fsspec() -> None:
     assert store.read_json("rounds/a.json") == {}
     with pytest.raises(DataError, match="neither pyarrow nor fsspec"):
         open_store("nonsense://x")
+
+
+@pytest.mark.parametrize("name", ["crawl [v2]", "50% #1 what?", "it's {a}", "{a,b}", "*"])
+def test_a_path_that_is_there_is_taken_as_it_stands(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "in").mkdir(parents=True)
+    for shard in ("part[0].tar", "in/b.tar"):
+        (tmp_path / name / shard).write_bytes(bytes(1024))
+    assert [s.name for s in open_dataset([str(tmp_path / name)]).shards] == ["in/b.tar", "part[0].tar"]
+    assert [s.name for s in open_dataset([str(tmp_path / name / "part[0].tar")]).shards] == ["part[0].tar"]
+    assert [s.name for s in open_dataset([str(tmp_path / name / "*.tar")]).shards] == ["part[0].tar"]
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset([str(tmp_path / name / "none.tar")])
+
+
+def test_what_pairsan_wrote_inside_the_data_is_no_data(tmp_path: Path) -> None:
+    for name in (
+        "0.parquet",
+        "run/run.json",
+        "run/rounds/0001/scores/0.parquet.parquet",
+        "out/export-plan.json",
+        "out/0.parquet",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]
+    (tmp_path / "run.json").write_bytes(b"{}")  # somebody's own
+    assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]

@@ -2,17 +2,25 @@ import base64
 import csv
 import gzip
 import io
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from manifests.errors import DataError
 from manifests.schema import Reason
-from stages.pair import Pair
+from manifests.store import open_store
+from stages.pair import Pair, Shard
+from stages.read.delimited import read_text
 from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings
+
+# words as crawls have them: quotes, commas, breaks inside; no tab, which in TSV ends a field
+FIELD = st.from_regex(r'[a-z]( ?[a-z"\',;\u00e9]|\n[a-z]){0,12}', fullmatch=True)
 
 
 def pairs_of(path: Path, **options: object) -> list[Pair]:
@@ -261,3 +269,47 @@ def test_a_uid_with_blanks_is_none(tmp_path: Path, png: bytes) -> None:
     (tmp_path / "a.tsv").write_text(f"filepath\ttitle\tuid\n1.png\ta dog\t{odd}\n1.png\ta cat\t{'0f' * 16}\n")
     assert [len(p.uid) for p in pairs_of(tmp_path / "a.tsv")] == [16, 16]
     assert pairs_of(tmp_path / "a.tsv")[1].uid.hex() == "0f" * 16
+
+
+@settings(max_examples=80, deadline=None)
+@given(body=st.binary(max_size=2000), name=st.sampled_from(["a.tsv", "a.csv"]), packed=st.booleans())
+def test_garbage_after_a_header_never_ends_a_shard(body: bytes, name: str, packed: bool) -> None:
+    data = b"filepath,title\n".replace(b",", b"\t" if name == "a.tsv" else b",") + body
+    stream = io.BytesIO(gzip.compress(data)[: -1 - len(body) % 5] if packed else data)
+    pairs = list(read_text(open_store("/nowhere"), stream, Shard(name, f"/nowhere/{name}", "text", len(data)), ReadSettings()))
+    assert [p.index for p in pairs] == list(range(len(pairs)))
+    assert all(p.reason is not None for p in pairs)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.lists(st.tuples(FIELD.map(lambda text: text.replace("\n", " ")), FIELD), min_size=1, max_size=12),
+    name=st.sampled_from(["a.tsv", "a.csv"]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_rows_are_those_of_pythons_csv(rows: list[tuple[str, str]], name: str, end: str) -> None:
+    out, separator = io.StringIO(), "\t" if name == "a.tsv" else ","
+    csv.writer(out, delimiter=separator, lineterminator=end).writerows([("filepath", "title"), *rows])
+    shard = Shard(name, f"/nowhere/{name}", "text", 1)
+    pairs = list(read_text(open_store("/nowhere"), io.BytesIO(out.getvalue().encode()), shard, ReadSettings()))
+    told = [" ".join(caption.split()) for _, caption in rows]
+    assert [p.caption for p in pairs] == told
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 4000), flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 255)), max_size=6))
+def test_damaged_parquet_gives_rows_or_one_marker_never_an_exception(cut: int, flips: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        pq.write_table(
+            pa.table({"jpg": [bytes(range(200))] * 9, "caption": [f"dog {i}" for i in range(9)]}), path, row_group_size=3
+        )
+        data = bytearray(path.read_bytes())
+        for place, mask in flips:
+            data[place % len(data)] ^= mask
+        path.write_bytes(bytes(data[: cut or None]))
+        try:
+            pairs = pairs_of(path)
+        except DataError:
+            return  # the columns are gone: named
+        assert [p.index for p in pairs] == list(range(len(pairs)))

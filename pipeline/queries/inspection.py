@@ -1,6 +1,7 @@
 """Look at the pairs of a sealed round through DuckDB: filter, sort, show or write."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from manifests.schema import MANIFEST, Label, Reason
 from pipeline.queries.terminal import printable
 
 _TABLE_COLUMNS: Final = ("label", "reason", "cosine", "p_safe", "rank", "shard", "key", "caption", "detail")
+_PATTERN: Final = re.compile(r"[*?\[{]")
 _WIDTHS: Final = {"caption": 60, "detail": 60, "key": 36, "shard": 28}
 
 
@@ -105,7 +107,7 @@ def sealed_off(manifest: Manifest, threads: int | None = None) -> duckdb.DuckDBP
     if manifest.run.is_local:
         connection.execute(f"SET allowed_directories = [{_text(manifest.path + '/')}]")
     connection.execute("SET enable_external_access = false")
-    if manifest.run.is_local:
+    if manifest.run.is_local and not _PATTERN.search("".join(manifest.files())):  # DuckDB takes such names for patterns
         files = ", ".join(_text(path) for path in manifest.files())
         connection.execute(f"CREATE VIEW pairs AS SELECT * FROM read_parquet([{files}])")  # noqa: S608  # quoted
     else:

@@ -14,8 +14,8 @@ from typing import IO, Any, Final
 
 from manifests.store import Store
 from stages.pair import Pair, Shard
+from stages.read.streams import BROKEN_GZIP, Prefixed
 from stages.read.tables import TableReader, unreadable
-from stages.read.tar_stream import BROKEN_GZIP, Prefixed
 from stages.settings import ReadSettings
 
 _MOST_LINES: Final = 100

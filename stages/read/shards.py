@@ -30,6 +30,8 @@ _SUFFIXES: Final[dict[str, ShardFormat]] = {
     ".csv.gz": "text",
 }
 _EDGE_BYTES: Final = 64 << 10
+_WILD: Final = re.compile(r"[*?\[]")
+_OWN: Final = ("run.json", "export-plan.json")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -60,8 +62,7 @@ def open_dataset(data: Sequence[str]) -> Dataset:
     Raises:
         DataError: Nothing is found, or the patterns lie on different file systems.
     """
-    patterns = [text for entry in data for text in expand_braces(entry)]
-    stores = [open_store(pattern) for pattern in patterns]
+    stores = [store for entry in data for store in _meant(entry)]
     if any(type(store.fs) is not type(stores[0].fs) for store in stores):
         raise DataError(f"all data must lie on one file system, got {list(data)}")
     found = {info.path: info for store in stores for info in _matches(store)}
@@ -116,23 +117,62 @@ def expand_braces(pattern: str) -> list[str]:
     return [text for word in words for text in expand_braces(before + word + after)]
 
 
+def _meant(entry: str) -> list[Store]:
+    """Return what a path or pattern stands for: itself, where it is there, whatever a shell would make of its name.
+
+    Else braces are expanded behind the last folder that is there.
+    """
+    store = open_store(entry)
+    if store.exists():
+        return [store]
+    parts, fixed = store.root.split("/"), _num_fixed(store)
+    texts = expand_braces("/".join(parts[fixed:]))
+    return [Store(entry, store.fs, "/".join([*parts[:fixed], text])) for text in texts]
+
+
+def _num_fixed(store: Store) -> int:
+    """Return how many parts of a path name a folder that is there."""
+    parts = store.root.split("/")
+    return next((i for i in range(len(parts) - 1, 0, -1) if _is_folder(store, parts[:i])), 0)
+
+
 def _matches(store: Store) -> list[pafs.FileInfo]:
     """Return the shard files that one pattern names; a file named outright must exist."""
-    parts = store.root.split("/")
-    first_wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
-    if first_wild is not None:
-        base = Store(store.uri, store.fs, "/".join(parts[:first_wild]))
-        return [info for info in base.files() if _glob(info.path, store.root) and _format(info.path)]
     info = store.fs.get_file_info(store.root)
     if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{store.uri} does not exist (looked for {store.root})")
+        return _globbed(store)
     if info.type == pafs.FileType.File:
         if _format(info.path) is None:
             raise DataError(f"{store.uri} has no known ending; known: {', '.join(_SUFFIXES)}")
         return [info]
-    infos = [i for i in store.files() if _format(i.path) and not posixpath.basename(i.path).startswith((".", "_"))]
+    listed = list(store.files())
+    ours = _own_folders([i.path for i in listed]) - {store.root}
+    infos = [i for i in listed if _format(i.path) and not posixpath.basename(i.path).startswith((".", "_"))]
+    infos = [i for i in infos if not any(i.path.startswith(f"{folder}/") for folder in ours)]
     tars = [i for i in infos if _format(i.path) == "tar"]
     return tars or [i for i in infos if _format(i.path) == "parquet"] or infos
+
+
+def _own_folders(paths: list[str]) -> set[str]:
+    """Return the folders that pairsan itself has written, a run inside the data for one: their Parquet files are no shards."""
+    folders = {name: {posixpath.dirname(path) for path in paths if posixpath.basename(path) == name} for name in _OWN}
+    return folders["export-plan.json"] | {
+        folder for folder in folders["run.json"] if any(path.startswith(f"{folder}/rounds/") for path in paths)
+    }
+
+
+def _globbed(store: Store) -> list[pafs.FileInfo]:
+    """Return the shard files that a glob finds below the last of its folders that is there as it stands."""
+    parts, fixed = store.root.split("/"), _num_fixed(store)
+    pattern = "/".join(parts[fixed:])
+    if not _WILD.search(pattern):
+        raise DataError(f"{store.uri} does not exist (looked for {store.root})")
+    base = Store(store.uri, store.fs, "/".join(parts[:fixed]))
+    return [info for info in base.files() if _glob(info.path.removeprefix(f"{base.root}/"), pattern) and _format(info.path)]
+
+
+def _is_folder(store: Store, parts: list[str]) -> bool:
+    return bool(store.fs.get_file_info("/".join(parts) or "/").type == pafs.FileType.Directory)
 
 
 def _glob(path: str, pattern: str) -> bool:
@@ -151,7 +191,7 @@ def _format(path: str) -> ShardFormat | None:
 
 def _common_root(stores: list[Store], paths: list[str]) -> str:
     """Return the folder that shard names are relative to: the one given, else the deepest that holds all shards."""
-    if len(stores) == 1 and stores[0].root not in paths and not re.search(r"[*?\[]", stores[0].root):
+    if len(stores) == 1 and stores[0].root not in paths and stores[0].exists():
         return stores[0].root
     folders = [posixpath.dirname(path) for path in paths]
     return posixpath.commonpath(folders) if len(set(folders)) > 1 else folders[0]

@@ -5,22 +5,17 @@ WebDataset reader. But tarfile stops without a word at a damaged header or at an
 concatenated tars): this reader says so and goes on at the next header. Nothing is ever extracted; links are not followed.
 """
 
-import gzip
-import io
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final, cast
 
+from stages.read.streams import BROKEN_GZIP, TarBytes, TooLong
+
 BLOCK: Final = tarfile.BLOCKSIZE
-_MOST_HEADER_BYTES: Final = 256 << 10  # of one member, PAX records and GNU names included
 _SIZE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _RECORDS: Final = [BLOCK << power for power in range(6, 13)]  # as `tar --blocking-factor` may make them, beside 10 kB
-_READ_CHUNK: Final = 1 << 20
-_DIGITS: Final = re.compile(rb"\d{200}")  # Pythons before 3.11.10 take quadratic time for long runs of digits in PAX records
-BROKEN_GZIP: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 # what tarfile raises on bytes that are no header; RecursionError: long names of long names of ...
 _NO_HEADER: Final = (tarfile.HeaderError, ValueError, IndexError, KeyError, OverflowError, RecursionError)
 _KINDS: Final = {tarfile.SYMTYPE: "symlink", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
@@ -75,7 +70,7 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member | Gap]:
         stream: The archive, read once from front to back; gzip is recognised by its first bytes.
         max_bytes: Data of larger members is skipped, in constant memory.
     """
-    reader = _Reader(stream)
+    reader = TarBytes(stream)
     archive = _Archive(reader)
     try:
         while (found := _next(archive, max_bytes)) is not None:
@@ -90,7 +85,7 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member | Gap]:
 class _Archive:
     """What tarfile's header parser wants of an archive, and how much of it was read."""
 
-    fileobj: "_Reader"
+    fileobj: "TarBytes"
     encoding: str = "utf-8"
     errors: str = "surrogateescape"
     offset: int = 0
@@ -98,10 +93,6 @@ class _Archive:
     begun: int = 0  # where the last of several concatenated ones begins
     num_headers: int = 0
     has_ended: bool = False
-
-
-class _TooLong(tarfile.HeaderError):
-    """A header that other readers may take, but that is too long to be one."""
 
 
 def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
@@ -182,7 +173,7 @@ def _gap(archive: _Archive, start: int, error: Exception, *, skip: bool = True) 
     block = reader.read(BLOCK)
     if not skip:
         reader.put_back(block)
-    long = isinstance(error, _TooLong)  # its own bytes hold no member
+    long = isinstance(error, TooLong)  # its own bytes hold no member
     where = f"header {archive.num_headers + 1}" if archive.num_headers else "no tar"
     why = f"{where}: {type(error).__name__ if isinstance(error, RecursionError) else error}; starts with {block[:16]!r}"
     at_end = False
@@ -204,93 +195,3 @@ def _is_header(block: bytes) -> bool:
     except _NO_HEADER:
         return False
     return True
-
-
-class _Reader:
-    """The bytes of an archive from a stream that cannot seek; headers can be put back.
-
-    Attributes:
-        offset: In the archive, of what is read next.
-        is_plain: Whether that is a place in the file, too.
-    """
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        head = stream.read(2)
-        self.is_plain, self.offset = head != b"\x1f\x8b", 0
-        self._packed = Prefixed(head, stream)
-        self._stream: Any = stream if self.is_plain else gzip.GzipFile(fileobj=io.BufferedReader(self._packed))
-        self._ahead = head if self.is_plain else b""
-        self._marked: bytes | None = None
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, fewer only at the end of the stream."""
-        if self._marked is not None and not 0 <= size <= _MOST_HEADER_BYTES - len(self._marked):
-            raise _TooLong(f"it claims {size} bytes of names or PAX records, allowed are {_MOST_HEADER_BYTES}")
-        pieces, left = [self._ahead[:size]], size - len(self._ahead[:size])
-        self._ahead = self._ahead[size:]
-        while left > 0 and (chunk := self._stream.read(min(left, _READ_CHUNK))):
-            pieces.append(chunk)
-            left -= len(chunk)
-        data = b"".join(pieces)
-        self.offset += len(data)
-        if self._marked is not None:
-            self._marked += data
-            if _DIGITS.search(data):
-                raise _TooLong("its PAX records hold a number of more than 200 digits")
-        return data
-
-    @property
-    def packed_offset(self) -> int:
-        """How much of a packed file was taken."""
-        return self._packed.num_read
-
-    def tell(self) -> int:
-        """Return the offset, as tarfile asks for it."""
-        return self.offset
-
-    def skip(self, size: int) -> bool:
-        """Move on in constant memory; return whether there were so many bytes."""
-        while size > 0 and (chunk := self.read(min(size, _READ_CHUNK))):
-            size -= len(chunk)
-        return size == 0
-
-    def put_back(self, data: bytes) -> None:
-        """Let these bytes be read again."""
-        self._ahead, self.offset = data + self._ahead, self.offset - len(data)
-
-    def mark(self) -> None:
-        """Keep what is read from here on, for `back_to_mark`."""
-        self._marked = b""
-
-    def forget_mark(self) -> None:
-        """Keep nothing any longer."""
-        self._marked = None
-
-    def back_to_mark(self) -> None:
-        """Let everything since the mark be read again."""
-        kept, self._marked = self._marked or b"", None
-        self.put_back(kept)
-
-
-class Prefixed(io.RawIOBase):
-    """A stream with its first bytes put back.
-
-    Attributes:
-        num_read: Bytes that were taken.
-    """
-
-    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
-        """Read `head` first, then the stream."""
-        self._head, self._stream, self.num_read = head, stream, 0
-
-    def readable(self) -> bool:
-        """Return that it can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, or less of it; return how much."""
-        data = self._head[: len(buffer)] or self._stream.read(len(buffer))
-        self._head = self._head[len(data) :]
-        buffer[: len(data)] = data
-        self.num_read += len(data)
-        return len(data)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 
-from manifests.errors import CheckpointError, UnsafeCheckpoint
+from manifests.errors import CheckpointError
 from manifests.store import open_store
+from stages.score.safe_load import load_into, refuse_unsafe
 from stages.settings import ModelSettings
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
@@ -162,12 +162,13 @@ def load_model(weights: Weights, fold: int = 0) -> torch.nn.Module:
                 if weights.folds > 1:
                     model.load_state_dict(_fold_of(weights.path, fold))
                 else:
-                    open_clip.load_checkpoint(model, weights.path, weights_only=True)
+                    load_into(model, Path(weights.path))
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # open_clip, torch and the hub raise many unrelated types
         source = weights.path or f"{weights.model} {weights.tag or ''}"
-        raise CheckpointError(f"cannot load {source} into {weights.model}: {type(error).__name__}: {error}") from error
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"cannot load {source} into {weights.model}: {what[:500]}") from error
     return model.float().eval()
 
 
@@ -219,32 +220,6 @@ def _create(weights: Weights) -> torch.nn.Module:
     else:
         model = open_clip.create_model(name, pretrained=weights.tag, require_pretrained=True, **options)
     return model
-
-
-def refuse_unsafe(path: Path) -> None:
-    """Refuse pickles that hold more than tensors, and TorchScript archives, before open_clip touches the file."""
-    if path.suffix in (".safetensors", ".npz"):
-        return
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()):
-                raise UnsafeCheckpoint(f"{path} is a TorchScript archive, which holds code; {_REMEDY}")
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error) or "Weights only" in str(error) or "Unsupported" in str(error):
-            first = str(error).strip().splitlines()[0][:200]
-            raise UnsafeCheckpoint(
-                f"{path} is a full pickle: unpickling it could run any code on this machine, so it was not opened "
-                f"({first}); {_REMEDY}"
-            ) from None
-        raise CheckpointError(f"cannot read {path}: {type(error).__name__}: {str(error)[:300]}") from error
-
-
-_REMEDY: Final = (
-    "where you trust its source, convert it once: "
-    "safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, 'model.safetensors')"
-)
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from manifests.parts import write_part
 from manifests.store import Store
 from stages.pair import Shard
 from stages.score.canaries import canaries_of
-from stages.score.checkpoints import file_sha256, load_model, refuse_unsafe, resolve_weights
+from stages.score.checkpoints import file_sha256, load_model, resolve_weights
 from stages.score.decode import Decode
 from stages.score.encoders import image_size, preprocess_config
+from stages.score.safe_load import refuse_unsafe
 from stages.settings import ModelSettings
 from stages.stage import Stage
 from stages.vectors import packed

@@ -1,0 +1,108 @@
+"""Bytes of a shard as its readers take them: once, from front to back, packed or not, with a little that can be put back."""
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from typing import IO, Any, Final
+
+BROKEN_GZIP: Final = (EOFError, gzip.BadGzipFile, zlib.error)
+_MOST_HEADER_BYTES: Final = 256 << 10  # of one member, PAX records and GNU names included
+_READ_CHUNK: Final = 1 << 20
+_DIGITS: Final = re.compile(rb"\d{200}")  # Pythons before 3.11.10 take quadratic time for long runs of digits in PAX records
+
+
+class TooLong(tarfile.HeaderError):
+    """A header that other readers may take, but that is too long to be one."""
+
+
+class Prefixed(io.RawIOBase):
+    """A stream with its first bytes put back.
+
+    Attributes:
+        num_read: Bytes that were taken.
+    """
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        """Read `head` first, then the stream."""
+        self._head, self._stream, self.num_read = head, stream, 0
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or less of it; return how much."""
+        data = self._head[: len(buffer)] or self._stream.read(len(buffer))
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        self.num_read += len(data)
+        return len(data)
+
+
+class TarBytes:
+    """The bytes of an archive from a stream that cannot seek; headers can be put back.
+
+    Attributes:
+        offset: In the archive, of what is read next.
+        is_plain: Whether that is a place in the file, too.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Look at the first bytes, which say whether it is packed."""
+        head = stream.read(2)
+        self.is_plain, self.offset = head != b"\x1f\x8b", 0
+        self._packed = Prefixed(head, stream)
+        self._stream: Any = stream if self.is_plain else gzip.GzipFile(fileobj=io.BufferedReader(self._packed))
+        self._ahead = head if self.is_plain else b""
+        self._marked: bytes | None = None
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, fewer only at the end of the stream."""
+        if self._marked is not None and not 0 <= size <= _MOST_HEADER_BYTES - len(self._marked):
+            raise TooLong(f"it claims {size} bytes of names or PAX records, allowed are {_MOST_HEADER_BYTES}")
+        pieces, left = [self._ahead[:size]], size - len(self._ahead[:size])
+        self._ahead = self._ahead[size:]
+        while left > 0 and (chunk := self._stream.read(min(left, _READ_CHUNK))):
+            pieces.append(chunk)
+            left -= len(chunk)
+        data = b"".join(pieces)
+        self.offset += len(data)
+        if self._marked is not None:
+            self._marked += data
+            if _DIGITS.search(data):
+                raise TooLong("its PAX records hold a number of more than 200 digits")
+        return data
+
+    @property
+    def packed_offset(self) -> int:
+        """How much of a packed file was taken."""
+        return self._packed.num_read
+
+    def tell(self) -> int:
+        """Return the offset, as tarfile asks for it."""
+        return self.offset
+
+    def skip(self, size: int) -> bool:
+        """Move on in constant memory; return whether there were so many bytes."""
+        while size > 0 and (chunk := self.read(min(size, _READ_CHUNK))):
+            size -= len(chunk)
+        return size == 0
+
+    def put_back(self, data: bytes) -> None:
+        """Let these bytes be read again."""
+        self._ahead, self.offset = data + self._ahead, self.offset - len(data)
+
+    def mark(self) -> None:
+        """Keep what is read from here on, for `back_to_mark`."""
+        self._marked = b""
+
+    def forget_mark(self) -> None:
+        """Keep nothing any longer."""
+        self._marked = None
+
+    def back_to_mark(self) -> None:
+        """Let everything since the mark be read again."""
+        kept, self._marked = self._marked or b"", None
+        self.put_back(kept)

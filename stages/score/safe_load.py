@@ -1,0 +1,87 @@
+"""Open files of weights without running what is in them, whatever a trainer has wrapped around the tensors."""
+
+import codecs
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import load_file, save_file
+
+from manifests.errors import CheckpointError, UnsafeCheckpoint
+
+_STATES: Final = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
+_PREFIXES: Final = ("_orig_mod.", "module.", "model.")
+# numbers of NumPy that trainers put beside weights (best loss, random state): data alone, no code
+_KINDS: Final = ("f8", "f4", "f2", "i8", "i4", "u4", "u8", "b1")
+_NUMBERS: Final[list[Any]] = [
+    *(np.dtype, np.ndarray, np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0], codecs.encode),
+    *(type(np.dtype(kind)) for kind in _KINDS),
+]
+
+
+def load_into(model: torch.nn.Module, path: Path) -> None:
+    """Load weights as open_clip does, whatever a trainer has wrapped around their names."""
+    with torch.serialization.safe_globals(_NUMBERS):
+        whole = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        plain = plain_state(whole)
+        if plain is whole or plain is whole.get("state_dict"):
+            open_clip.load_checkpoint(model, str(path), weights_only=True)
+            return
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:  # open_clip converts foreign names of files alone
+        save_file({key: value.contiguous().clone() for key, value in plain.items()}, file.name)
+        open_clip.load_checkpoint(model, file.name, weights_only=True)
+
+
+def plain_state(whole: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a file as the model names them: out of their dict, without prefixes of compile, DDP or Lightning.
+
+    Raises:
+        CheckpointError: There are no tensors where any trainer that is known keeps them; names what there is.
+    """
+    for key in _STATES:
+        if isinstance(whole, dict) and isinstance(whole.get(key), dict) and _holds_tensors(whole[key]):
+            state = whole[key]
+            break
+    else:
+        if not isinstance(whole, dict) or not _holds_tensors(whole):
+            keys = list(whole)[:8] if isinstance(whole, dict) else type(whole).__name__
+            raise CheckpointError(f"no weights under any of {', '.join(_STATES)}; the file has {keys}")
+        state = whole
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state  # type: ignore[no-any-return]
+
+
+def _holds_tensors(state: dict[Any, Any]) -> bool:
+    return bool(state) and all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Refuse pickles that hold more than tensors, and TorchScript archives, before open_clip touches the file."""
+    if path.suffix in (".safetensors", ".npz"):
+        return
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()):
+                raise UnsafeCheckpoint(f"{path} is a TorchScript archive, which holds code; {_REMEDY}")
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error) or "Weights only" in str(error) or "Unsupported" in str(error):
+            first = str(error).strip().splitlines()[0][:200]
+            raise UnsafeCheckpoint(
+                f"{path} is a full pickle: unpickling it could run any code on this machine, so it was not opened "
+                f"({first}); {_REMEDY}"
+            ) from None
+        raise CheckpointError(f"cannot read {path}: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+_REMEDY: Final = (
+    "where you trust its source, convert it once: "
+    "safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, 'model.safetensors')"
+)

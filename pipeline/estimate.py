@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -17,12 +16,10 @@ from pipeline.config.catalogue import RunConfig
 from pipeline.config.profiles import PROFILES
 from pipeline.queries.terminal import printable
 from stages.pair import Pair, Shard
-from stages.read.delimited import opened, read_text
-from stages.read.shards import Dataset, open_dataset, read_shard
-from stages.read.webdataset import Run, read_rows, read_tar
-from stages.settings import ReadSettings
+from stages.read.heads import read_head, some_shards
+from stages.read.shards import Dataset, open_dataset
 
-_SHARDS, _ROWS, _TIMED_ROWS = 3, 128, 64  # heads that are read, rows of each, rows that are scored for the clock
+_ROWS, _TIMED_ROWS = 128, 64  # rows of each head that is read, rows that are scored for the clock
 # of signals that compare vectors, at width 512: `python -m benchmarks.speed.signals`, docs/evidence.md
 _CPU_S_PER_ROW: Final = {"standard": 0.00035, "thorough": 0.0005}
 _SIGNAL_BYTES: Final = 90
@@ -40,8 +37,7 @@ def of_data(data: Sequence[str], config: RunConfig) -> Estimate:
         PairsanError: The data or the weights cannot be found.
     """
     dataset = open_dataset(data)
-    step = max(1, len(dataset.shards) // _SHARDS)
-    heads = {shard: _head(dataset, shard, config.data) for shard in dataset.shards[::step][:_SHARDS]}
+    heads = {shard: read_head(dataset, shard, config.data, _ROWS) for shard in some_shards(dataset)}
     pairs = [pair for found, _, _ in heads.values() for pair in found]
     exact, rows = _num_rows(dataset, {shard: num for shard, (_, num, _) in heads.items()})
     reasons = Counter(str(pair.reason) for pair in pairs if pair.reason is not None)
@@ -66,27 +62,6 @@ def of_data(data: Sequence[str], config: RunConfig) -> Estimate:
         found["disk_bytes"] = round(rows * found.pop("bytes_per_row"))
         found["profiles"] = {name: _added(name, rows, found["model"]["dim"]) for name in ("quick", "standard", "thorough")}
     return {**found, "broken": dict(reasons), "broken_share": sum(reasons.values()) / max(1, len(pairs))}
-
-
-def _head(dataset: Dataset, shard: Shard, settings: ReadSettings) -> tuple[list[Pair], float, list[str]]:
-    """Return the first pairs of a shard, how many rows it has, and its columns, or what the members of a tar end in."""
-    fs = dataset.store.fs
-    if shard.format == "parquet":
-        with fs.open_input_file(shard.path) as file, pq.ParquetFile(file) as parquet:
-            num, names = parquet.metadata.num_rows, parquet.schema_arrow.names
-        return list(islice(read_shard(dataset.store, shard, settings), _ROWS)), num, names
-    with fs.open_input_file(shard.path) as file:
-        tar = shard.format == "tar"
-        if tar:
-            runs = islice(read_rows(file, settings), _ROWS)
-            names = sorted({ending for _, run in runs if isinstance(run, Run) for ending in run.members})
-        else:
-            names = opened(file, shard, settings)[2]
-    with fs.open_input_file(shard.path) as file:
-        reader = read_tar(file, shard, settings) if tar else read_text(dataset.store, file, shard, settings)
-        pairs = list(islice(reader, _ROWS))
-        share = min(1.0, file.tell() / max(1, shard.size_bytes)) if len(pairs) == _ROWS else 1.0
-    return pairs, len(pairs) / share, names
 
 
 def _num_rows(dataset: Dataset, known: dict[Shard, float]) -> tuple[bool, int]:

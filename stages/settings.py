@@ -111,6 +111,10 @@ class ModelSettings(Settings):
     pretrained: str | None = setting(
         None, "open_clip pretrained tag, fetched by open_clip", group=WEIGHTS, short="open_clip tag, to be fetched"
     )
+    allow_hub: bool = setting(
+        False,
+        "let a model config file name towers and tokenizers to be fetched from a hub; open_clip's own names may always",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto is fp32 on CPU and bf16 (else fp16) autocast on CUDA"
     )

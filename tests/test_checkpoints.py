@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -210,3 +211,35 @@ def test_a_file_without_weights_says_what_it_has(tiny: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"no weights under any of .*; the file has \['epoch', 'optimizer'\]") as found:
         load_model(resolve_weights(ModelSettings(checkpoint=str(tmp_path / "odd.pt"), model=tiny)))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"text_cfg": {"hf_model_name": "evil/model"}}, "text_cfg.hf_model_name = 'evil/model' would fetch"),
+        ({"text_cfg": {"hf_tokenizer_name": "evil/tokenizer"}}, "--allow-hub"),
+        ({"text_cfg": {"bpe_path": "/home/me/x.gz"}}, "bpe_path"),
+        ({"vision_cfg": {"timm_model_pretrained": True}}, "timm_model_pretrained"),
+        ({"text_cfg": {"vocab_size": 10**12}}, "vocab_size = 1000000000000, believed are 0 to"),
+        ({"vision_cfg": {"width": -4}}, "width = -4"),
+    ],
+)
+def test_an_architecture_file_fetches_runs_and_allocates_nothing(
+    tiny: str, tmp_path: Path, more: dict[str, dict[str, object]], told: str
+) -> None:
+    config = json.loads((Path(tiny) / "open_clip_config.json").read_text())
+    for table, values in more.items():
+        config["model_cfg"][table] |= values
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_model.safetensors").write_bytes((Path(tiny) / "open_clip_model.safetensors").read_bytes())
+    (tmp_path / "odd.json").write_text(json.dumps(config["model_cfg"]))
+    for settings in (
+        ModelSettings(checkpoint=str(folder)),
+        ModelSettings(model=str(folder)),
+        ModelSettings(model=str(tmp_path / "odd.json"), checkpoint=str(folder / "open_clip_model.safetensors")),
+    ):
+        with pytest.raises(UnsafeCheckpoint, match=re.escape(told)):
+            resolve_weights(settings)
+    resolve_weights(ModelSettings(checkpoint=str(folder), allow_hub=True))

@@ -20,7 +20,7 @@ Pairsan = Callable[..., Result]
 # every flag of a setting, by its table of the settings file
 FLAGS = {
     "data": "--image-column --caption-column --key-column --separator --image-root --allow-ambiguous --allow-outside",
-    "model": "--checkpoint --model --pretrained --precision --device",
+    "model": "--checkpoint --model --pretrained --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --signals-memory-mb",
     "signals.near": "--neighbours --reference-rows --agreement-rows --common-captions --near-copy-cosine",

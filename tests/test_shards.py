@@ -147,3 +147,18 @@ def test_what_pairsan_wrote_inside_the_data_is_no_data(tmp_path: Path) -> None:
     assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]
     (tmp_path / "run.json").write_bytes(b"{}")  # somebody's own
     assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]
+
+
+def test_links_between_folders_are_followed_once_and_dead_ones_are_named(tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "other"
+    data.mkdir()
+    other.mkdir()
+    for path in (data / "a.tar", other / "b.tar"):
+        path.write_bytes(bytes(1024))
+    (data / "self").symlink_to(data)
+    (data / "far").symlink_to(other)
+    (data / "further").symlink_to(other)
+    assert [s.name for s in open_dataset([str(data)]).shards] == ["a.tar", "far/b.tar"]
+    (data / "c.tar").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"1 shards of .* are links to nothing, e.g. \['.*/c.tar'\]"):
+        open_dataset([str(data)])

@@ -8,6 +8,7 @@ from pipeline.steps.plan import Round
 from pipeline.workers.executors import Executor, num_gpus
 from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
+from stages.read.heads import refuse_hopeless
 from stages.read.shards import Dataset
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def prepare(config: RunConfig, dataset: Dataset) -> "Scoring":
-    """Resolve the weights and load them once; inside `connected`. See `embed_stage.prepare_scoring`."""
+    """Look at the first rows, then resolve the weights and load them once; inside `connected`. See `prepare_scoring`.
+
+    Raises:
+        DataError: No row can be read as asked.
+    """
+    refuse_hopeless(dataset, config.data)
     from pipeline.steps.embed_stage import prepare_scoring  # torch: seconds that a mere split need not wait
 
     return prepare_scoring(config, dataset, num_gpus=num_gpus(config.executor))

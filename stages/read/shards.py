@@ -1,6 +1,7 @@
 """Find the shards of a dataset, fingerprint it, and read one shard."""
 
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -145,12 +146,35 @@ def _matches(store: Store) -> list[pafs.FileInfo]:
         if _format(info.path) is None:
             raise DataError(f"{store.uri} has no known ending; known: {', '.join(_SUFFIXES)}")
         return [info]
-    listed = list(store.files())
+    listed = _local_files(store) if store.is_local else list(store.files())
     ours = _own_folders([i.path for i in listed]) - {store.root}
     infos = [i for i in listed if _format(i.path) and not posixpath.basename(i.path).startswith((".", "_"))]
     infos = [i for i in infos if not any(i.path.startswith(f"{folder}/") for folder in ours)]
     tars = [i for i in infos if _format(i.path) == "tar"]
     return tars or [i for i in infos if _format(i.path) == "parquet"] or infos
+
+
+def _local_files(store: Store) -> list[pafs.FileInfo]:
+    """Return all files below a local folder; what lies behind links is there once, however many lead to it.
+
+    Raises:
+        DataError: A folder cannot be listed, or shards are links to nothing: their rows would be missing in silence.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}; its rows would be missing")
+
+    seen, paths = {os.path.realpath(store.root)}, []
+    for folder, inner, names in os.walk(store.root, followlinks=True, onerror=fail):
+        paths += [f"{folder}/{name}" for name in names]
+        new = {os.path.realpath(f"{folder}/{name}"): name for name in sorted(inner, reverse=True)}
+        inner[:] = [name for real, name in new.items() if real not in seen]
+        seen |= set(new)
+    infos = store.fs.get_file_info(paths)
+    lost = [info.path for info in infos if info.type == pafs.FileType.NotFound and _format(info.path)]
+    if lost:
+        raise DataError(f"{len(lost)} shards of {store.uri} are links to nothing, e.g. {lost[:3]}; remove or mend them")
+    return [info for info in infos if info.type == pafs.FileType.File]
 
 
 def _own_folders(paths: list[str]) -> set[str]:

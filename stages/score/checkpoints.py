@@ -1,6 +1,7 @@
 """Load CLIP weights through open_clip, never through a pickle, and say exactly which weights they are."""
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from manifests.errors import CheckpointError
 from manifests.store import open_store
-from stages.score.safe_load import load_into, refuse_unsafe
+from stages.score.safe_load import load_into, refuse_fetching, refuse_unsafe
 from stages.settings import ModelSettings
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
@@ -66,6 +67,8 @@ def resolve_weights(options: ModelSettings) -> Weights:
             raise CheckpointError(f"{model} has no {_CONFIG}; name the architecture with --model")
         checkpoint = checkpoint or str(weights_in(Path(model)))
         model = f"local-dir:{Path(model).absolute()}"
+    if model is not None and not options.allow_hub:
+        _check_config(model)
     if model is None:
         raise CheckpointError("which architecture? Give --model NAME, or a --checkpoint folder with open_clip_config.json")
     if checkpoint is None:
@@ -76,6 +79,21 @@ def resolve_weights(options: ModelSettings) -> Weights:
         raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
     return Weights(model, str(path), None, file_sha256(path), uri, _num_folds(path))
+
+
+def _check_config(model: str) -> None:
+    """Refuse an architecture that is a file and wants more than to be built.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        UnsafeCheckpoint: It would fetch something, or allocate absurdly much.
+    """
+    path = Path(model.removeprefix("local-dir:")) / _CONFIG if model.startswith("local-dir:") else Path(model)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            refuse_fetching(json.loads(path.read_bytes()), str(path))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is no model config: {error}") from None
 
 
 def _num_folds(path: Path) -> int:

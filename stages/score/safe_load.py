@@ -15,12 +15,46 @@ from manifests.errors import CheckpointError, UnsafeCheckpoint
 
 _STATES: Final = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
 _PREFIXES: Final = ("_orig_mod.", "module.", "model.")
+_FETCHED: Final = (
+    *("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "hf_tokenizer", "tokenizer_name", "bpe_path"),
+    *("timm_model_pretrained", "trust_remote_code", "text_model_name", "vision_model_name"),
+)
+_MOST: Final = {"width": 1 << 15, "layers": 1 << 10, "heads": 1 << 10, "vocab_size": 1 << 22, "context_length": 1 << 16} | {
+    "image_size": 1 << 13,
+    "embed_dim": 1 << 16,
+    "patch_size": 1 << 10,
+    "mlp_ratio": 64,
+}
 # numbers of NumPy that trainers put beside weights (best loss, random state): data alone, no code
 _KINDS: Final = ("f8", "f4", "f2", "i8", "i4", "u4", "u8", "b1")
 _NUMBERS: Final[list[Any]] = [
     *(np.dtype, np.ndarray, np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0], codecs.encode),
     *(type(np.dtype(kind)) for kind in _KINDS),
 ]
+
+
+def refuse_fetching(config: Any, where: str, table: str = "") -> None:
+    """Refuse an architecture file that would make libraries fetch or run something, or allocate absurdly much.
+
+    Args:
+        config: The parsed file, or a part of it.
+        where: Path of the file.
+        table: Where in it the part stands.
+
+    Raises:
+        UnsafeCheckpoint: Names the key.
+    """
+    for key, value in config.items() if isinstance(config, dict) else ():
+        name = f"{table}.{key}" if table else str(key)
+        if isinstance(value, dict):
+            refuse_fetching(value, where, name)
+        elif key in _FETCHED and value:
+            raise UnsafeCheckpoint(
+                f"{where}: {name} = {value!r} would fetch or run what the file names; with --allow-hub, if you trust it"
+            )
+        most = next((limit for word, limit in _MOST.items() if key.endswith(word)), None)
+        if most is not None and isinstance(value, (int, float)) and not 0 <= value <= most:
+            raise UnsafeCheckpoint(f"{where}: {name} = {value!r}, believed are 0 to {most:,}")
 
 
 def load_into(model: torch.nn.Module, path: Path) -> None:

@@ -1,0 +1,48 @@
+import io
+from pathlib import Path
+
+import pytest
+from conftest import make_tar
+from PIL import Image
+
+from manifests.errors import DataError
+from stages.read.heads import refuse_hopeless
+from stages.read.shards import open_dataset
+from stages.settings import ReadSettings
+
+
+def refusal(folder: Path, **options: object) -> str:
+    with pytest.raises(DataError) as found:
+        refuse_hopeless(open_dataset([str(folder)]), ReadSettings(**options))
+    return str(found.value)
+
+
+def test_data_of_which_no_row_can_be_read_as_asked_are_refused_with_what_there_is(tmp_path: Path, png: bytes) -> None:
+    def write(ending: str, caption: str) -> None:
+        (tmp_path / "a.tar").write_bytes(
+            make_tar([(f"{i}.{end}", body) for i in range(10) for end, body in ((ending, png), (caption, b"a dog"))])
+        )
+
+    write("pic", "txt")
+    told = refusal(tmp_path)
+    assert "none of the first 10 rows can be scored, 10 of them for image_missing" in told
+    assert "a.tar has pic, txt" in told
+    assert "--image-column" in told
+    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings(image_column="pic"))
+    write("png", "cap")
+    assert "--caption-column" in refusal(tmp_path)
+    (tmp_path / "a.tar").write_bytes(make_tar([(f"Track 2.{i} (x).{end}", png) for i in range(9) for end in ("png", "txt")]))
+    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())  # captions are odd, but a row reads
+
+
+def test_paths_that_all_lead_nowhere_are_refused_and_a_few_rows_are_not(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    lines = [f"images/{i}.png\ta dog" for i in range(20)]
+    (tmp_path / "a.tsv").write_text("\n".join(["filepath\ttitle", *lines]))
+    assert "--image-root" in refusal(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "7.png").write_bytes(buffer.getvalue())
+    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())
+    (tmp_path / "a.tsv").write_text("\n".join(["filepath\ttitle", *lines[8:12]]))
+    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())  # four rows say little

@@ -36,7 +36,8 @@ PATH_COLUMNS: Final = ("filepath", "path", "file", "image_path", "file_name", "f
 CAPTION_COLUMNS: Final = ("caption", "text", "title", "txt")
 KEY_COLUMNS: Final = ("key", "__key__", "id")
 _BATCH_ROWS: Final = 256
-_BUFFER_BYTES: Final = 1 << 20
+_BATCH_BYTES: Final = 64 << 20  # of all columns, unpacked
+_BUFFER_BYTES: Final = 8 << 20  # of a column chunk at a time; one may have gigabytes
 
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{200,}={0,2}")
 _DATA_URL: Final = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -162,8 +163,11 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             start, num_rows = index, facts.num_rows
+            fitting = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, facts.total_byte_size)))
             try:
-                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=reader.columns):
+                for batch in parquet.iter_batches(
+                    max(1, min(_BATCH_ROWS, fitting)), row_groups=[group], columns=reader.columns
+                ):
                     for row in cells(batch):
                         yield reader.pair(index, row)
                         index += 1

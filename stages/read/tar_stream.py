@@ -14,6 +14,7 @@ from typing import IO, Any, Final, cast
 from stages.read.streams import BROKEN_GZIP, TarBytes, TooLong
 
 BLOCK: Final = tarfile.BLOCKSIZE
+_MOST_REWOUND: Final = 16 << 20
 _SIZE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _RECORDS: Final = [BLOCK << power for power in range(6, 13)]  # as `tar --blocking-factor` may make them, beside 10 kB
 # what tarfile raises on bytes that are no header; RecursionError: long names of long names of ...
@@ -93,6 +94,7 @@ class _Archive:
     begun: int = 0  # where the last of several concatenated ones begins
     num_headers: int = 0
     has_ended: bool = False
+    rewound: int = 0  # bytes that were read again, looking for headers behind damage
 
 
 def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
@@ -117,7 +119,12 @@ def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
         reader.mark()
         info = tarfile.TarInfo.fromtarfile(cast(Any, archive))
     except _NO_HEADER as error:
+        if isinstance(error, RecursionError) or archive.rewound > _MOST_REWOUND:
+            reader.forget_mark()  # an archive made to be read over and over
+            return _gap(archive, start, error, skip=False)
+        reached = reader.offset
         reader.back_to_mark()
+        archive.rewound += reached - reader.offset
         return _gap(archive, start, error)
     reader.forget_mark()
     stated = info.pax_headers.get("size", "0")

@@ -27,6 +27,7 @@ from stages.settings import ReadSettings
 IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ico", "img")
 _NAME: Final = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)$")
 _META: Final = re.compile(r"__[^/]*__(/|$)")
+_MOST_MEMBERS: Final = 1_000  # of one row, whose bytes are kept
 _OF_THE_LIBRARY: Final = ("__key__", "__url__", "__bad__")  # as an extension, these change what it makes of a row
 
 
@@ -77,7 +78,7 @@ def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[tuple[int, R
         options: Limits; what is an image, and what a caption.
     """
     index, torn = 0, None
-    for found in _runs(read_members(stream, options.max_image_bytes)):
+    for found in _runs(read_members(stream, options.max_image_bytes), 2 * options.max_image_bytes):
         if isinstance(found, Run):
             torn = found.broken if found.broken and _is_torn(found, options) else None
         elif found is torn:
@@ -86,11 +87,11 @@ def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[tuple[int, R
         index += 1
 
 
-def _runs(members: Iterator[Member | Gap]) -> Iterator[Run | Gap]:
-    """Join adjacent members of one key."""
+def _runs(members: Iterator[Member | Gap], most_bytes: int) -> Iterator[Run | Gap]:
+    """Join adjacent members of one key; of one row at most so many bytes and members are held."""
     current: Run | None = None
     seen: set[str] = set()
-    ambiguous = False
+    ambiguous, held = False, 0
     for member in members:
         if isinstance(member, Gap) and member.member is not None and (match := _NAME.match(member.member)):
             if current is None or current.key != match[1]:
@@ -120,11 +121,13 @@ def _runs(members: Iterator[Member | Gap]) -> Iterator[Run | Gap]:
                 # a name twice: what comes is this row's to some readers, to others a new one
                 current.ambiguous = ambiguous = ambiguous or current.key == key
                 yield current
-            current = Run(key, key in seen, ambiguous)
+            current, held = Run(key, key in seen, ambiguous), 0
             seen.add(key)
         if extension in _OF_THE_LIBRARY:
             current.ambiguous = ambiguous = True
-        current.members[extension] = member
+        held += len(member.data or b"")
+        whole = held <= most_bytes and len(current.members) < _MOST_MEMBERS
+        current.members[extension] = member if whole else replace(member, data=None)
     if current is not None:
         yield current
 

@@ -1,6 +1,8 @@
 import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_tar
 from PIL import Image
@@ -46,3 +48,10 @@ def test_paths_that_all_lead_nowhere_are_refused_and_a_few_rows_are_not(tmp_path
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())
     (tmp_path / "a.tsv").write_text("\n".join(["filepath\ttitle", *lines[8:12]]))
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())  # four rows say little
+
+
+def test_a_shard_without_the_columns_ends_nothing_before_the_others_are_scored(tmp_path: Path, png: bytes) -> None:
+    pq.write_table(pa.table({"wrong": [1]}), tmp_path / "b.parquet")
+    assert "b.parquet has none of the usual image columns" in refusal(tmp_path)
+    pq.write_table(pa.table({"jpg": [png], "caption": ["a dog"]}), tmp_path / "a.parquet")
+    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())

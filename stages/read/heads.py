@@ -69,10 +69,13 @@ def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> 
         DataError: Says what is wrong with all of them, what columns or endings there are, and which setting may help.
     """
     reasons: Counter[Reason] = Counter()
-    first, seen, num_rows = dict[Reason, str](), dict[str, list[str]](), 0
+    first, seen, num_rows, wrong = dict[Reason, str](), dict[str, list[str]](), 0, list[DataError]()
     for shard in some_shards(dataset):
         try:
             pairs, _, names = read_head(dataset, shard, settings, num)
+        except DataError as error:  # columns that are not there: this shard's own fault, unless all lack them
+            wrong.append(error)
+            continue
         except (OSError, ValueError):  # damage; what it costs is said where it is counted
             return
         num_rows, seen[shard.name] = num_rows + len(pairs), names
@@ -80,6 +83,8 @@ def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> 
             if pair.reason in _HINTS:
                 reasons[pair.reason] += 1
                 first.setdefault(pair.reason, f"{shard.name} [{pair.index}] {pair.key!r}: {pair.detail or 'nothing there'}")
+    if wrong and not seen:
+        raise wrong[0]
     worst, count = reasons.most_common(1)[0] if reasons else (None, 0)
     good = num_rows - sum(reasons.values())
     if worst is None or good or num_rows < _FEWEST:

@@ -1,3 +1,5 @@
+import contextlib
+import gzip
 import io
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from conftest import make_tar
 from PIL import Image
 
 from manifests.errors import DataError
-from stages.read.heads import refuse_hopeless
+from manifests.schema import Reason
+from stages.read.heads import read_head, refuse_hopeless
 from stages.read.shards import open_dataset
 from stages.settings import ReadSettings
 
@@ -55,3 +58,15 @@ def test_a_shard_without_the_columns_ends_nothing_before_the_others_are_scored(t
     assert "b.parquet has none of the usual image columns" in refusal(tmp_path)
     pq.write_table(pa.table({"jpg": [png], "caption": ["a dog"]}), tmp_path / "a.parquet")
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())
+
+
+@pytest.mark.parametrize("place", [12, 40, -4])
+def test_damage_in_a_packed_table_is_no_traceback_here(tmp_path: Path, place: int) -> None:
+    whole = bytearray(gzip.compress(b"filepath\ttitle\n" + b"".join(f"{i}.png\ta dog {i}\n".encode() for i in range(50))))
+    whole[place] ^= 0xEE
+    (tmp_path / "a.tsv.gz").write_bytes(bytes(whole))
+    dataset = open_dataset([str(tmp_path)])
+    pairs, _, _ = read_head(dataset, dataset.shards[0], ReadSettings(), 128)
+    assert pairs[-1].reason is Reason.SHARD_UNREADABLE
+    with contextlib.suppress(DataError):
+        refuse_hopeless(dataset, ReadSettings())

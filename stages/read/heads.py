@@ -1,6 +1,7 @@
 """The first rows of a few shards: what is in them, before anything large is loaded."""
 
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -11,6 +12,7 @@ from manifests.schema import Reason
 from stages.pair import Pair, Shard
 from stages.read.delimited import opened, read_text
 from stages.read.shards import Dataset, read_shard
+from stages.read.streams import BROKEN_GZIP
 from stages.read.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
@@ -54,7 +56,9 @@ def read_head(dataset: Dataset, shard: Shard, settings: ReadSettings, num: int) 
             runs = islice(read_rows(file, settings), num)
             names = sorted({ending for _, run in runs if isinstance(run, Run) for ending in run.members})
         else:
-            names = opened(file, shard, settings)[2]
+            names = []
+            with suppress(*BROKEN_GZIP):  # damage right at its head; the rows below say so
+                names = opened(file, shard, settings)[2]
     with fs.open_input_file(shard.path) as file:
         reader = read_tar(file, shard, settings) if tar else read_text(dataset.store, file, shard, settings)
         pairs = list(islice(reader, num))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_tar
 
+pytestmark = pytest.mark.whole  # a process each
 BLOCK = tarfile.BLOCKSIZE
 READ = """
 import json, resource, sys, time

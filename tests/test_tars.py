@@ -182,6 +182,10 @@ def test_a_size_that_is_none_costs_its_own_row(png: bytes, size: bytes | None) -
     pairs = pairs_of(first + bytes(-len(first) % BLOCK) + bytes(head) + png + bytes(-len(png) % BLOCK) + last)
     assert [(p.key, p.reason) for p in pairs[:3]] == [("1", None), ("2", Reason.IMAGE_MISSING), ("3", None)]
     assert "a size of" in (pairs[1].detail or "")
+    # where no header follows, more than one row may be lost: the bytes are told
+    lost = bytes(head) + b"x" * 4000 * BLOCK
+    assert pairs_of(first + bytes(-len(first) % BLOCK) + lost)[-1].reason is Reason.TAR_TRUNCATED
+    assert (pairs_of(first + bytes(-len(first) % BLOCK) + lost)[-1].place or (0, 0))[1] >= 4000 * BLOCK
 
 
 def test_a_header_that_is_too_long_leaves_no_row_after_it_certain(png: bytes) -> None:

@@ -397,5 +397,4 @@ def test_a_pass_goes_on_with_the_round_that_it_began_on(tmp_path: Path, few: Pat
 
 
 def reached(run: Path, wanted: tuple[int, int]) -> bool:
-    found = position(open_store(run))
-    return (found["pass"], found["batches"]) >= wanted
+    return tuple(position(open_store(run))[key] for key in ("pass", "batches")) >= wanted

@@ -132,7 +132,8 @@ def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
         found = _gap(
             archive, start, tarfile.HeaderError(f"a size of {info.size if stated == '0' else stated[:40]!r}"), skip=False
         )
-        return replace(found, num_bytes=0, member=info.name)
+        # nothing but its own data lies before the next header; where none follows, nobody knows what was there
+        return found if found.at_end else replace(found, num_bytes=0, member=info.name)
     if archive.has_ended:
         archive.begun = start
     archive.num_headers, archive.has_ended = archive.num_headers + 1, False

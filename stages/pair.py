@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from manifests.schema import Reason
 
-ShardFormat = Literal["tar", "parquet", "text"]
+ShardFormat = Literal["tar", "parquet", "text", "folder"]
 TRUNCATED_KEY: Final = "__truncated__"
 UNREADABLE_KEY: Final = "__unreadable__"
 _UID: Final = re.compile(r"[0-9a-fA-F]{32}")
@@ -15,7 +15,7 @@ _UID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One input file.
+    """One input file, or one folder of image files.
 
     Attributes:
         name: Path relative to the dataset root; names the parts made of it.

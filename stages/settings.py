@@ -75,6 +75,11 @@ class ReadSettings(Settings):
         group=DATA,
         short="the same, or `json:FIELD`",
     )
+    caption: Literal["first", "random", "join", "all"] = setting(
+        "first",
+        "of several captions of one image: the first, one by the row's uid, all of them joined by blanks, or all as rows of "
+        "their own, which other readers of the data do not count",
+    )
     key_column: str | None = setting(None, "table column that names a row; found by name, else the row number")
     separator: str | None = setting(
         None, "field separator of text tables; tab for .tsv, comma for .csv if unset", min_length=1, max_length=1
@@ -110,6 +115,11 @@ class ModelSettings(Settings):
     )
     pretrained: str | None = setting(
         None, "open_clip pretrained tag, fetched by open_clip", group=WEIGHTS, short="open_clip tag, to be fetched"
+    )
+    tokenizer: str | None = setting(
+        None,
+        "folder with tokenizer.json (and the text model's config.json, where there is one) of an architecture that reads "
+        "captions by Hugging Face's means, as SigLIP does; the checkpoint's own folder if unset",
     )
     allow_hub: bool = setting(
         False,

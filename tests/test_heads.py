@@ -34,7 +34,7 @@ def test_data_of_which_no_row_can_be_read_as_asked_are_refused_with_what_there_i
     assert "a.tar has pic, txt" in told
     assert "--image-column" in told
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings(image_column="pic"))
-    write("png", "cap")
+    write("png", "label")
     assert "--caption-column" in refusal(tmp_path)
     (tmp_path / "a.tar").write_bytes(make_tar([(f"Track 2.{i} (x).{end}", png) for i in range(9) for end in ("png", "txt")]))
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())  # captions are odd, but a row reads

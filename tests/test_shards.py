@@ -7,6 +7,7 @@ from conftest import EMOJI, make_tar
 
 from manifests.errors import DataError
 from manifests.parts import write_bytes
+from manifests.schema import Reason
 from manifests.store import open_store
 from stages.read.shards import expand_braces, open_dataset, read_shard
 from stages.settings import ReadSettings
@@ -147,6 +148,41 @@ def test_what_pairsan_wrote_inside_the_data_is_no_data(tmp_path: Path) -> None:
     assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]
     (tmp_path / "run.json").write_bytes(b"{}")  # somebody's own
     assert [s.name for s in open_dataset([str(tmp_path)]).shards] == ["0.parquet"]
+
+
+def test_a_folder_of_images_with_text_files_beside_them(tmp_path: Path, png: bytes) -> None:
+    for name, data in {
+        "b.png": png,
+        "b.txt": b"a dog",
+        "a.v2.JPG": png,
+        "a.v2.TXT": b"a cat",
+        "b.jpg": png,  # a second b
+        "alone.png": png,
+        "more/c.webp": png,
+        "more/c.caption": b"a bird",
+        "more/notes.md": b"no image",
+        "texts/d.txt": b"no image either",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link.png").symlink_to("/etc/hostname")
+    (tmp_path / "link.txt").write_text("elsewhere")
+    dataset = open_dataset([str(tmp_path)])
+    assert [(shard.name, shard.format) for shard in dataset.shards] == [("__folder__", "folder"), ("more", "folder")]
+    rows = [pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, ReadSettings())]
+    assert [(p.index, p.key, p.caption, p.reason) for p in rows] == [
+        (0, "a.v2", "a cat", None),
+        (1, "alone", None, Reason.CAPTION_MISSING),
+        (2, "b", "a dog", None),
+        (3, "b", None, Reason.DUPLICATE_KEY),
+        (4, "link", "elsewhere", Reason.OUTSIDE_ROOT),
+        (0, "c", "a bird", None),
+    ]
+    assert rows[0].image == png
+    assert len({p.uid for p in rows}) == 6
+    (tmp_path / "more" / "e.png").write_bytes(png)
+    assert open_dataset([str(tmp_path)]).fingerprint != dataset.fingerprint
+    assert [s.name for s in open_dataset([str(tmp_path / "more")]).shards] == ["__folder__"]
 
 
 def test_links_between_folders_are_followed_once_and_dead_ones_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import base64
 import csv
 import gzip
 import io
+import json
 import tempfile
 from pathlib import Path
 
@@ -237,8 +238,66 @@ def test_images_inside_cells(tmp_path: Path, png: bytes) -> None:
         pq.write_table(pa.table({"image": column, "text": [["one", "two"]]}), tmp_path / f"{name}.parquet")
         (pair,) = pairs_of(tmp_path / f"{name}.parquet")
         assert (pair.image, pair.caption) == (png, "one")
-        assert "first of 2 captions" in (pair.detail or "")
+        assert "caption 1 of 2" in (pair.detail or "")
         assert ("first of 2 images" in (pair.detail or "")) == (name == "structs")
+
+
+@pytest.mark.parametrize("packer", ["", ".gz", ".zst"])
+def test_json_lines_one_object_a_row(tmp_path: Path, png: bytes, packer: str) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    coded = base64.b64encode(png + bytes(300)).decode()
+    rows = [
+        {"file_name": "1.png", "text": "a dog"},
+        {"file_name": "1.png", "text": ["a cat", "another cat"], "more": 1},
+        "[1, 2]",
+        '{"file_name": "1.png", "text": "cut he',
+        {"file_name": coded, "text": "inside"},
+        {"text": "no image"},
+        {"file_name": "../1.png", "text": "outside"},
+    ]
+    body = "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows).encode()
+    packed = {"": bytes, ".gz": gzip.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}[packer](body)
+    (tmp_path / f"metadata.jsonl{packer}").write_bytes(packed)
+    bad, outside = Reason.ROW_MALFORMED, Reason.OUTSIDE_ROOT
+    assert [(p.caption, p.reason) for p in pairs_of(tmp_path / f"metadata.jsonl{packer}")] == [
+        ("a dog", None),
+        ("a cat", None),
+        (None, bad),
+        (None, bad),
+        ("inside", None),
+        ("no image", Reason.IMAGE_MISSING),
+        ("outside", outside),
+    ]
+
+
+def test_a_row_has_several_captions(tmp_path: Path, png: bytes) -> None:
+    texts = [["a dog", "b dog", "c dog"], ["a cat", "b cat"], ["one"], [], None]
+    columns = {"key": list("vwxyz"), "jpg": [png, png, png, png, None], "caption": texts}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+    told = [{"key": key, "image": base64.b64encode(png + bytes(300)).decode()} for key in "vwxy"]
+    lines = [json.dumps({**row, "caption": text}) for row, text in zip(told, texts, strict=False)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for name in ("a.parquet", "a.jsonl"):
+        path, missing = tmp_path / name, [None] * (2 if name == "a.parquet" else 1)
+        assert [p.caption for p in pairs_of(path)] == ["a dog", "a cat", "one", *missing]
+        assert [p.caption for p in pairs_of(path, caption="join")] == ["a dog b dog c dog", "a cat b cat", "one", *missing]
+        drawn = [p.caption for p in pairs_of(path, caption="random")]
+        assert drawn[0] in texts[0]
+        assert drawn[1] in texts[1]
+        assert drawn[2:] == ["one", *missing]
+        rows = pairs_of(path, caption="all")
+        assert [p.caption for p in rows] == ["a dog", "b dog", "c dog", "a cat", "b cat", "one", *missing]
+        assert [p.index for p in rows] == list(range(len(rows)))
+        assert [p.key for p in rows][:5] == ["v", "v#1", "v#2", "w", "w#1"]
+        assert len({p.uid for p in rows}) == len(rows)
+        assert [p.uid for p in rows if "#" not in p.key] == [p.uid for p in pairs_of(path)]
+        assert all(p.image is not None and p.image.startswith(png) for p in rows[:6])
+
+
+def test_a_list_as_text_is_a_list(tmp_path: Path, png: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(png)
+    (tmp_path / "a.tsv").write_text('filepath\ttitle\n1.png\t["a dog", "b dog"]\n1.png\t["a dog]"]"]\n')
+    assert [p.caption for p in pairs_of(tmp_path / "a.tsv", caption="join")] == ["a dog b dog", '["a dog]"]"]']
 
 
 def test_one_bad_cell_costs_one_row(tmp_path: Path, png: bytes) -> None:

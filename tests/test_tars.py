@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from conftest import make_tar
 from hypothesis import given, settings
@@ -114,6 +115,27 @@ def test_captions_can_come_from_json_or_another_member(png: bytes) -> None:
     assert pairs_of(data)[0].caption == "from json"
     assert pairs_of(data, caption_column="alt")[0].caption == "from alt"
     assert pairs_of(data, caption_column="json:title")[0].caption == "a title"
+
+
+def test_captions_as_a_list_in_json_or_under_other_endings(png: bytes) -> None:
+    lists = make_tar([("a.png", png), ("a.json", b'{"caption": ["a dog", "b dog"]}'), ("b.png", png), ("b.cap", b"a cat")])
+    assert [p.caption for p in pairs_of(lists)] == ["a dog", "a cat"]
+    rows = pairs_of(lists, caption="all")
+    assert [(p.index, p.key, p.caption) for p in rows] == [(0, "a", "a dog"), (1, "a#1", "b dog"), (2, "b", "a cat")]
+    assert all(p.image == png for p in rows)
+
+
+def test_zstandard_is_recognised_by_its_bytes_and_may_break_off_too(emoji_members: list[tuple[str, bytes]]) -> None:
+    whole = make_tar(emoji_members[:60])
+    plain = [(p.key, p.caption, p.image) for p in pairs_of(whole)]
+    packed = pa.compress(whole, "zstd", asbytes=True)
+    frames = pa.compress(whole[:20480], "zstd", asbytes=True) + pa.compress(whole[20480:], "zstd", asbytes=True)
+    for data in (packed, frames):
+        assert [(p.key, p.caption, p.image) for p in pairs_of(data)] == plain
+    cut = pairs_of(frames[:-500])
+    assert len(cut) > 1
+    assert cut[-1].reason is Reason.TAR_TRUNCATED
+    assert [p.caption for p in cut[:-1]] == [caption for _, caption, _ in plain[: len(cut) - 1]]
 
 
 def test_a_cut_archive_keeps_the_rows_before_the_cut(png: bytes) -> None:
@@ -290,7 +312,7 @@ def test_rows_are_those_of_webdataset_and_open_clip_or_ambiguous() -> None:
     for seed in range(2000):
         data = random_tar(random.Random(seed))
         theirs = [rows_of_the_library(data, group) for group in (group_by_keys, group_by_keys_nothrow)]
-        ours = [found for _, found in read_rows(io.BytesIO(data), ReadSettings())]
+        ours = list(read_rows(io.BytesIO(data), ReadSettings()))
         assert all(isinstance(run, Run) for run in ours)
         certain = [(run.key, {end: m.data for end, m in run.members.items()}) for run in ours if not run.ambiguous]
         for rows in theirs:

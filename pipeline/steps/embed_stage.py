@@ -16,6 +16,7 @@ from stages.score.checkpoints import Weights, load_model, resolve_weights, weigh
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
 from stages.score.encoders import preprocess_config
+from stages.score.tokenizers import tokenizer_sha256
 from stages.settings import ModelSettings
 
 
@@ -86,6 +87,7 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
             "file_sha256": weights.file_sha256,
             "state_sha256": weights_sha256(weights, model),
             "folds": weights.folds,
+            **({"tokenizer_sha256": tokenizer_sha256(weights.tokenizer)} if weights.tokenizer else {}),
             "preprocess": preprocess_config(model),
             "device": device,
             "precision": precision,

@@ -140,7 +140,7 @@ def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConf
 def _reachable(config: RunConfig) -> RunConfig:
     """Return the settings with local paths made absolute, so that a later command may start in another folder."""
     named = {
-        "model": {"checkpoint": config.model.checkpoint, "model": config.model.model},
+        "model": {"checkpoint": config.model.checkpoint, "model": config.model.model, "tokenizer": config.model.tokenizer},
         "signals": {name: getattr(config.signals, name) for name in ("reference_encoder", "reference_checkpoint")},
     }
     update: dict[str, Any] = {

@@ -55,7 +55,7 @@ class Originals:
             KeyError: The dataset has no such shard.
         """
         shard, wanted = self._shards[shard_name], sorted(set(rows))
-        if shard.format == "parquet":
+        if shard.format == "parquet" and self._options.caption != "all":  # else one row of it may be several here
             return self._from_parquet(shard, wanted)
         places = self._places_of(shard)
         if places is not None:
@@ -99,7 +99,7 @@ class Originals:
                 inside = [row for row in wanted if first <= row < first + num]
                 if inside:
                     rows = parquet.read_row_group(group, columns=reader.columns).take([row - first for row in inside])
-                    pairs: list[Pair] = [reader.pair(i, row) for i, row in zip(inside, cells(rows), strict=True)]
+                    pairs: list[Pair] = [p for i, row in zip(inside, cells(rows), strict=True) for p in reader.pairs(i, row)]
                     found |= {pair.index: pair.image for pair in pairs if pair.image is not None}
                 first += num
         return found

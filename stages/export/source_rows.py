@@ -11,7 +11,7 @@ from manifests.errors import DataError
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.shards import read_shard
-from stages.read.webdataset import Run, image_member, read_rows
+from stages.read.webdataset import Run, image_member, read_pairs
 from stages.settings import ReadSettings
 
 _MAGIC: Final = (
@@ -74,13 +74,15 @@ def original_rows(
 
 def _from_tar(store: Store, shard: Shard, options: ReadSettings, wanted: set[int]) -> Iterator[OriginalRow]:
     with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream:
-        for index, run in read_rows(stream, options):
-            if index in wanted and isinstance(run, Run):
-                members = {end: member.data for end, member in run.members.items() if member.data is not None}
-                image = image_member(run.members, options)
-                shown = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                caption = members.get("txt", b"").decode("utf-8", "replace")
-                yield OriginalRow(index, run.key, shown, image.data if image else None, caption, members)
+        for run, pairs in read_pairs(stream, shard, options):
+            for number, pair in enumerate(pairs):
+                if pair.index in wanted and isinstance(run, Run):
+                    members = {end: member.data for end, member in run.members.items() if member.data is not None}
+                    if pair.caption and ("txt" not in members or options.caption != "first"):
+                        members["txt"] = pair.caption.encode()  # else trainers would find no caption, or another
+                    image = image_member(run.members, options)
+                    key = f"{run.key}#{number}" if number else run.key
+                    yield OriginalRow(pair.index, key, pair.key, image.data if image else None, pair.caption or "", members)
 
 
 def _others(store: Store, shard: Shard, options: ReadSettings, wanted: set[int]) -> Iterator[OriginalRow]:

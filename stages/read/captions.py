@@ -7,10 +7,16 @@
 4. Runs of white space become one space; the ends are stripped. Nothing left: quarantined (`caption_empty`).
 """
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from manifests.schema import Reason
+from stages.pair import Pair, Shard, make_uid
+from stages.settings import ReadSettings
 
 MAX_REPLACED_SHARE = 0.1
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -55,6 +61,47 @@ def clean_caption(raw: bytes | str | None, max_caption_bytes: int) -> Caption:
     text = _flatten(text)
     detail = "; ".join(notes) or None
     return Caption(text, None, detail) if text else Caption(text, Reason.CAPTION_EMPTY, detail)
+
+
+def captioned(pair: Pair, raw: object, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
+    """Yield a row with its caption; where it has several, with one of them, with all in one, or a row for each.
+
+    Args:
+        pair: The row without a caption.
+        raw: What the data have of captions: text, bytes, or a list of them, which may be written as JSON; anything else
+            counts as none.
+        shard: Where it lies; names the uids of further rows.
+        options: Which of several.
+    """
+    texts = [text for text in _listed(raw) if isinstance(text, (str, bytes))]
+    for number, (text, note) in enumerate(_chosen(texts, pair.uid, options.caption)):
+        caption = clean_caption(text, options.max_caption_bytes)
+        detail = "; ".join(what for what in (caption.detail, note, pair.detail) if what) or None
+        found = replace(pair, caption=caption.text, reason=caption.reason, detail=detail)
+        if number:
+            uid = make_uid(shard.name, f"{pair.uid.hex()}\0caption {number}")
+            found = replace(found, index=pair.index + number, key=f"{pair.key}#{number}", uid=uid)
+        yield found
+
+
+def _listed(raw: object) -> list[Any]:
+    """Return the captions of a cell."""
+    if isinstance(raw, str) and raw.startswith('["') and raw.endswith('"]'):
+        with suppress(ValueError, RecursionError):
+            return list(json.loads(raw))
+    return raw if isinstance(raw, list) else [raw]
+
+
+def _chosen(texts: list[str | bytes], uid: bytes, how: str) -> list[tuple[str | bytes | None, str | None]]:
+    """Return the captions of the rows that are made of one, each with a note."""
+    num = len(texts)
+    if num < 2:
+        return [(texts[0] if texts else None, None)]
+    if how == "join":
+        whole = b" ".join(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in texts)
+        return [(whole, f"{num} captions joined")]
+    picked = range(num) if how == "all" else [int.from_bytes(uid[:8]) % num if how == "random" else 0]
+    return [(texts[i], f"caption {i + 1} of {num}") for i in picked]
 
 
 def _encoded(text: str, notes: list[str]) -> bytes:

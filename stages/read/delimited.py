@@ -1,4 +1,4 @@
-"""Read rows of TSV and CSV files: any line ends, several gzip members, UTF-8 or UTF-16, and quotes that never swallow lines.
+"""Read rows of TSV, CSV and JSON Lines: any line ends, packed or not, UTF-8 or UTF-16, and quotes that never swallow lines.
 
 A quoted field may hold separators, and line breaks where the record that comes of it has the header's number of fields, ends
 within 100 lines, and (in TSV) none of its lines is a row by itself. Else a quote is a character like any other, and the line
@@ -6,62 +6,101 @@ stands alone. Separators are tabs in .tsv, else whichever of `, ; | tab` the hea
 """
 
 import csv
-import gzip
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, Final
 
 from manifests.store import Store
 from stages.pair import Pair, Shard
-from stages.read.streams import BROKEN_GZIP, Prefixed
+from stages.read.streams import BROKEN, Prefixed, unpacked
 from stages.read.tables import TableReader, unreadable
 from stages.settings import ReadSettings
 
 _MOST_LINES: Final = 100
+_JSON: Final = (".jsonl", ".ndjson")
 _SEPARATORS: Final = (",", ";", "|", "\t")
 csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it must not end the shard
 
 
 def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
-    """Yield one pair for every row of a TSV or CSV file with a header line, and a last one for what cannot be unpacked."""
+    """Yield one pair for every row of a TSV, CSV or JSON Lines file, and a last one for what cannot be unpacked."""
     index, raw = 0, Prefixed(b"", stream)
     try:
-        lines, separator, header = opened(raw, shard, options)
-        if header == [""]:
-            yield unreadable(shard, 0, "no header line", shard.size_bytes)
+        table = opened(raw, shard, options)
+        if not table.names or table.names == [""]:
+            what = "no line is a JSON object" if table.separator is None else "no header line"
+            yield unreadable(shard, 0, what, shard.size_bytes)
             return
-        reader = TableReader(store, shard, header, options)
-        for fields in records(lines, separator, len(header)):
-            if len(fields) != len(header):
-                yield reader.malformed(index, len(fields), len(header))
-            else:
-                yield reader.pair(index, dict(zip(header, fields, strict=True)))
-            index += 1
-    except (*BROKEN_GZIP, UnicodeError) as error:
+        reader = TableReader(store, shard, table.names, options)
+        for row in table.rows():
+            pairs = [reader.malformed(index, row)] if isinstance(row, str) else reader.pairs(index, row)
+            yield from pairs
+            index += len(pairs)
+    except (*BROKEN, UnicodeError) as error:
         # how much is behind it nobody can say; it is something
         yield unreadable(shard, index, f"{type(error).__name__}: {error}", max(1, shard.size_bytes - raw.num_read))
 
 
 def _text(stream: Any) -> io.TextIOWrapper:
-    head = stream.read(2)
+    head = stream.read(4)
     raw: Any = io.BufferedReader(Prefixed(head, stream))
-    data = gzip.GzipFile(fileobj=raw) if head == b"\x1f\x8b" else raw
+    data = unpacked(head, raw) or raw
     wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
     return io.TextIOWrapper(data, "utf-16" if wide else "utf-8-sig", errors="strict" if wide else "surrogateescape", newline="")
 
 
-def opened(stream: Any, shard: Shard, options: ReadSettings) -> tuple["_Lines", str, list[str]]:
-    """Return the lines after the header, what separates their fields, and the names of the columns."""
-    lines = _Lines(_text(stream))
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text that was opened.
+
+    Attributes:
+        lines: Those that are rows.
+        separator: What stands between the fields of a line; None where each is a JSON object.
+        names: Of the columns.
+    """
+
+    lines: "_Lines"
+    separator: str | None
+    names: list[str]
+
+    def rows(self) -> Iterator[dict[str, Any] | str]:
+        """Yield every row by column, or what is wrong with it."""
+        if self.separator is None:
+            yield from (_object(line) for line in self.lines if line.strip())
+            return
+        for fields in records(self.lines, self.separator, len(self.names)):
+            if len(fields) == len(self.names):
+                yield dict(zip(self.names, fields, strict=True))
+            else:
+                yield f"{len(fields)} fields where the header has {len(self.names)}"
+
+
+def opened(stream: Any, shard: Shard, options: ReadSettings) -> TextTable:
+    """Open a table of text: look what its columns are."""
+    lines, name = _Lines(_text(stream)), shard.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(_JSON):
+        rows = [row for line in lines.ahead(_MOST_LINES) if isinstance(row := _object(line), dict)]
+        return TextTable(lines, None, list(dict.fromkeys(key for row in rows for key in row)))
     first = next(lines, "").rstrip("\r\n")
-    separator = options.separator or _separator_of(shard.name, first)
-    return lines, separator, [name.strip() for name in _fields(first, separator) or first.split(separator)]
+    separator = options.separator or _separator_of(name, first)
+    return TextTable(lines, separator, [name.strip() for name in _fields(first, separator) or first.split(separator)])
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    """Return the object that a line of JSON holds, or what else it is."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"[:300]
+    return found if isinstance(found, dict) else f"JSON of {type(found).__name__}, not of an object"
 
 
 def _separator_of(name: str, header: str) -> str:
     """Return what separates the fields of a file, by its name and its first line."""
-    if name.lower().removesuffix(".gz").endswith(".tsv") and "\t" in header:
+    if name.endswith(".tsv") and "\t" in header:
         return "\t"
     return max(_SEPARATORS, key=header.count)
 

@@ -12,7 +12,7 @@ from manifests.schema import Reason
 from stages.pair import Pair, Shard
 from stages.read.delimited import opened, read_text
 from stages.read.shards import Dataset, read_shard
-from stages.read.streams import BROKEN_GZIP
+from stages.read.streams import BROKEN
 from stages.read.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
@@ -54,11 +54,11 @@ def read_head(dataset: Dataset, shard: Shard, settings: ReadSettings, num: int) 
     with fs.open_input_file(shard.path) as file:
         if tar:
             runs = islice(read_rows(file, settings), num)
-            names = sorted({ending for _, run in runs if isinstance(run, Run) for ending in run.members})
+            names = sorted({ending for run in runs if isinstance(run, Run) for ending in run.members})
         else:
             names = []
-            with suppress(*BROKEN_GZIP):  # damage right at its head; the rows below say so
-                names = opened(file, shard, settings)[2]
+            with suppress(*BROKEN):  # damage right at its head; the rows below say so
+                names = opened(file, shard, settings).names
     with fs.open_input_file(shard.path) as file:
         reader = read_tar(file, shard, settings) if tar else read_text(dataset.store, file, shard, settings)
         pairs = list(islice(reader, num))

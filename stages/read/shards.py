@@ -4,7 +4,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,19 +16,21 @@ from manifests.errors import DataError
 from manifests.store import Store, open_store
 from stages.pair import Pair, Shard, ShardFormat
 from stages.read.delimited import read_text
+from stages.read.folders import UNNAMED, image_folders, listed, read_folder
 from stages.read.tables import read_parquet, unreadable
 from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
 
+_PACKED: Final[dict[str, ShardFormat]] = {".tar": "tar", ".tsv": "text", ".csv": "text", ".jsonl": "text", ".ndjson": "text"}
 _SUFFIXES: Final[dict[str, ShardFormat]] = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
+    **{ending + packer: form for ending, form in _PACKED.items() for packer in ("", ".gz", ".zst")},
     ".tgz": "tar",
     ".parquet": "parquet",
-    ".tsv": "text",
-    ".csv": "text",
-    ".tsv.gz": "text",
-    ".csv.gz": "text",
+}
+_KNOWN: Final = f"{', '.join(_PACKED)}, each also with .gz or .zst, .tgz, .parquet, and folders of images with .txt files"
+_WHOLE: Final[dict[str, Callable[[Store, Shard, ReadSettings], Iterator[Pair]]]] = {
+    "parquet": read_parquet,
+    "folder": read_folder,
 }
 _EDGE_BYTES: Final = 64 << 10
 _WILD: Final = re.compile(r"[*?\[]")
@@ -43,8 +45,8 @@ class Dataset:
     Attributes:
         store: Where they lie; names are relative to its root.
         shards: All of them.
-        fingerprint: Hex digest over names, sizes and the first and last 64 KiB of every shard. The same data gives the
-            same fingerprint in any folder or bucket.
+        fingerprint: Hex digest over names, sizes and the first and last 64 KiB of every shard; of a folder of images over names
+            and sizes of its files. The same data gives the same fingerprint in any folder or bucket.
     """
 
     store: Store
@@ -58,7 +60,7 @@ def open_dataset(data: Sequence[str]) -> Dataset:
     Args:
         data: One or more folders, files, globs (`*`, `?`, `**`) or brace patterns (`{00000..00042}`, `{a,b}`), as
             paths or URIs. In a folder that holds tars, the Parquet and CSV files beside them (img2dataset's own
-            bookkeeping) are left alone.
+            bookkeeping) are left alone. Where there is neither, folders that hold images are the shards.
 
     Raises:
         DataError: Nothing is found, or the patterns lie on different file systems.
@@ -68,13 +70,10 @@ def open_dataset(data: Sequence[str]) -> Dataset:
         raise DataError(f"all data must lie on one file system, got {list(data)}")
     found = {info.path: info for store in stores for info in _matches(store)}
     if not found:
-        raise DataError(f"no shards found at {list(data)}; known endings: {', '.join(_SUFFIXES)}")
+        raise DataError(f"no shards found at {list(data)}; known: {_KNOWN}")
     root = _common_root(stores, list(found))
     store = Store(data[0], stores[0].fs, root)
-    shards = tuple(
-        Shard(path.removeprefix(root.rstrip("/") + "/"), path, _format(path) or "tar", int(found[path].size))
-        for path in sorted(found)
-    )
+    shards = tuple(Shard(_name(path, root), path, _format_of(found[path]), int(found[path].size)) for path in sorted(found))
     return Dataset(store, shards, _fingerprint(store, shards))
 
 
@@ -85,8 +84,8 @@ def read_shard(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pa
         OSError: The file system failed; worth another try.
         DataError: A table lacks the columns that were asked for.
     """
-    if shard.format == "parquet":
-        yield from read_parquet(store, shard, options)
+    if shard.format in _WHOLE:
+        yield from _WHOLE[shard.format](store, shard, options)
         return
     # compression=None: arrow would otherwise unpack by the file's ending, before the reader can see where it breaks
     with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream:
@@ -144,14 +143,15 @@ def _matches(store: Store) -> list[pafs.FileInfo]:
         return _globbed(store)
     if info.type == pafs.FileType.File:
         if _format(info.path) is None:
-            raise DataError(f"{store.uri} has no known ending; known: {', '.join(_SUFFIXES)}")
+            raise DataError(f"{store.uri} has no known ending; known: {_KNOWN}")
         return [info]
-    listed = _local_files(store) if store.is_local else list(store.files())
-    ours = _own_folders([i.path for i in listed]) - {store.root}
-    infos = [i for i in listed if _format(i.path) and not posixpath.basename(i.path).startswith((".", "_"))]
-    infos = [i for i in infos if not any(i.path.startswith(f"{folder}/") for folder in ours)]
+    there = _local_files(store) if store.is_local else list(store.files())
+    ours = _own_folders([i.path for i in there]) - {store.root}
+    files = [i for i in there if not posixpath.basename(i.path).startswith((".", "_"))]
+    files = [i for i in files if not any(i.path.startswith(f"{folder}/") for folder in ours)]
+    infos = [i for i in files if _format(i.path)]
     tars = [i for i in infos if _format(i.path) == "tar"]
-    return tars or [i for i in infos if _format(i.path) == "parquet"] or infos
+    return tars or [i for i in infos if _format(i.path) == "parquet"] or infos or image_folders(files)
 
 
 def _local_files(store: Store) -> list[pafs.FileInfo]:
@@ -213,9 +213,17 @@ def _format(path: str) -> ShardFormat | None:
     return next((_SUFFIXES[s] for s in sorted(_SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
 
+def _format_of(info: pafs.FileInfo) -> ShardFormat:
+    return "folder" if info.type == pafs.FileType.Directory else _format(info.path) or "tar"
+
+
+def _name(path: str, root: str) -> str:
+    return path.removeprefix(root.rstrip("/") + "/") if path != root else UNNAMED
+
+
 def _common_root(stores: list[Store], paths: list[str]) -> str:
     """Return the folder that shard names are relative to: the one given, else the deepest that holds all shards."""
-    if len(stores) == 1 and stores[0].root not in paths and stores[0].exists():
+    if len(stores) == 1 and _is_folder(stores[0], stores[0].root.split("/")):
         return stores[0].root
     folders = [posixpath.dirname(path) for path in paths]
     return posixpath.commonpath(folders) if len(set(folders)) > 1 else folders[0]
@@ -223,6 +231,9 @@ def _common_root(stores: list[Store], paths: list[str]) -> str:
 
 def _fingerprint(store: Store, shards: Sequence[Shard]) -> str:
     def edges(shard: Shard) -> bytes:
+        if shard.format == "folder":
+            facts = [f"{posixpath.basename(info.path)}\0{info.size}\n" for info in listed(store, shard.path)]
+            return hashlib.sha256("".join(facts).encode("utf-8", "replace")).digest()
         with store.fs.open_input_file(shard.path) as file:
             head = file.read(_EDGE_BYTES)
             file.seek(max(len(head), shard.size_bytes - _EDGE_BYTES))

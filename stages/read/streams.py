@@ -7,10 +7,49 @@ import tarfile
 import zlib
 from typing import IO, Any, Final
 
-BROKEN_GZIP: Final = (EOFError, gzip.BadGzipFile, zlib.error)
+import pyarrow as pa
+
+BROKEN: Final = (EOFError, gzip.BadGzipFile, zlib.error)
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MOST_HEADER_BYTES: Final = 256 << 10  # of one member, PAX records and GNU names included
 _READ_CHUNK: Final = 1 << 20
 _DIGITS: Final = re.compile(rb"\d{200}")  # Pythons before 3.11.10 take quadratic time for long runs of digits in PAX records
+
+
+class BrokenZstd(EOFError):
+    """A Zstandard file that is cut or damaged."""
+
+
+class _Zstd(io.RawIOBase):
+    """Unpacks Zstandard, any number of frames; Arrow's codec, whose complaints are told from those of the file system."""
+
+    def __init__(self, packed: Any) -> None:
+        self._stream = pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            if "ZSTD" not in str(error) and "compressed stream" not in str(error):
+                raise
+            raise BrokenZstd(str(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def unpacked(head: bytes, packed: Any) -> Any | None:
+    """Return the bytes of a gzip or Zstandard file of any number of members; None where it is neither.
+
+    Args:
+        head: Its first four bytes, whatever its name says.
+        packed: A buffered stream of the whole file.
+    """
+    if head.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=packed)
+    return io.BufferedReader(_Zstd(packed)) if head.startswith(_ZSTD) else None
 
 
 class TooLong(tarfile.HeaderError):
@@ -51,10 +90,11 @@ class TarBytes:
 
     def __init__(self, stream: IO[bytes]) -> None:
         """Look at the first bytes, which say whether it is packed."""
-        head = stream.read(2)
-        self.is_plain, self.offset = head != b"\x1f\x8b", 0
+        head = stream.read(4)
         self._packed = Prefixed(head, stream)
-        self._stream: Any = stream if self.is_plain else gzip.GzipFile(fileobj=io.BufferedReader(self._packed))
+        self._stream: Any = unpacked(head, io.BufferedReader(self._packed))
+        self.is_plain, self.offset = self._stream is None, 0
+        self._stream = stream if self.is_plain else self._stream
         self._ahead = head if self.is_plain else b""
         self._marked: bytes | None = None
 

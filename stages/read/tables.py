@@ -9,7 +9,7 @@ Columns are found by their usual names, or named in the settings:
 
 Names are compared without case and blanks around them. Paths are relative to the table's folder, or to `image_root`, and lead
 nowhere else (`stages.read.paths`). A cell may also hold the image itself, as bytes, base64 or a `data:` URL, or a list of
-images, of which the first is taken; so is the first of a list of captions.
+images, of which the first is taken. Of a list of captions see the setting `caption`.
 """
 
 import base64
@@ -27,7 +27,7 @@ from manifests.errors import DataError
 from manifests.schema import Reason
 from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
-from stages.read.captions import clean_caption
+from stages.read.captions import captioned
 from stages.read.paths import Roots, too_large
 from stages.settings import ReadSettings
 
@@ -66,18 +66,18 @@ class TableReader:
         """Columns that are read."""
         return [name for name in (self._image, self._caption, self._key, self._uid) if name is not None]
 
-    def pair(self, index: int, row: dict[str, Any]) -> Pair:
-        """Return the pair of one row."""
+    def pairs(self, index: int, row: dict[str, Any]) -> list[Pair]:
+        """Return the pair of one row; several where each of its captions is to be one."""
         try:
-            return self._pair(index, row)
+            return list(self._pairs(index, row))
         except OSError:
             raise  # of the file system: worth another try
         except Exception as error:  # noqa: BLE001  # one row must not take its shard along
             key = f"{index:09d}"
             uid = make_uid(self._shard.name, f"{key}\0{index}")
-            return Pair(index, key, uid, None, None, Reason.READER_ERROR, f"{type(error).__name__}: {error}"[:300])
+            return [Pair(index, key, uid, None, None, Reason.READER_ERROR, f"{type(error).__name__}: {error}"[:300])]
 
-    def _pair(self, index: int, row: dict[str, Any]) -> Pair:
+    def _pairs(self, index: int, row: dict[str, Any]) -> Iterator[Pair]:
         found = row.get(self._key) if self._key else None
         known = found is not None and found != "" and not isinstance(found, BadCell)
         key = _text(found) if known else f"{index:09d}"
@@ -87,25 +87,21 @@ class TableReader:
         raw, image = row.get(self._caption or ""), row.get(self._image or "")
         for bad in (raw, image):
             if isinstance(bad, BadCell):
-                return Pair(index, key, uid, None, None, Reason.ROW_MALFORMED, bad[:300])
-        raw, notes = _first(raw, "captions")
-        image, more = _first(image, "images")
-        caption = clean_caption(raw if isinstance(raw, (str, bytes)) else None, self._options.max_caption_bytes)
-        detail = "; ".join(note for note in (caption.detail, notes, more) if note) or None
-        pair = Pair(index, key, uid, None, caption.text, caption.reason, detail)
-        if repeated:
-            return pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
-        if pair.reason:
-            return pair
-        data, what = self._image_bytes(image)
-        if isinstance(data, Reason):
-            return pair.quarantine(data, what)
-        return replace(pair, image=data, path=what)
+                yield Pair(index, key, uid, None, None, Reason.ROW_MALFORMED, bad[:300])
+                return
+        image, note = _first_image(image)
+        for pair in captioned(Pair(index, key, uid, None, None, detail=note), raw, self._shard, self._options):
+            if repeated:
+                yield pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
+            elif pair.reason:
+                yield pair
+            else:
+                data, what = self._image_bytes(image)
+                yield pair.quarantine(data, what) if isinstance(data, Reason) else replace(pair, image=data, path=what)
 
-    def malformed(self, index: int, num_fields: int, num_expected: int) -> Pair:
-        """Return the row of a text line with another number of fields than the header."""
+    def malformed(self, index: int, detail: str) -> Pair:
+        """Return the row of a line that cannot be taken apart."""
         key = f"{index:09d}"
-        detail = f"{num_fields} fields where the header has {num_expected}"
         return Pair(index, key, make_uid(self._shard.name, f"{key}\0{index}"), None, None, Reason.ROW_MALFORMED, detail)
 
     def _image_bytes(self, value: Any) -> tuple[bytes, str | None] | tuple[Reason, str]:
@@ -127,11 +123,11 @@ class TableReader:
         return (value, None) if len(value) <= most else too_large(len(value), most)
 
 
-def _first(value: Any, what: str) -> tuple[Any, str | None]:
-    """Return the first of a list of captions or images, and a note of how many there were; lists of numbers are images."""
+def _first_image(value: Any) -> tuple[Any, str | None]:
+    """Return the first of a list of images, and a note of how many there were; a list of numbers is an image."""
     if not isinstance(value, list) or (value and isinstance(value[0], int)):
         return value, None
-    return (value[0] if value else None), f"the first of {len(value)} {what}" if len(value) > 1 else None
+    return (value[0] if value else None), f"the first of {len(value)} images" if len(value) > 1 else None
 
 
 def _decoded(text: str) -> bytes:
@@ -162,20 +158,21 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
         index = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
-            start, num_rows = index, facts.num_rows
+            left = num_rows = facts.num_rows
             fitting = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, facts.total_byte_size)))
             try:
                 for batch in parquet.iter_batches(
                     max(1, min(_BATCH_ROWS, fitting)), row_groups=[group], columns=reader.columns
                 ):
                     for row in cells(batch):
-                        yield reader.pair(index, row)
-                        index += 1
+                        pairs = reader.pairs(index, row)
+                        yield from pairs
+                        index, left = index + len(pairs), left - 1
             except (pa.ArrowInvalid, OSError) as error:
-                for lost in range(index, start + num_rows):
-                    size = facts.total_byte_size if lost == index else 0
-                    yield unreadable(shard, lost, f"row group {group}: {error}", size)
-                index = start + num_rows
+                for lost in range(left):
+                    size = 0 if lost else facts.total_byte_size
+                    yield unreadable(shard, index + lost, f"row group {group}: {error}", size)
+                index += left
 
 
 def column_names(parquet: pq.ParquetFile) -> list[str]:

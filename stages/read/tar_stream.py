@@ -1,4 +1,4 @@
-"""Stream the members of a tar, plain or gzip, to its very end, and say which bytes could not be read and why.
+"""Stream the members of a tar, plain or packed, to its very end, and say which bytes could not be read and why.
 
 Headers are parsed by Python's own tarfile, so that names, links, sparse files and PAX records mean what they mean to every
 WebDataset reader. But tarfile stops without a word at a damaged header or at an end-of-archive block in the middle (as between
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final, cast
 
-from stages.read.streams import BROKEN_GZIP, TarBytes, TooLong
+from stages.read.streams import BROKEN, TarBytes, TooLong
 
 BLOCK: Final = tarfile.BLOCKSIZE
 _MOST_REWOUND: Final = 16 << 20
@@ -68,7 +68,7 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member | Gap]:
     """Yield the members of a tar in order, and what lies between them that cannot be read.
 
     Args:
-        stream: The archive, read once from front to back; gzip is recognised by its first bytes.
+        stream: The archive, read once from front to back; gzip and Zstandard are recognised by their first bytes.
         max_bytes: Data of larger members is skipped, in constant memory.
     """
     reader = TarBytes(stream)
@@ -78,8 +78,8 @@ def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member | Gap]:
             yield found
             if isinstance(found, Gap) and found.at_end:
                 return
-    except BROKEN_GZIP as error:
-        yield Gap(reader.offset, None, f"gzip: {error}", at_end=True, packed_offset=reader.packed_offset)
+    except BROKEN as error:
+        yield Gap(reader.offset, None, f"packed: {error}", at_end=True, packed_offset=reader.packed_offset)
 
 
 @dataclass

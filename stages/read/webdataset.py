@@ -19,12 +19,13 @@ from typing import IO, Final
 
 from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, make_uid
-from stages.read.captions import clean_caption
+from stages.read.captions import captioned
 from stages.read.paths import too_large
 from stages.read.tar_stream import Gap, Member, read_members
 from stages.settings import ReadSettings
 
 IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ico", "img")
+CAPTION_EXTENSIONS: Final = ("txt", "cap", "caption", "text")
 _NAME: Final = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)$")
 _META: Final = re.compile(r"__[^/]*__(/|$)")
 _MOST_MEMBERS: Final = 1_000  # of one row, whose bytes are kept
@@ -60,31 +61,36 @@ def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator
         shard: Its name goes into the uids.
         options: Limits, and the extensions of image and caption if not the usual ones.
     """
-    for index, found in read_rows(stream, options):
-        if isinstance(found, Gap):
-            yield _marker(found, index, shard)
-        elif found.broken and _is_torn(found, options):
-            pair = _pair(found, index, shard, options).quarantine(Reason.TAR_TRUNCATED, found.broken.why)
-            yield replace(pair, place=(found.broken.offset, _lost(found.broken, shard)))
-        else:
-            yield _pair(found, index, shard, options)
+    for _, pairs in read_pairs(stream, shard, options):
+        yield from pairs
 
 
-def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[tuple[int, Run | Gap]]:
-    """Yield the rows of a tar with their numbers: runs, and the gaps that have rows of their own.
+def read_pairs(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[tuple[Run | Gap, list[Pair]]]:
+    """Yield what a tar holds, with the pairs that are made of it: several where each caption of a row is to be one."""
+    index = 0
+    for found in read_rows(stream, options):
+        pairs = [_marker(found, index, shard)] if isinstance(found, Gap) else _pairs(found, index, shard, options)
+        if isinstance(found, Run) and found.broken and _is_torn(found, options):
+            place = (found.broken.offset, _lost(found.broken, shard))
+            pairs = [replace(pairs[0].quarantine(Reason.TAR_TRUNCATED, found.broken.why), place=place)]
+        yield found, pairs
+        index += len(pairs)
+
+
+def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[Run | Gap]:
+    """Yield the rows of a tar: runs, and the gaps that have rows of their own.
 
     Args:
         stream: The tar, plain or gzip.
         options: Limits; what is an image, and what a caption.
     """
-    index, torn = 0, None
+    torn = None
     for found in _runs(read_members(stream, options.max_image_bytes), 2 * options.max_image_bytes):
         if isinstance(found, Run):
             torn = found.broken if found.broken and _is_torn(found, options) else None
         elif found is torn:
             continue  # its row stands for it
-        yield index, found
-        index += 1
+        yield found
 
 
 def _runs(members: Iterator[Member | Gap], most_bytes: int) -> Iterator[Run | Gap]:
@@ -155,30 +161,30 @@ def image_member(members: Mapping[str, Member], options: ReadSettings) -> Member
     return next((members[e] for e in wanted if e in members), None)
 
 
-def _pair(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
+def _pairs(run: Run, index: int, shard: Shard, options: ReadSettings) -> list[Pair]:
     try:
-        return _read(run, index, shard, options)
+        return list(_read(run, index, shard, options))
     except Exception as error:  # noqa: BLE001  # one row must not take its shard along
         key = f"{UNREADABLE_KEY}{index}"
         what = f"{type(error).__name__}: {error}"[:300]
-        return Pair(index, key, make_uid(shard.name, key), None, None, Reason.READER_ERROR, what)
+        return [Pair(index, key, make_uid(shard.name, key), None, None, Reason.READER_ERROR, what)]
 
 
-def _read(run: Run, index: int, shard: Shard, options: ReadSettings) -> Pair:
+def _read(run: Run, index: int, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     facts = _facts(run.members.get("json"))
-    caption = clean_caption(_caption(run, facts, options), options.max_caption_bytes)
     key = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     uid = make_uid(shard.name, f"{key}\0{index}" if run.repeated else key, facts.get("uid"))
-    pair = Pair(index, key, uid, None, caption.text, caption.reason, caption.detail)
-    if run.ambiguous and not options.allow_ambiguous:
-        return pair.quarantine(Reason.AMBIGUOUS, "readers of tars count rows differently from here on (--allow-ambiguous)")
-    if run.repeated:
-        return pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
-    image = image_member(run.members, options)
-    if image is None or image.data is None:
-        return pair.quarantine(*_why_no_image(run, image, options))
-    place = None if image.offset is None else (image.offset, image.size_bytes)
-    return replace(pair, image=None if pair.reason else image.data, place=place)
+    for pair in captioned(Pair(index, key, uid, None, None), _caption(run, facts, options), shard, options):
+        image = image_member(run.members, options)
+        if run.ambiguous and not options.allow_ambiguous:
+            yield pair.quarantine(Reason.AMBIGUOUS, "readers of tars count rows differently from here on (--allow-ambiguous)")
+        elif run.repeated:
+            yield pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
+        elif image is None or image.data is None:
+            yield pair.quarantine(*_why_no_image(run, image, options))
+        else:
+            place = None if image.offset is None else (image.offset, image.size_bytes)
+            yield replace(pair, image=None if pair.reason else image.data, place=place)
 
 
 def _why_no_image(run: Run, image: Member | None, options: ReadSettings) -> tuple[Reason, str]:
@@ -188,16 +194,16 @@ def _why_no_image(run: Run, image: Member | None, options: ReadSettings) -> tupl
     return too_large(image.size_bytes, options.max_image_bytes)
 
 
-def _caption(run: Run, facts: dict[str, object], options: ReadSettings) -> bytes | str | None:
+def _caption(run: Run, facts: dict[str, object], options: ReadSettings) -> object:
+    """Return the caption of a run, or a list of several; None where there is none."""
     column = options.caption_column
     if column is not None and column.startswith("json:"):
-        value = facts.get(column.removeprefix("json:"))
-        return value if isinstance(value, str) else None
-    member = run.members.get(column.lower() if column else "txt")
-    if member is not None and member.data is not None:
-        return member.data
-    value = facts.get("caption") if column is None else None
-    return value if isinstance(value, str) else None
+        return facts.get(column.removeprefix("json:"))
+    for ending in (column.lower(),) if column else CAPTION_EXTENSIONS:
+        member = run.members.get(ending)
+        if member is not None and member.data is not None:
+            return member.data
+    return facts.get("caption") if column is None else None
 
 
 def _facts(member: Member | None) -> dict[str, object]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from manifests.errors import CheckpointError
 from manifests.store import open_store
 from stages.score.safe_load import load_into, refuse_fetching, refuse_unsafe
+from stages.score.tokenizers import covered_by, find_tokenizer, local_text_model
 from stages.settings import ModelSettings
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
@@ -38,6 +39,7 @@ class Weights:
         file_sha256: Hex digest of the weights file; None for hub models.
         uri: Where `path` was fetched from; a worker on another machine fetches it again.
         folds: Text towers in the file; more than one in a cross-fitted scorer of `pairsan run`.
+        tokenizer: Folder of a Hugging Face tokenizer; None for open_clip's.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Weights:
     file_sha256: str | None
     uri: str | None = None
     folds: int = 1
+    tokenizer: str | None = None
 
 
 def resolve_weights(options: ModelSettings) -> Weights:
@@ -67,21 +70,22 @@ def resolve_weights(options: ModelSettings) -> Weights:
             raise CheckpointError(f"{model} has no {_CONFIG}; name the architecture with --model")
         checkpoint = checkpoint or str(weights_in(Path(model)))
         model = f"local-dir:{Path(model).absolute()}"
-    if model is not None and not options.allow_hub:
-        _check_config(model)
     if model is None:
         raise CheckpointError("which architecture? Give --model NAME, or a --checkpoint folder with open_clip_config.json")
+    tokenizer = find_tokenizer(options.tokenizer, model)
+    if not options.allow_hub:
+        _check_config(model, tokenizer)
     if checkpoint is None:
         if options.pretrained is None and not model.startswith("hf-hub:"):
             raise CheckpointError("which weights? Give --checkpoint FILE or --pretrained TAG")
-        return Weights(model, None, options.pretrained, _tag_sha256(model, options.pretrained))
+        return Weights(model, None, options.pretrained, _tag_sha256(model, options.pretrained), tokenizer=tokenizer)
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
-    return Weights(model, str(path), None, file_sha256(path), uri, _num_folds(path))
+    return Weights(model, str(path), None, file_sha256(path), uri, _num_folds(path), tokenizer)
 
 
-def _check_config(model: str) -> None:
+def _check_config(model: str, tokenizer: str | None) -> None:
     """Refuse an architecture that is a file and wants more than to be built.
 
     Raises:
@@ -91,7 +95,7 @@ def _check_config(model: str) -> None:
     path = Path(model.removeprefix("local-dir:")) / _CONFIG if model.startswith("local-dir:") else Path(model)
     if path.suffix == ".json" and path.is_file():
         try:
-            refuse_fetching(json.loads(path.read_bytes()), str(path))
+            refuse_fetching(json.loads(path.read_bytes()), str(path), covered=covered_by(tokenizer))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is no model config: {error}") from None
 
@@ -233,6 +237,7 @@ def _create(weights: Weights) -> torch.nn.Module:
         open_clip.add_model_config(Path(name))
         name = Path(name).stem
     options: dict[str, Any] = {"pretrained_text": False, "weights_only": True}
+    options |= local_text_model(weights.model, weights.tokenizer)
     if weights.path is not None:
         model: torch.nn.Module = open_clip.create_model(name, load_weights=False, **options)
     else:

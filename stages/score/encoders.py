@@ -20,6 +20,7 @@ from torchvision.transforms import Compose
 
 from manifests.errors import CheckpointError
 from stages.score.checkpoints import Weights, load_model
+from stages.score.tokenizers import open_tokenizer
 
 log = logging.getLogger("pairsan.encoders")
 
@@ -108,7 +109,7 @@ class OpenClipEncoder:
             fold: Which text tower, of a cross-fitted scorer.
         """
         self._model = load_model(weights, fold).to(device).to(memory_format=torch.channels_last)
-        self._tokenizer = open_clip.get_tokenizer(_tokenizer_name(weights))
+        self._tokenizer = open_tokenizer(weights.model, weights.tokenizer)
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.batch_size = batch_size
@@ -240,7 +241,3 @@ def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     if projection is not None:
         features = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
     return features
-
-
-def _tokenizer_name(weights: Weights) -> str:
-    return weights.model.rpartition("/")[2].removesuffix(".json") if weights.model.endswith(".json") else weights.model

@@ -33,13 +33,14 @@ _NUMBERS: Final[list[Any]] = [
 ]
 
 
-def refuse_fetching(config: Any, where: str, table: str = "") -> None:
+def refuse_fetching(config: Any, where: str, table: str = "", covered: tuple[str, ...] = ()) -> None:
     """Refuse an architecture file that would make libraries fetch or run something, or allocate absurdly much.
 
     Args:
         config: The parsed file, or a part of it.
         where: Path of the file.
         table: Where in it the part stands.
+        covered: Keys that are not followed, as something local takes their place.
 
     Raises:
         UnsafeCheckpoint: Names the key.
@@ -47,8 +48,8 @@ def refuse_fetching(config: Any, where: str, table: str = "") -> None:
     for key, value in config.items() if isinstance(config, dict) else ():
         name = f"{table}.{key}" if table else str(key)
         if isinstance(value, dict):
-            refuse_fetching(value, where, name)
-        elif key in _FETCHED and value:
+            refuse_fetching(value, where, name, covered)
+        elif key in _FETCHED and key not in covered and value:
             raise UnsafeCheckpoint(
                 f"{where}: {name} = {value!r} would fetch or run what the file names; with --allow-hub, if you trust it"
             )

@@ -36,7 +36,7 @@ def of_data(data: Sequence[str], config: RunConfig) -> Estimate:
     Raises:
         PairsanError: The data or the weights cannot be found.
     """
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, skip_unreadable=config.data.skip_unreadable)
     heads = {shard: read_head(dataset, shard, config.data, _ROWS) for shard in some_shards(dataset)}
     pairs = [pair for found, _, _ in heads.values() for pair in found]
     exact, rows = _num_rows(dataset, {shard: num for shard, (_, num, _) in heads.items()})

@@ -20,7 +20,6 @@ from pipeline.workers.executors import connected, make_executor
 from pipeline.workers.run_stage import run_stage
 from stages.export.write_pairs import Choice, Export, Exported, ExportTarget, Format, Piece, digest_of, join
 from stages.pair import Shard
-from stages.read.shards import open_dataset
 
 PLAN: Final = "export-plan.json"
 DONE: Final = "export.json"
@@ -113,7 +112,7 @@ def _files(
 ) -> list[Exported]:
     """Write all files that are not there yet, and join those of formats that are one file."""
     facts = read_run(manifest.run)
-    dataset = open_dataset(facts.data)
+    dataset = facts.open_data()
     if dataset.fingerprint != manifest.seal["plan"]["scores"]["dataset"]["fingerprint"]:
         raise RunError(f"the data of {manifest.run.uri} have changed since round {manifest.number} was scored; export nothing")
     pieces = _pieces(manifest, dataset.shards, options)

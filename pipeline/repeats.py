@@ -88,7 +88,7 @@ def find_repeats(
         PlanMismatch: The folder was begun with other data or settings.
         StageFailed: Shards could not be read.
     """
-    dataset, store = open_dataset(data), open_store(out)
+    dataset, store = open_dataset(data, skip_unreadable=config.data.skip_unreadable), open_store(out)
     plan = {"dataset": dataset.fingerprint, "read": config.data.model_dump(), "versions": versions()}
     if store.exists(PLAN):
         require_same_plan(store.read_json(PLAN), plan, where=out, hint="Give another --out for other data or settings.")

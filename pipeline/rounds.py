@@ -39,7 +39,11 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
     Raises:
         PairsanError: See `manifests.errors`; what was finished is kept.
     """
-    run, dataset, signals = open_store(out), open_dataset(data), asked_signals(config)
+    run, dataset, signals = (
+        open_store(out),
+        open_dataset(data, skip_unreadable=config.data.skip_unreadable),
+        asked_signals(config),
+    )
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
         begin_run(run, dataset, data, config)
@@ -51,7 +55,7 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
 
 def embed(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = False) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
-    run, dataset = open_store(out), open_dataset(data)
+    run, dataset = open_store(out), open_dataset(data, skip_unreadable=config.data.skip_unreadable)
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
         begin_run(run, dataset, data, config)
@@ -77,7 +81,7 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
         PairsanError: As for `clean`.
     """
     run = open_store(out)
-    dataset = open_dataset(read_run(run).data)
+    dataset = read_run(run).open_data()
     begin_run(run, dataset, [], config)  # refuses other data
     signals = asked_signals(config)
     with connected(config.executor, verbose=verbose):

@@ -91,6 +91,9 @@ class ReadSettings(Settings):
     allow_outside: str | None = setting(
         None, "further folders, joined by `:`, in which image paths of a table may lie; else only below image_root"
     )
+    skip_unreadable: bool = setting(
+        False, "leave out dead links, folders that cannot be listed and shards that cannot be opened; the seal names them"
+    )
     max_image_bytes: int = setting(64 << 20, "larger encoded images are quarantined unread", ge=1, toml=True)
     max_image_pixels: int = setting(
         100_000_000, "images of more pixels, by their header, are quarantined undecoded", ge=1, toml=True

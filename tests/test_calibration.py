@@ -180,6 +180,7 @@ def test_strata_state_their_own_rates(tmp_path: Path) -> None:
     assert shared.cuts[1] == pooled.cut
 
 
+@pytest.mark.slow
 def test_strata_on_real_pairs(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("--checkpoint", tiny, "--executor", "local", "--canaries", 200)

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from manifests.errors import DataError
 from manifests.parts import write_bytes
 from manifests.schema import Reason
 from manifests.store import open_store
-from stages.read.shards import expand_braces, open_dataset, read_shard
+from stages.read.listing import expand_braces
+from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings
 
 
@@ -196,5 +198,31 @@ def test_links_between_folders_are_followed_once_and_dead_ones_are_named(tmp_pat
     (data / "further").symlink_to(other)
     assert [s.name for s in open_dataset([str(data)]).shards] == ["a.tar", "far/b.tar"]
     (data / "c.tar").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"1 shards of .* are links to nothing, e.g. \['.*/c.tar'\]"):
+    (data / os.fsdecode(b"caf\xe9.tar")).write_bytes(bytes(1024))
+    with pytest.raises(
+        DataError, match=r"2 of the data cannot be read: .*/c.tar is a link to nothing; .*not UTF-8\. Mend them"
+    ):
         open_dataset([str(data)])
+    left = open_dataset([str(data)], skip_unreadable=True)
+    assert [s.name for s in left.shards] == ["a.tar", "far/b.tar"]
+    assert [what.partition(" ")[2] for what in left.skipped] == ["is a link to nothing", "has a name that is not UTF-8"]
+
+
+def test_a_shard_that_cannot_be_opened_is_named_or_left_out_and_the_seal_says_so(
+    crawl: Path, tmp_path: Path, tiny: str, pairsan: object
+) -> None:
+    (crawl / "00001.tar").unlink()
+    (crawl / "00001.tar").symlink_to("/proc/self/mem")  # a file of no permission, for root too
+    call = ("clean", crawl, "--checkpoint", tiny, "--out", tmp_path / "run", "--executor", "local", "--keep-share", 1.0)
+    told = pairsan(*call, code=3).output  # type: ignore[operator]
+    assert "1 of the data cannot be read" in told
+    assert "--skip-unreadable" in told
+    told = pairsan(*call, "--skip-unreadable").output  # type: ignore[operator]
+    assert "1 of the data were left out" in told
+    from manifests import open_round
+
+    manifest = open_round(tmp_path / "run")
+    assert manifest.shards == ["00000.tar", "00002.tar"]
+    (skipped,) = manifest.seal["plan"]["scores"]["dataset"]["skipped"]
+    assert "00001.tar cannot be read" in skipped
+    pairsan("export", tmp_path / "run", "--format", "keys", "--out", tmp_path / "keys")  # type: ignore[operator]

@@ -264,6 +264,7 @@ def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: 
     assert "train.learning_rate: 0.0005 -> 0.1" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_warm_up_has_views_of_its_own(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     losses = {}
     for views in ("wide", "published"):
@@ -323,6 +324,7 @@ def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: 
     assert "round 2:" in again.output  # the same weights: the newest round of theirs
 
 
+@pytest.mark.slow
 def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_commands(
     tmp_path: Path, few: Path, pairsan: Pairsan
 ) -> None:
@@ -349,9 +351,8 @@ KILLED = {  # by scorer: where, as (pass, batches), and the weights that are com
 }
 
 
-@pytest.mark.parametrize(
-    "scorer", [pytest.param("model", marks=pytest.mark.slow), "locked", pytest.param("scout", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scorer", ["model", "locked", "scout"])
 def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
     tmp_path: Path, few: Path, scorer: str
 ) -> None:

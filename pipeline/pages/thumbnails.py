@@ -12,7 +12,6 @@ from manifests.reading import Manifest
 from pipeline.steps.plan import read_run
 from stages.export.single_images import Originals, Places
 from stages.read.images import UndecodableImage, decode
-from stages.read.shards import open_dataset
 from stages.settings import ReadSettings
 
 _QUALITY = 80
@@ -33,7 +32,7 @@ class Thumbnails:
             DataError: They do not.
         """
         facts = read_run(manifest.run)
-        dataset = open_dataset(facts.data)
+        dataset = facts.open_data()
         if dataset.fingerprint != manifest.seal["plan"]["scores"]["dataset"]["fingerprint"]:
             raise DataError(
                 f"the data of {manifest.run.uri} have changed since round {manifest.number}: rows would get other images"

@@ -7,7 +7,7 @@ from manifests.reading import Manifest
 from pipeline.queries.terminal import printable
 from pipeline.steps.plan import read_run
 from stages.pair import Pair, Shard
-from stages.read.shards import Dataset, open_dataset, read_shard
+from stages.read.shards import Dataset, read_shard
 from stages.settings import ReadSettings
 
 
@@ -21,7 +21,7 @@ def data_problems(manifest: Manifest) -> Iterator[str]:
         DataError: There are no data where the run says they are.
     """
     facts, seen = read_run(manifest.run), set[str]()
-    dataset = open_dataset(facts.data)
+    dataset = facts.open_data()
     there, sealed = {shard.name: shard for shard in dataset.shards}, {shard.name: shard for shard in facts.shards}
     for what, names in (("missing", set(manifest.shards) - set(there)), ("new", set(there) - set(manifest.shards))):
         if names:

@@ -4,6 +4,7 @@ from typing import Any
 
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, Label, Reason
+from pipeline.queries.terminal import printable
 
 
 def of_round(manifest: Manifest) -> str:
@@ -19,6 +20,8 @@ def of_round(manifest: Manifest) -> str:
         lines.append(
             f"    {sum(unread.values()):,} bytes of {len(unread)} shards could not be read, e.g. of {next(iter(unread))}"
         )
+    if skipped := seal["plan"]["scores"]["dataset"].get("skipped"):
+        lines.append(f"    {len(skipped)} of the data were left out, as they cannot be read, e.g. {printable(skipped[0], 200)}")
     lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]
     if seal["mixture"]:
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]

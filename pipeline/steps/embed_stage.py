@@ -76,7 +76,8 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
     weights = resolve_weights(config.model)
     model = load_model(weights)
     plan: Plan = {
-        "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)},
+        "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
+        | ({"skipped": list(dataset.skipped)} if dataset.skipped else {}),
         "read": config.data.model_dump(),
         "keep": {"captions": config.embed.keep_captions, "embeddings": config.embed.keep_embeddings},
         "canaries": config.embed.canaries,

@@ -19,7 +19,7 @@ from pipeline.config.load import of_another_version
 from stages.label.settings import SplitSettings
 from stages.label.strata import StrataKind
 from stages.pair import Shard
-from stages.read.shards import Dataset
+from stages.read.shards import Dataset, open_dataset
 from stages.signals.signal_parts import Asked
 
 _OTHER_SETTINGS = (
@@ -162,6 +162,14 @@ class RunFacts:
     config: RunConfig
     shards: tuple[Shard, ...]
     data: list[str]
+
+    def open_data(self) -> Dataset:
+        """Find the data again.
+
+        Raises:
+            DataError: They are no longer there.
+        """
+        return open_dataset(self.data, skip_unreadable=self.config.data.skip_unreadable)
 
 
 def read_run(run: Store) -> RunFacts:

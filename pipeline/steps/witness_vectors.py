@@ -5,7 +5,6 @@ from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
-from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.settings import ReadSettings
 from stages.signals.witness_tower import EmbedReference, ReferenceTarget, Tower, load_tower, resolve_tower
@@ -67,7 +66,7 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     if not todo:
         return
     preprocess = load_tower(tower)[1]
-    dataset = open_dataset(read_run(round_.run).data)
+    dataset = read_run(round_.run).open_data()
     options = ReadSettings.model_validate(round_.plan["scores"]["read"])
     decode = Decode(dataset.store, options, preprocess, num_threads=executor.num_threads)
     target = ReferenceTarget(

@@ -122,7 +122,7 @@ def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) ->
 
 @contextmanager
 def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -> Iterator[Training]:
-    dataset, store = open_dataset(data), open_store(out)
+    dataset, store = open_dataset(data, skip_unreadable=config.data.skip_unreadable), open_store(out)
     config = _with_scout(store, config)
     training = Training(store, dataset, config, _architecture(config), verbose)
     if config.train.train_workers > 1 and config.executor.executor == "local":

@@ -4,8 +4,10 @@ A worker opens a stage once and then takes shards one by one. Faults of the infr
 are retried a bounded number of times; any other error is the shard's own, fails it at once, and is reported by name.
 """
 
+import heapq
 import logging
 import os
+import random
 import time
 import traceback
 from collections import deque
@@ -86,7 +88,7 @@ class LocalExecutor:
             except Exception as error:  # noqa: BLE001  # whatever a shard raises is its outcome
                 if not is_transient(error) or attempt == self._max_retries:
                     return Failed(shard, f"{type(error).__name__}: {error}", traceback.format_exc())
-                time.sleep(min(2.0**attempt * 0.1, 5.0))
+                time.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")
 
 
@@ -123,20 +125,23 @@ class RayExecutor:
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish."""
         stage_ref = ray.put(stage)
-        todo = deque((shard, 0) for shard in shards)
+        queue = _Queue(shards)
         running: dict[Any, tuple[Shard, int, Any]] = {}
-        while todo or running:
-            while todo and len(running) < self._size:
-                shard, attempt = todo.popleft()
+        while queue or running:
+            while len(running) < self._size and (due := queue.take()) is not None:
                 worker = self._idle.pop() if self._idle else self._start()
-                running[worker.run.remote(stage_ref, stage_ref.hex(), shard)] = (shard, attempt, worker)
-            ready, _ = ray.wait(list(running), num_returns=1)
-            shard, attempt, worker = running.pop(ready[0])
-            outcome = self._outcome(ready[0], shard, attempt, worker)
-            if outcome is None:
-                todo.append((shard, attempt + 1))
-            else:
-                yield outcome
+                running[worker.run.remote(stage_ref, stage_ref.hex(), due[0])] = (*due, worker)
+            if not running:
+                time.sleep(queue.pause() or 0.0)
+                continue
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=queue.pause() if len(running) < self._size else None)
+            for ref in ready:
+                shard, attempt, worker = running.pop(ref)
+                outcome = self._outcome(ref, shard, attempt, worker)
+                if outcome is None:
+                    queue.again(shard, attempt)
+                else:
+                    yield outcome
 
     def _start(self) -> Any:
         options = {**self._resources, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}}}
@@ -163,6 +168,36 @@ class RayExecutor:
             return Failed(shard, f"{type(cause).__name__}: {cause}", str(error))
         self._idle.append(worker)
         return Done(shard, output)
+
+
+class _Queue:
+    """Shards that wait for a worker; those that are tried again wait a while first."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._fresh = deque(shards)
+        self._again: list[tuple[float, int, Shard, int]] = []  # a heap: when, a number against ties, shard, attempt
+
+    def __bool__(self) -> bool:
+        return bool(self._fresh or self._again)
+
+    def take(self) -> tuple[Shard, int] | None:
+        """Return the next shard and which attempt it is, from 0; None where none is due."""
+        if self._again and self._again[0][0] <= time.monotonic():
+            return heapq.heappop(self._again)[2:]
+        return (self._fresh.popleft(), 0) if self._fresh else None
+
+    def again(self, shard: Shard, attempt: int) -> None:
+        """Try a shard once more, after a while."""
+        heapq.heappush(self._again, (time.monotonic() + _pause_s(attempt), len(self._again), shard, attempt + 1))
+
+    def pause(self) -> float | None:
+        """Return for how many seconds none will be due; None where none waits."""
+        return max(0.0, self._again[0][0] - time.monotonic()) if self._again else None
+
+
+def _pause_s(attempt: int) -> float:
+    """Return how long to wait before the next attempt, in s: twice as long each time, and never for all shards alike."""
+    return min(2.0**attempt * 0.1, 5.0) * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
 
 
 def is_transient(error: Exception) -> bool:

@@ -29,7 +29,7 @@ test-fast: $(STAMP)
 	$(BIN)/pytest -m 'not slow and not whole'
 
 test-all: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --hypothesis-profile=fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ os.environ.pop("RAY_ADDRESS", None)  # tests start a cluster of their own, whoev
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +25,8 @@ TINY = EMOJI / "tiny-clip"
 SMALL_MODEL = EMOJI / "demo-model"
 CLEAN = ("--executor", "local", "--keep-share", 1.0)
 
+
+hypothesis.settings.register_profile("fuzz", max_examples=3000)  # `make test-all`: 20,000 shards and images by tests/fuzz
 
 # what runs a model, Ray or a whole command; `make test-fast` leaves such tests out
 _WHOLE = {"tiny", "few", "ray_cluster", "architecture", "browser"}

@@ -36,8 +36,6 @@ def test_data_of_which_no_row_can_be_read_as_asked_are_refused_with_what_there_i
     refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings(image_column="pic"))
     write("png", "label")
     assert "--caption-column" in refusal(tmp_path)
-    (tmp_path / "a.tar").write_bytes(make_tar([(f"Track 2.{i} (x).{end}", png) for i in range(9) for end in ("png", "txt")]))
-    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings())  # captions are odd, but a row reads
 
 
 def test_paths_that_all_lead_nowhere_are_refused_and_a_few_rows_are_not(tmp_path: Path) -> None:
@@ -70,3 +68,13 @@ def test_damage_in_a_packed_table_is_no_traceback_here(tmp_path: Path, place: in
     assert pairs[-1].reason is Reason.SHARD_UNREADABLE
     with contextlib.suppress(DataError):
         refuse_hopeless(dataset, ReadSettings())
+
+
+def test_keys_that_are_cut_at_their_first_dot_are_shown(tmp_path: Path, png: bytes) -> None:
+    rows = [(f"Track 2.{i} (Clean).{end}", body) for i in range(20) for end, body in (("jpg", png), ("txt", b"a dog"))]
+    (tmp_path / "a.tar").write_bytes(make_tar(rows))
+    told = refusal(tmp_path)
+    assert "none of the first 1 rows can be scored" in told
+    assert "'Track 2'" in told
+    assert "0 (clean).jpg" in told
+    assert "up to the first dot" in told

@@ -1,3 +1,4 @@
+import gzip
 import struct
 import zlib
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import encode
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from manifests.schema import Reason
 from stages.read.images import UndecodableImage, decode_image
@@ -46,6 +48,30 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     pixels = decode(encode(Image.fromarray(ramp), "PNG"))
     assert 100 < pixels.mean() < 155
     assert (pixels == 255).mean() < 0.1
+
+
+def test_numbers_that_are_none_are_black_in_float_images() -> None:
+    ramp = np.linspace(0, 1, 40 * 30, dtype=np.float32).reshape(30, 40)
+    ramp[:15, :20], ramp[15:, :20] = np.nan, np.inf
+    pixels = decode(encode(Image.fromarray(ramp), "TIFF"))
+    assert pixels[:, :7].max() <= 8
+    assert pixels[:, 9:].max() > 240
+
+
+def test_what_is_no_image_on_purpose() -> None:
+    jpeg = encode(PICTURE, "JPEG")
+    text = PngInfo()
+    text.add_text("a", "x" * (2 << 20), zip=True)
+    odd = {
+        "heic": b"\0\0\0$ftypheic" + bytes(500),
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "dds": b"DDS |\0\0\0" + bytes(500),
+        "gzip": gzip.compress(jpeg),
+        "no end": jpeg[:-5],
+        "a line break before": b"\r\n" + jpeg,
+        "megabytes of text": encode(PICTURE, "PNG", pnginfo=text),
+    }
+    assert {name: reason_of(data).reason for name, data in odd.items()} == dict.fromkeys(odd, Reason.IMAGE_UNDECODABLE)
 
 
 def test_palette_with_transparency_decodes_without_a_warning() -> None:

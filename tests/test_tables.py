@@ -18,6 +18,7 @@ from manifests.store import open_store
 from stages.pair import Pair, Shard
 from stages.read.delimited import read_text
 from stages.read.shards import open_dataset, read_shard
+from stages.read.tables import TableReader
 from stages.settings import ReadSettings
 
 # words as crawls have them: quotes, commas, breaks inside; no tab, which in TSV ends a field
@@ -314,12 +315,19 @@ def test_one_bad_cell_costs_one_row(tmp_path: Path, png: bytes) -> None:
     assert reasons == [Reason.ROW_MALFORMED, Reason.CAPTION_MISSING, Reason.ROW_MALFORMED, Reason.CAPTION_MISSING]
 
 
+class Unforeseen:
+    def __str__(self) -> str:
+        raise ValueError("no text of this")
+
+
 def test_what_nobody_foresaw_costs_one_row(tmp_path: Path, png: bytes) -> None:
     images = pa.array([[300, 1], list(png)], pa.list_(pa.int32()))  # no byte is 300
     pq.write_table(pa.table({"image": images, "text": ["a dog", "a cat"]}), tmp_path / "a.parquet")
-    first, second = pairs_of(tmp_path / "a.parquet")
-    assert (first.reason, second.reason) == (Reason.READER_ERROR, None)
-    assert "ValueError" in (first.detail or "")
+    assert [p.reason for p in pairs_of(tmp_path / "a.parquet")] == [Reason.IMAGE_UNDECODABLE, None]
+    shard = Shard("a.tsv", str(tmp_path / "a.tsv"), "text", 1)
+    reader = TableReader(open_store(str(tmp_path)), shard, ["key", "text", "jpg"], ReadSettings())
+    (pair,) = reader.pairs(7, {"key": Unforeseen(), "text": "a dog", "jpg": png})
+    assert (pair.index, pair.reason, pair.detail) == (7, Reason.READER_ERROR, "ValueError: no text of this")
 
 
 def test_a_uid_with_blanks_is_none(tmp_path: Path, png: bytes) -> None:

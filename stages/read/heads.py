@@ -18,15 +18,17 @@ from stages.settings import ReadSettings
 
 _SHARDS: Final = 3
 _FEWEST: Final = 8
+_MANY_ENDINGS: Final = 16  # of the members of a tar, more than one row has: keys are cut at another place than was meant
+_KEYS: Final = "in tars a row's members lie side by side, and its key is their name up to the first dot of the last component"
 # what a wrong setting does to every row alike, and the settings that mend it
 _HINTS: Final = {
     Reason.IMAGE_MISSING: "--image-column (a column, or the ending of a tar member), --image-root",
     Reason.OUTSIDE_ROOT: "--image-root, --allow-outside",
-    Reason.CAPTION_MISSING: "--caption-column (a column, the ending of a tar member, or json:FIELD)",
+    Reason.CAPTION_MISSING: f"--caption-column (a column, the ending of a tar member, or json:FIELD); {_KEYS}",
     Reason.CAPTION_EMPTY: "--caption-column",
     Reason.ROW_MALFORMED: "--separator",
-    Reason.DUPLICATE_KEY: "--key-column; in tars the key of a row is its name up to the first dot of its last component",
-    Reason.AMBIGUOUS: "--allow-ambiguous; in tars the key of a row is its name up to the first dot of its last component",
+    Reason.DUPLICATE_KEY: f"--key-column; {_KEYS}",
+    Reason.AMBIGUOUS: f"--allow-ambiguous; {_KEYS}",
 }
 
 
@@ -91,10 +93,11 @@ def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> 
         raise wrong[0]
     worst, count = reasons.most_common(1)[0] if reasons else (None, 0)
     good = num_rows - sum(reasons.values())
-    if worst is None or good or num_rows < _FEWEST:
+    odd_keys = any(len(names) > _MANY_ENDINGS and ".tar" in name.lower() for name, names in seen.items())
+    if worst is None or good or (num_rows < _FEWEST and not odd_keys):
         return
     listed = "; ".join(f"{name} has {', '.join(names)[:200]}" for name, names in seen.items())
     raise DataError(
         f"none of the first {num_rows} rows can be scored, {count} of them for {worst}, e.g. {first[worst]}. {listed}. "
-        f"Settings that may help: {_HINTS[worst]}"
+        f"Settings that may help: {_KEYS if odd_keys else _HINTS[worst]}"
     )

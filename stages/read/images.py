@@ -118,7 +118,7 @@ def _check_size(width: int, height: int, size_px: int, max_pixels: int) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        grey = np.asarray(image, dtype=np.float64)
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)  # float TIFFs have any number
         top = 65535.0 if image.mode.startswith("I") and grey.max(initial=0) > 255 else max(grey.max(initial=0), 1.0)
         return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -109,7 +109,10 @@ class TableReader:
         if isinstance(value, dict):
             value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
         if isinstance(value, list):  # of numbers
-            value = bytes(value)
+            try:
+                value = bytes(value)
+            except (TypeError, ValueError) as error:
+                return Reason.IMAGE_UNDECODABLE, f"column {self._image!r} holds a list that is no bytes: {error}"
         if value is None or value in ("", b""):
             return Reason.IMAGE_MISSING, f"column {self._image!r} is empty"
         if isinstance(value, str):

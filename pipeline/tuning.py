@@ -1,5 +1,6 @@
 """`pairsan tune`: which cut keeps canaries out, and what it would keep of the data."""
 
+import shlex
 from typing import Any
 
 from manifests.errors import RunError
@@ -59,12 +60,12 @@ def as_text(found: dict[str, Any], run: str) -> str:
     ]
     lines += [
         f"which keeps {found['kept_share']:.2%} of the scored pairs:",
-        f"  pairsan split {run} --min-cosine {found['cut']:.6f}",
+        f"  pairsan split {shlex.quote(run)} --min-cosine {found['cut']:.6f}",
     ]
     if "alpha" in found and 0 < found["alpha"] < 1:
         lines += [f"or, by rate (rule calibrated cuts there at alpha {found['alpha']:.2g}):"]
-        lines += [f"  pairsan split {run} --rule calibrated --alpha {found['alpha']:.2g}"]
+        lines += [f"  pairsan split {shlex.quote(run)} --rule calibrated --alpha {found['alpha']:.2g}"]
     if "discord_share" in found:
         lines += [f"or, without a cut, by neighbours, which keeps {1.0 - found['discord_share']:.2%}:"]
-        lines += [f"  pairsan split {run} --keep-share 1.0 --discord-share {found['discord_share']:.4f}"]
+        lines += [f"  pairsan split {shlex.quote(run)} --keep-share 1.0 --discord-share {found['discord_share']:.4f}"]
     return "\n".join([*lines, *(f"  {kind}: cut {cut:.4f}" for kind, cut in found["cut_by_kind"].items())])

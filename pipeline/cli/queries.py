@@ -1,6 +1,7 @@
 """Commands that ask what is there, overrule it and hand it on."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,9 @@ def import_reviews(run: str, file: str, who: str | None) -> None:
     """Append the verdicts of FILE (.csv or .parquet with uid and verdict, perhaps note and who) to RUN."""
     from pipeline.queries import verdicts
 
-    click.echo(f"{verdicts.import_(open_round(run), Path(file), who):,} verdicts taken up; `pairsan split {run}` honours them")
+    click.echo(
+        f"{verdicts.import_(open_round(run), Path(file), who):,} verdicts taken up; `pairsan split {shlex.quote(run)}` honours them"
+    )
 
 
 @reviews.command("revoke")
@@ -246,7 +249,7 @@ def revoke_reviews(run: str, uid: tuple[str, ...], who: str | None, verdict: str
     from pipeline.queries import verdicts
 
     num = verdicts.revoke(open_round(run), uids=uid, who=who, verdict=verdict)
-    click.echo(f"{num:,} verdicts taken back; `pairsan split {run}` labels without them")
+    click.echo(f"{num:,} verdicts taken back; `pairsan split {shlex.quote(run)}` labels without them")
 
 
 @click.command("open", cls=Command)

@@ -1,5 +1,6 @@
 """What is done in a run, what is missing, what failed and why."""
 
+import shlex
 from typing import Any
 
 from manifests.layout import FAILURES, HISTORY, LABELS, SCORES, is_sealed, read_plan, read_seal, round_folder, round_numbers
@@ -88,7 +89,9 @@ def as_text(report: Report) -> str:
     if any(entry["state"] in ("scoring", "failed") for entry in report["rounds"]):
         lines.append("the command that began it goes on from here; finished shards are kept")
     if any(entry["state"] == "unsealed" for entry in report["rounds"]):
-        lines.append(f"all shards are scored: `pairsan split {report['run']}` with other split settings seals a new round")
+        lines.append(
+            f"all shards are scored: `pairsan split {shlex.quote(report['run'])}` with other split settings seals a new round"
+        )
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Begin a run or a round: write what was decided, or refuse to go on under other settings."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,7 @@ class Round:
         """
         if self.number in round_numbers(self.run):
             old, where = read_plan(self.run, self.number), f"round {self.number} of {self.run.uri}"
-            require_same_plan(old, self.plan, where=where, hint=_OTHER_SETTINGS.format(run=self.run.uri))
+            require_same_plan(old, self.plan, where=where, hint=_OTHER_SETTINGS.format(run=shlex.quote(self.run.uri)))
         else:
             write_json(self.run, f"{round_folder(self.number)}/{PLAN}", self.plan)
 

@@ -234,9 +234,8 @@ def import_reviews(run: str, file: str, who: str | None) -> None:
     """Append the verdicts of FILE (.csv or .parquet with uid and verdict, perhaps note and who) to RUN."""
     from pipeline.queries import verdicts
 
-    click.echo(
-        f"{verdicts.import_(open_round(run), Path(file), who):,} verdicts taken up; `pairsan split {shlex.quote(run)}` honours them"
-    )
+    num = verdicts.import_(open_round(run), Path(file), who)
+    click.echo(f"{num:,} verdicts taken up; `pairsan split {shlex.quote(run)}` honours them")
 
 
 @reviews.command("revoke")

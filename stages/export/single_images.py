@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from manifests.store import Store
-from stages.pair import Pair, Shard
+from stages.pair import Shard
 from stages.read.shards import read_shard
-from stages.read.tables import TableReader, cells, column_names
+from stages.read.tables import TableReader, batches, cells, column_names
 from stages.settings import ReadSettings
 
 _KEPT: Final = 256
@@ -96,10 +96,24 @@ class Originals:
             reader, first = TableReader(self._store, shard, column_names(parquet), self._options), 0
             for group in range(parquet.num_row_groups):
                 num = parquet.metadata.row_group(group).num_rows
-                inside = [row for row in wanted if first <= row < first + num]
-                if inside:
-                    rows = parquet.read_row_group(group, columns=reader.columns).take([row - first for row in inside])
-                    pairs: list[Pair] = [p for i, row in zip(inside, cells(rows), strict=True) for p in reader.pairs(i, row)]
-                    found |= {pair.index: pair.image for pair in pairs if pair.image is not None}
+                if any(first <= row < first + num for row in wanted):
+                    found |= self._from_group(parquet, group, reader, first, wanted)
                 first += num
+        return found
+
+    @staticmethod
+    def _from_group(
+        parquet: pq.ParquetFile, group: int, reader: TableReader, first: int, wanted: list[int]
+    ) -> Mapping[int, bytes]:
+        """Read a row group batch by batch, as one may have gigabytes, up to the last row that is wanted."""
+        found: dict[int, bytes] = {}
+        for batch in batches(parquet, group, reader.columns):
+            inside = [row for row in wanted if first <= row < first + batch.num_rows]
+            if inside:
+                some = cells(batch.take([row - first for row in inside]))
+                pairs = [pair for row, cell in zip(inside, some, strict=True) for pair in reader.pairs(row, cell)]
+                found |= {pair.index: pair.image for pair in pairs if pair.image is not None}
+            first += batch.num_rows
+            if first > wanted[-1]:
+                break
         return found

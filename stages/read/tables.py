@@ -161,12 +161,9 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
         index = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
-            left = num_rows = facts.num_rows
-            fitting = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, facts.total_byte_size)))
+            left = facts.num_rows
             try:
-                for batch in parquet.iter_batches(
-                    max(1, min(_BATCH_ROWS, fitting)), row_groups=[group], columns=reader.columns
-                ):
+                for batch in batches(parquet, group, reader.columns):
                     for row in cells(batch):
                         pairs = reader.pairs(index, row)
                         yield from pairs
@@ -176,6 +173,13 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
                     size = 0 if lost else facts.total_byte_size
                     yield unreadable(shard, index + lost, f"row group {group}: {error}", size)
                 index += left
+
+
+def batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a row group in order, few enough at a time that they fit into memory, whatever its size."""
+    facts = parquet.metadata.row_group(group)
+    fitting = min(_BATCH_ROWS, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size))
+    yield from parquet.iter_batches(max(1, fitting), row_groups=[group], columns=columns)
 
 
 def column_names(parquet: pq.ParquetFile) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,9 +153,8 @@ def test_one_liners_name_the_round(run: Path, pairsan: Pairsan) -> None:
     assert done.stdout.strip() == "40"
     import duckdb
 
-    query = re.search(r'"(SELECT .*)"', lines["DuckDB"])
-    assert query is not None
-    assert sum(row[2] for row in duckdb.sql(query[1]).fetchall()) == 40
+    query = shlex.split(lines["DuckDB"])[-1]
+    assert sum(row[2] for row in duckdb.sql(query).fetchall()) == 40
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

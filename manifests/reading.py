@@ -92,18 +92,24 @@ class Manifest:
         """Yield (shard, mask) for every shard in order."""
         return ((shard, self.mask(shard, label)) for shard in self.shards)
 
-    def join(self, shard: str, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    def join(self, shard: str, rows: Iterable[tuple[str, Row]], *, sit_out: bool = False) -> Iterator[tuple[str, Row]]:
         """Yield the label of each row of a shard beside it; a label never goes to another row.
 
         Args:
             shard: Name of the input shard.
             rows: Key and whatever else of each of its rows, in order, by any reader of such files.
+            sit_out: Whether safe rows whose turn it is to sit out are yielded as risky; a trainer asks for that, so that the
+                next look scores them out of sample.
 
         Raises:
             RunError: The rows are not those that were labelled: names shard, row and both keys, or how many rows there are.
         """
-        table = self.table(shard, ["key", "label"], check_hash=True)
+        columns = ["key", "label", *(["sits_out"] if sit_out and self.seal.get("sitting_out") else [])]
+        table = self.table(shard, columns, check_hash=True)
         keys, labels, num = table["key"].to_pylist(), table["label"].cast(pa.string()).to_pylist(), 0
+        if "sits_out" in columns:
+            turns = table["sits_out"].to_pylist()
+            labels = [str(Label.RISKY) if turn else label for label, turn in zip(labels, turns, strict=True)]
         for num, (key, row) in enumerate(rows, start=1):
             shown = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if num > len(keys) or shown != keys[num - 1]:

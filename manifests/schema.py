@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -40,6 +40,7 @@ class Reason(StrEnum):
     LOCAL_OUTLIER = "local_outlier"
     DISCORDANT = "discordant"
     DUPLICATE_UID = "duplicate_uid"  # another row has its uid, so that what is said of one would be said of both
+    PUT_OUT = "put_out"  # it sat out of the CLIP loss, and the model that had not trained on it for a round contradicts it
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review"
     # quarantined: could not be scored
@@ -57,6 +58,20 @@ class Reason(StrEnum):
     CAPTION_EMPTY = "caption_empty"
     CAPTION_UNDECODABLE = "caption_undecodable"  # more than a tenth of it is not UTF-8
     NOT_FINITE = "not_finite"  # the model answered NaN or infinity
+
+
+class Voice(StrEnum):
+    """Who made a row what it is. A human verdict is last, and stays as long as it stands."""
+
+    SPLIT = "split"  # the cut of a round that did not look at the one before
+    VETO = "veto"  # repeats, copies, crowds, wording, accord: a limit of a signal
+    TAKEN_BACK = "taken_back"  # a risky row that a model which never matched it finds fitting
+    PUT_OUT = "put_out"  # a safe row that sat out and is contradicted
+    REVIEW = "review"  # a human
+
+
+# what a later look does not take back, whatever its cosines say
+VETOES: Final = (Reason.NEAR_DUPLICATE, Reason.REPEATED_CAPTION, Reason.CROWDED, Reason.DUPLICATE_UID)
 
 
 class Bound(StrEnum):
@@ -226,7 +241,8 @@ def scores_schema(version: int) -> pa.Schema:
 
 def manifest_schema(version: int) -> pa.Schema:
     """Return the columns of a manifest part that was written under a schema version."""
-    return _with_signals_of(MANIFEST, version)
+    known = [field for field in MANIFEST if version >= _HISTORY_SINCE or field.name not in HISTORY]
+    return _with_signals_of(pa.schema(known), version)
 
 
 def _with_signals_of(schema: pa.Schema, version: int) -> pa.Schema:
@@ -234,6 +250,8 @@ def _with_signals_of(schema: pa.Schema, version: int) -> pa.Schema:
     return schema.set(schema.get_field_index("signals"), pa.field("signals", pa.struct(known)))
 
 
+HISTORY: Final = ("voice", "since", "sits_out")
+_HISTORY_SINCE: Final = 5
 MANIFEST = pa.schema(
     [
         pa.field("shard", _WORD, nullable=False),
@@ -248,6 +266,9 @@ MANIFEST = pa.schema(
         pa.field("reason", _WORD),
         pa.field("detail", pa.string()),
         pa.field("signals", SIGNALS),
+        pa.field("voice", _WORD),  # since version 5, as are the next
+        pa.field("since", pa.int32()),
+        pa.field("sits_out", pa.bool_()),
     ]
 )
 
@@ -264,4 +285,7 @@ MEANINGS = {
     "reason": "why the row is not safe; null where it is; `review` where a human said so, whatever the label",
     "detail": "what exactly was wrong with the row, or what was repaired in its caption",
     "signals": "what the signals stage adds (fields below); null until it has run, and where the row could not be scored",
+    "voice": "who made the row what it is: `split`, `veto`, `taken_back`, `put_out` or `review`; null where it is quarantined",
+    "since": "the sealed round since which the row has this label and reason",
+    "sits_out": "a safe row that is to train unimodally until the next look, which then scores it out of sample",
 }

@@ -13,7 +13,7 @@ from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.count import count
 from pipeline.steps.decide_round import decide_round
-from pipeline.steps.numbering import grown, newest_scores, rescore_number, split_number
+from pipeline.steps.numbering import grown, looked_at, newest_scores, rescore_number, split_number
 from pipeline.steps.plan import Round, begin_run, planned, read_run
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import label, seal
@@ -47,7 +47,7 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
         begin_run(run, dataset, data, config)
-        more = {"split": config.split.model_dump(), "signals": signals}
+        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, FIRST_ROUND)}
         scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
         round_ = planned(run, FIRST_ROUND, dataset.shards, kind="clean", scores=scores, config=config, **more)
         return _take(round_, config, scoring)
@@ -106,7 +106,10 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     shards = read_run(run).shards
     source = scores_round if scores_round is not None else newest_scores(run, len(shards))
     scores = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
-    more = {"split": config.split.model_dump(), "signals": signals_plan(run, source, config)}
+    more = {
+        **{"split": config.split.model_dump(), "signals": signals_plan(run, source, config)},
+        **looked_at(run, config, source),
+    }
     number = split_number(run, {**scores, **more, "profile": config.profile})
     round_ = planned(run, number, shards, kind="split", scores=scores, config=config, **more)
     with connected(config.executor, verbose=verbose):
@@ -141,6 +144,6 @@ def _rescored(run: Store, dataset: Dataset, config: RunConfig, scores: Plan, sig
     number = rescore_number(run, scores)
     if is_sealed(run, number):
         return Round(run, number, read_plan(run, number), dataset.shards)
-    more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals}
+    more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals, **looked_at(run, config, number)}
     of = {"scores": scores, "scores_round": number}
     return planned(run, number, dataset.shards, kind="rescore", scores=of, config=config, **more)

@@ -66,17 +66,21 @@ class Watch:
         """
         run, num_done, failed = open_store(self.run), 0, []
         for path in checkpoints(self.pattern, self.settle_s):
-            if _sha256(path) in scored_checkpoints(run):
-                continue
-            log.warning("re-scoring with %s", path)
             model = self.config.model.model_copy(update={"checkpoint": str(path), "pretrained": None})
             try:
+                if _sha256(path) in scored_checkpoints(run):
+                    continue
+                log.warning("re-scoring with %s", path)
                 manifest = self.rescore(self.run, self.config.model_copy(update={"model": model}))
                 num_done += 1
                 prune_embeddings(run, self.keep_embeddings)
                 self._call(manifest)
             except PairsanError as error:  # one bad checkpoint must not keep the later ones waiting
                 failed.append(f"{path}: {type(error).__name__}: {error}")
+            except FileNotFoundError as error:  # a trainer that keeps its newest few deletes the others
+                if Path(error.filename or "") != path:
+                    raise
+                failed.append(f"{path}: it was deleted before it was read; the rounds stay as they are")
         if failed:
             raise RunError(f"{num_done} checkpoints re-scored, {len(failed)} failed:\n  " + "\n  ".join(failed))
         return num_done
@@ -112,8 +116,18 @@ def checkpoints(pattern: str, settle_s: float) -> list[Path]:
     if "://" in pattern:
         raise ConfigError(f"--checkpoints looks at local or mounted paths, not at {pattern!r}")
     found = [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  # Path.glob takes no absolute pattern
-    ready = [path for path in found if path.is_file() and time.time() - path.stat().st_mtime >= settle_s and is_complete(path)]
-    return sorted(ready, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.stat().st_mtime, str(path)))
+    changed = {path: _changed_at(path) for path in found}
+    # by a writer's clock that is ahead of ours a file may stay "new" for hours, so the difference counts, not the age
+    ready = [path for path, when in changed.items() if when and abs(time.time() - when) >= settle_s and is_complete(path)]
+    return sorted(ready, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], changed[path], str(path)))
+
+
+def _changed_at(path: Path) -> float | None:
+    """Return when a file was changed last, in seconds; None for what is no file, or was deleted a moment ago."""
+    try:
+        return path.stat().st_mtime if path.is_file() else None
+    except OSError:
+        return None
 
 
 def is_complete(path: Path) -> bool:

@@ -19,13 +19,14 @@ Pairsan = Callable[..., Result]
 
 # every flag of a setting, by its table of the settings file
 FLAGS = {
-    "data": "--image-column --caption-column --key-column --separator --image-root --allow-ambiguous --allow-outside",
-    "model": "--checkpoint --model --pretrained --allow-hub --precision --device",
+    "data": "--image-column --caption-column --caption --key-column --separator --image-root --allow-ambiguous --allow-outside"
+    " --skip-unreadable",
+    "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --signals-memory-mb",
     "signals.near": "--neighbours --reference-rows --agreement-rows --common-captions --near-copy-cosine",
     "signals.reference": "--reference-encoder --reference-checkpoint",
-    "split": "--rule --keep-share --min-cosine",
+    "split": "--rule --keep-share --min-cosine --sit-out-folds",
     "split.calibrated": "--alpha --max-p-mismatch --null-strata",
     "split.mixture": "--threshold --min-separation",
     "split.limits": "--max-image-repeats --max-near-copies --max-pair-copies --max-caption-copies --crowded-share"
@@ -33,7 +34,8 @@ FLAGS = {
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
-    "train": "--rounds --warmup-passes --scorer --risky --first-matching --matching-passes --learning-rate --train-batch-size"
+    "train": "--rounds --warmup-passes --scorer --look-again --risky --first-matching --matching-passes"
+    " --learning-rate --train-batch-size"
     " --train-workers --train-precision --warmup-views --train-seed",
     "scout": "--scout-passes",
 }
@@ -174,7 +176,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 4' in pairsan("schema", "--json").output
+    assert '"schema_version": 5' in pairsan("schema", "--json").output
     told = pairsan("schema").output
     assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 

@@ -68,7 +68,7 @@ def test_bad_settings_name_key_value_and_range(tmp_path: Path, text: str, messag
         ({"threshold": 0.1}, r"threshold = 0.1 has no effect: it acts with rule monotone or rule published"),
         (
             {"keep_share": 0.3, "alpha": 0.1},
-            "alpha = 0.1 has no effect: it acts with rule calibrated; here rule = 'keep-share'",
+            "alpha = 0.1 has no effect: it acts with rule calibrated / look-again; here rule = 'keep-share'",
         ),
         ({"profile": "thorough"}, "profile 'thorough' needs --reference-encoder"),
         ({"more": ("signals_sede=1",)}, r"--set signals_sede=1: write NAME=VALUE; did you mean 'signals_seed'"),

@@ -1,6 +1,7 @@
 """Trainers that are not ours, between two re-scorings."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from conftest import EMOJI, ROOT
+from conftest import EMOJI, ROOT, make_tar, wait_for
 
 from manifests import Manifest, open_round
 
@@ -29,21 +30,42 @@ def rescore(pairsan: Pairsan, run: Path, pattern: str) -> Manifest:
     return open_round(run)
 
 
-def test_a_loop_of_ones_own_trains_on_the_newest_safe_rows(run: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
-    script = [sys.executable, str(ROOT / "examples" / "train_openclip.py"), str(run), str(EMOJI / "eval")]
-    options = ["--model", f"local-dir:{tiny}", "--out", str(tmp_path / "logs"), "--batch-size", "100"]
-    pattern = str(tmp_path / "logs/checkpoints/epoch_*.pt")
-    done = subprocess.run([*script, *options], capture_output=True, text=True, check=True)
-    assert "epoch 1: round 1, 7 steps" in done.stdout  # 703 safe rows
-    second = rescore(pairsan, run, pattern)
-    assert (second.number, second.seal["counts"]["labels"]["safe"]) == (2, 774)  # 55 % of 1,406 rows
-    more = ["--resume", str(tmp_path / "logs/checkpoints/epoch_1.pt"), "--first-epoch", "2"]
-    done = subprocess.run([*script, *options, *more], capture_output=True, text=True, check=True)
-    assert "epoch 2: round 2, 7 steps" in done.stdout
-    third = rescore(pairsan, run, pattern)
-    assert third.number == 3
-    hashes = [open_round(run, n).seal["plan"]["scores"]["model"]["state_sha256"] for n in (1, 2, 3)]
-    assert len(set(hashes)) == 3
+def begin(*command: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_trainer_of_ones_own_and_a_watcher_wait_for_each_other_and_may_both_be_killed(
+    tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    run, data, logs = tmp_path / "run", tmp_path / "data", tmp_path / "logs"
+    data.mkdir()
+    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m, _ in zip(tar, range(900), strict=False)]
+    for shard in range(3):
+        (data / f"{shard}.tar").write_bytes(make_tar(members[shard * 300 : (shard + 1) * 300]))
+    pairsan("clean", data, "--checkpoint", tiny, "--out", run, "--executor", "local", "--keep-share", 0.5)
+    options = shlex.split(f"--model local-dir:{tiny} --out {logs} --batch-size 25 --rounds 3 --patience 120 --lr 1e-5")
+    trainer = (sys.executable, ROOT / "examples" / "own_trainer.py", run, data, *options)
+    rule = shlex.split("--rule look-again --growth 0.02 --sit-out-folds 4 --executor local --every 0.2 --settle 0")
+    watcher = (Path(sys.executable).parent / "pairsan", "watch", run, "--checkpoints", f"{logs}/epoch_*.pt", *rule)
+    running = [begin(*trainer), begin(*watcher)]
+    try:
+        wait_for(logs / "epoch_1.pt")
+        for process in running:
+            process.kill()
+            process.wait()
+        running = [begin(*trainer), begin(*watcher)]
+        assert running[0].wait(300) == 0
+        wait_for(run / "rounds/0004/manifest.json")
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    seals = [open_round(run, number).seal for number in (1, 2, 3, 4)]
+    assert len({seal["plan"]["scores"]["model"]["state_sha256"] for seal in seals}) == 4
+    assert [seal["before"] for seal in seals] == [None, 1, 2, 3]
+    assert all(seal["sitting_out"] > 10 for seal in seals[1:])
+    assert sum(sum(seal["voices"].values()) for seal in seals[1:]) > 0
 
 
 @pytest.mark.slow

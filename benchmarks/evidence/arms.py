@@ -35,12 +35,23 @@ SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
 TAILS: Final = {"scout's choice, tail 1 %": 0.01, "scout's choice, tail 2 %": 0.02, "scout's choice, second look": 0.05}
 SCOUT_SAFE: Final = 0.58  # of the rows, as its first run had it; sets the number of rounds
+LOOKS: Final = ["--look-again", "1", "--sit-out-folds", "8"]
+CROWDS: Final = [
+    *("--crowded-tail", "0.02", "--max-image-repeats", "2"),
+    *("--set", "near_copy_cosine=0.98", "--max-near-copies", "4"),
+]
 PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--set", "order=sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
     "locked": ["--scorer", "locked"],
     "scout": ["--scorer", "scout", "--risky", "skip"],
     "scout, risky unimodal": ["--scorer", "scout"],
+    "scout, look again": ["--scorer", "scout", *LOOKS],
+    "scout, look again, crowds too": ["--scorer", "scout", *LOOKS, *CROWDS],
+    "scout of a third, look again, crowds too": ["--scorer", "scout", "--set", "scout_passes=8", *LOOKS, *CROWDS],
+    "locked, look again": ["--scorer", "locked", *LOOKS],
+    "locked, look again, crowds too": ["--scorer", "locked", *LOOKS, *CROWDS],
+    "all, look again, crowds too": ["--scorer", "model", "--set", "matching_passes=0", "--keep-share", "1", *LOOKS, *CROWDS],
 }
 
 
@@ -286,6 +297,7 @@ def pipeline_arm(cell: Cell) -> list[Line]:
         "train_seed": cell.seed,
         **setting.train,
     }
+    _borrow_scout(cell, run)
     command = [str(pairsan), "run", str(cell.shards), "--out", str(run), *(f"--set={k}={v}" for k, v in flags.items())]
     more = [*PIPELINES[cell.arm], *setting.run_options]
     done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -295,8 +307,19 @@ def pipeline_arm(cell: Cell) -> list[Line]:
     return _rounds(cell, run)
 
 
+def _borrow_scout(cell: Cell, run: Path) -> None:
+    """Take over the scout of `scout, risky unimodal`, where that has run: same data, seed and settings, so the same weights."""
+    lent = cell.folder / f"seed-{cell.seed}" / "scout, risky unimodal" / "run" / "checkpoints"
+    if cell.arm.startswith("scout, look again") and lent.exists() and not run.exists():
+        (run / "checkpoints").mkdir(parents=True)
+        for name in ("scout-state.safetensors", "scout-0000.safetensors", "train.json"):
+            (run / "checkpoints" / name).write_bytes((lent / name).read_bytes())
+
+
 def _growing_flags(cell: Cell) -> dict[str, Any]:
     setting = cell.setting
+    if cell.arm.startswith("all"):
+        return {"rounds": setting.passes - 1, "warmup_passes": 1}
     return {
         "rounds": setting.passes - setting.warmup_passes,
         "warmup_passes": setting.warmup_passes,
@@ -347,8 +370,7 @@ ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
     "published": pipeline_arm,
     "slow": pipeline_arm,
     "locked": pipeline_arm,
-    "scout": pipeline_arm,
-    "scout, risky unimodal": pipeline_arm,
+    **{name: pipeline_arm for name in PIPELINES if name not in ("published", "slow", "locked")},
     "locked, trained anew": locked_filter,
     "dense and repeats filter": dense_filter,
     "RoCLIP": roclip,

@@ -1,14 +1,15 @@
 """What is done in a run, what is missing, what failed and why."""
 
 import shlex
-from typing import Any
+from typing import Any, Final
 
 from manifests.layout import FAILURES, HISTORY, LABELS, SCORES, is_sealed, read_plan, read_seal, round_folder, round_numbers
 from manifests.store import Store
-from pipeline.queries.summary import profile_of
+from pipeline.queries.summary import profile_of, voices_of
 from pipeline.steps.plan import read_run
 
 Report = dict[str, Any]
+_LOOKS: Final = ("before", "voices", "sitting_out", "separation")  # seals before schema 5 have none
 
 
 def of_run(run: Store) -> Report:
@@ -39,7 +40,7 @@ def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -
     }
     if is_sealed(run, number):
         seal = read_seal(run, number)
-        keys = ("counts", "changes", "rule", "cut", "safe_share", "mixture", "doubts", "canaries")
+        keys = ("counts", "changes", "rule", "cut", "safe_share", "mixture", "doubts", "canaries", *_LOOKS)
         facts = {key: seal.get(key) for key in keys}  # seals of 0.1.0 have no changes
         return {**report, "state": "sealed", **facts, "training": _trained(history, number)}
     if report["failed"]:
@@ -103,7 +104,7 @@ def _facts(entry: Report, total: int) -> str:
     facts = [
         f"{labels['safe']:,} safe ({entry['safe_share']:.1%}) / {labels['risky']:,} risky / "
         f"{labels['quarantined']:,} quarantined",
-        f"{entry['rule']} {where}",
+        voices_of(entry) if entry["before"] is not None else f"{entry['rule']} {where}",
     ]
     if entry["mixture"]:
         low, high = entry["mixture"]["means"]
@@ -114,6 +115,8 @@ def _facts(entry: Report, total: int) -> str:
     if entry["changes"]:
         num = sum(entry["changes"]["labels"].values())
         facts.append(f"{num:,} labels changed since round {entry['changes']['from_round']}")
+    if entry["sitting_out"]:
+        facts.append(f"{entry['sitting_out']:,} sit out")
     facts.append(f"scores of round {entry['scores_round']}, weights {entry['state_sha256'][:12]}")
     return ", ".join([*facts, f"profile {entry['profile']}"])
 

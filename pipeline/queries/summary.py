@@ -31,7 +31,8 @@ def of_round(manifest: Manifest) -> str:
         lines += [
             f"  mismatch  estimated {null['mismatched_share']:.2%} of all rows, {stated}, by {null['num']:,} mismatched pairs"
         ]
-    for found in (seal.get("strata") or {}).get("of", ()):
+    strata = seal.get("strata") or {}
+    for found in strata.get("of", ()) if strata.get("by") != "before" else ():
         cut = "nothing is safe" if found["cut"] is None else f"safe where cosine >= {found['cut']:.4f}"
         shared = "" if found["own_null"] else " (too few mismatched pairs for a null of its own)"
         lines += [f"  stratum   {found['stratum']}: {cut}, {found['safe']:,} of {found['rows']:,}{shared}"]
@@ -55,13 +56,35 @@ def profile_of(plan: dict[str, Any]) -> str:
     return str(plan.get("profile") or "none (defaults and what was given)")
 
 
+def voices_of(seal: dict[str, Any]) -> str:
+    """Return what a round that looked again changed in the one before, and how well its weights tell pairs apart."""
+    voices = seal["voices"]
+    said = {"taken back": "taken_back", "put out": "put_out", "vetoed": "veto", "by review": "review"}
+    parts = [f"{voices.get(word, 0):,} {name}" for name, word in said.items() if word != "review" or voices.get(word)]
+    return f"look-again at round {seal['before']}: {', '.join(parts)} (AUROC {seal['separation']:.3f})"
+
+
 def _rule(seal: dict[str, Any]) -> str:
+    if seal.get("before") is not None:
+        asked = {found["stratum"]: found for found in seal["strata"]["of"]}
+        opened, out = asked["risky, open"], asked["safe, sat out"]
+        cuts = [
+            f"of {opened['rows']:,} open rows {_at(opened['cut'], 'taken back from cosine')}",
+            f"of {out['rows']:,} that sat out {_at(out['cut'], 'put out below cosine')}"
+            if out["rows"]
+            else "nobody sat out, so nobody is put out (--sit-out-folds, for a trainer that reads sits_out)",
+        ]
+        return "\n            ".join([voices_of(seal), *cuts])
     where = f"cosine >= {seal['cut']:.4f}" if seal["cut"] is not None else f"posterior >= {seal['min_posterior']:g}"
     if seal.get("strata"):
         where = f"cosine is at or above the cut of its {seal['strata']['by']} stratum"
     asked = seal["plan"]["split"]["rule"]
     fallback = f" (fallback; {asked} was not believed)" if seal["rule"] != asked else ""
     return f"{seal['rule']}{fallback}: safe where {where}, {seal['safe_share']:.2%} of {seal['counts']['scored']:,} scored"
+
+
+def _at(cut: float | None, what: str) -> str:
+    return f"none is {what.partition(' from')[0].partition(' below')[0]}" if cut is None else f"{what} {cut:.4f}"
 
 
 def _mixture(mixture: dict[str, Any]) -> str:

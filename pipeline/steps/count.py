@@ -72,7 +72,7 @@ def count(executor: Executor, round_: Round) -> Totals:
         RunError: The scores lack what groups rows.
     """
     strata, keep = round_.strata, round_.plan["scores"]["keep"]
-    if strata and COLUMN[strata] == "caption" and not keep["captions"]:
+    if strata and COLUMN.get(strata) == "caption" and not keep["captions"]:
         raise RunError(f"--null-strata {strata} groups rows by their captions, and these scores kept none; use --keep-captions")
     totals = Totals()
     stage = Tally(scores_target(round_, with_embeddings=bool(keep["embeddings"])))
@@ -84,7 +84,8 @@ def count(executor: Executor, round_: Round) -> Totals:
 
 def scores_target(round_: Round, *, with_embeddings: bool = False, signals: SignalParts | None = None) -> ScoresTarget:
     """Return the scores of a round, as they are counted."""
-    return ScoresTarget(round_.run, round_.scores_round, round_.scores_fingerprint, with_embeddings, round_.strata, signals)
+    where = (round_.run, round_.scores_round, round_.scores_fingerprint)
+    return ScoresTarget(*where, with_embeddings, round_.strata, round_.before, signals)
 
 
 def check_quarantined(totals: Totals, max_share: float) -> None:

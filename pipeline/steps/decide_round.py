@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from manifests.layout import read_seal
 from pipeline.steps.canary_leaks import check_leaks, count_canaries, leaks
 from pipeline.steps.count import Totals
 from pipeline.steps.plan import Round
 from pipeline.steps.signals import Signals
 from pipeline.workers.executors import Executor
 from stages.label.decide import Decision, decide
+from stages.label.look_again import look_again
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ def decide_round(executor: Executor, round_: Round, totals: Totals, signals: Sig
     """
     canaries = count_canaries(executor, round_, signals.parts if signals else None)
     values = signals.values if signals else {}
-    decision = decide(totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata)
+    if round_.before is None:
+        decision = decide(totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata)
+    else:
+        past = read_seal(round_.run, round_.before).get("separation")
+        decision = look_again(totals.histogram, round_.split, totals.strata, signals=values, before=past)
     found = leaks(canaries, decision)
     check_leaks(found, round_.split)
     return Decided(decision, found)

@@ -1,8 +1,9 @@
 """Which round comes next, which one is meant, and how much of it may be safe."""
 
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers, sealed_rounds
 from manifests.store import Store
+from pipeline.config.catalogue import RunConfig
 from stages.label.settings import SplitSettings
 
 
@@ -43,11 +44,12 @@ def grown(run: Store, options: SplitSettings, *, before: int) -> SplitSettings:
 
     Args:
         run: The run folder.
-        options: The settings; returned as they are without `growth`, or where no round is sealed yet.
+        options: The settings; returned as they are without `growth`, where no round is sealed yet, and where the rule looks
+            again, which takes that much back.
         before: Only rounds of lower numbers count.
     """
     sealed = sealed_rounds(run, before)
-    if options.growth is None or not sealed:
+    if options.growth is None or not sealed or options.rule == "look-again":
         return options
     seal = read_seal(run, max(sealed))
     last: float = (
@@ -56,3 +58,19 @@ def grown(run: Store, options: SplitSettings, *, before: int) -> SplitSettings:
     share = round(min(options.cap, last + options.growth), 9)
     rule = "published" if options.rule == "published" else "keep-share"
     return options.model_copy(update={"rule": rule, "keep_share": share, "min_cosine": None})
+
+
+def looked_at(run: Store, config: RunConfig, number: int) -> dict[str, int]:
+    """Return `before`, the sealed round that a round looks again at, for its plan; nothing under any other rule.
+
+    Raises:
+        ConfigError: There is none yet.
+    """
+    if config.split.rule != "look-again":
+        return {}
+    sealed = sealed_rounds(run, number)
+    if not sealed:
+        raise ConfigError(
+            "rule 'look-again' goes on from a sealed round, and there is none before; seal the first by another rule"
+        )
+    return {"before": max(sealed)}

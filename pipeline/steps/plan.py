@@ -85,7 +85,14 @@ class Round:
     @property
     def strata(self) -> StrataKind | None:
         """How its rows are grouped; a round that grows by a share has no null, so no groups either."""
+        if self.before is not None:
+            return "before"
         return self.split.null_strata if self.split.rule == "calibrated" else None
+
+    @property
+    def before(self) -> int | None:
+        """The sealed round that it looks again at; None for a split that begins anew."""
+        return self.plan.get("before")
 
     @cached_property
     def asked(self) -> Asked | None:

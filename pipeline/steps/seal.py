@@ -53,6 +53,7 @@ def label(executor: Executor, round_: Round, signals: Signals | None, decided: D
         signals=signals.parts if signals else None,
         reviews_until=None if reviews is None else reviews["until"],
         rise_since=since,
+        num_folds=round_.split.sit_out_folds,
         twins=write_twins(round_.run, round_.scores_round, [s.name for s in round_.shards], round_.scores_fingerprint),
     )
     run_stage(executor, LabelRows(target), round_.shards, what="label", folder=round_.place, collect=collect)
@@ -87,6 +88,10 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
             "reasons": _total([labelled.reasons for labelled in written.values()]),
         },
         "changes": None if previous is None else changes,
+        "before": round_.before,
+        "voices": _total([labelled.voices for labelled in written.values()]),
+        "sitting_out": sum(labelled.sitting_out for labelled in written.values()),
+        "separation": decision.separation,
         "rise_since": since,
         "rule": decision.rule,
         "cut": decision.cut,
@@ -109,7 +114,8 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
 def _earlier(round_: Round) -> tuple[int | None, int | None]:
     """Return the sealed round before this one, and the newest one before it that other weights have scored."""
     before = sealed_rounds(round_.run, round_.number)
-    return max(before, default=None), max((n for n in before if _by_other_weights(round_, n)), default=None)
+    last = max(before, default=None) if round_.before is None else round_.before
+    return last, max((n for n in before if _by_other_weights(round_, n)), default=None)
 
 
 def _by_other_weights(round_: Round, number: int) -> bool:
@@ -154,6 +160,7 @@ def _part_entry(round_: Round, shard: str, totals: Totals, signals: Signals | No
         "shard": shard,
         "rows": labelled.part.num_rows,
         "labels": labelled.labels,
+        "sitting_out": labelled.sitting_out,
         "scores": entry(part_name(round_.scores_round, SCORES, shard), totals.scores[shard]),
         "manifest": entry(part_name(round_.number, LABELS, shard), labelled.part),
     }

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from manifests.errors import ConfigError, RunError
+from manifests.errors import ConfigError, RunError, SplitRefused
 from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan, round_numbers
 from manifests.parts import write_bytes, write_json
 from manifests.reading import Manifest
@@ -43,7 +43,7 @@ SCOUT: Final = f"{CHECKPOINTS}/scout.toml"
 SETTINGS: Final = f"{CHECKPOINTS}/train.json"
 ROWS: Final = f"{CHECKPOINTS}/rows.json"
 DEFAULT_GROWTH: Final = 0.01
-_EXTENDABLE: Final = ("rounds", "save_every_steps", "faiss_from")
+_EXTENDABLE: Final = ("rounds", "look_again", "save_every_steps", "faiss_from")
 History = list[dict[str, Any]]
 
 
@@ -172,6 +172,8 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
 def _sealed(training: Training, this: Pass) -> int:
     """Return the sealed round that a round's training reads: score with the newest weights, grow the safe share, split."""
     store, config, number = training.store, training.config, this.round_number
+    if config.train.look_again and number > 1:
+        return _looked_again(training, number)
     if config.train.scorer == "scout":
         if number > 1:
             return _manifest_of(store, number - 1)  # a scout speaks once
@@ -188,12 +190,42 @@ def _sealed(training: Training, this: Pass) -> int:
     return rounds.rescore(store.uri, config, verbose=training.verbose).number
 
 
+def _looked_again(training: Training, number: int) -> int:
+    """Return the sealed round that a later round trains on: a new look where it is time for one, else the last look's.
+
+    A look that is refused leaves the last sealed round in force.
+    """
+    store, last = training.store, _manifest_of(training.store, number - 1)
+    if (number - 1) % training.config.train.look_again:
+        return last
+    try:
+        return rounds.rescore(store.uri, looking_again(training, number), verbose=training.verbose).number
+    except SplitRefused as error:
+        log.warning("round %d trains on manifest %d again: %s", number, last, error)
+        return last
+
+
+def looking_again(training: Training, number: int) -> RunConfig:
+    """Return the settings of the look before a round: the newest weights, and what they take back, put out and veto."""
+    config = training.config
+    checkpoint, architecture = checkpoint_name(number - 1), training.architecture.removeprefix("local-dir:")
+    model = config.model.model_copy(update={"checkpoint": training.store.path(checkpoint), "model": architecture})
+    growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
+    split = config.split.model_copy(update={"rule": "look-again", "growth": growth, "keep_share": None, "min_cosine": None})
+    return config.model_copy(update={"model": model, "split": split})
+
+
 def next_command(store: Store, out: str, config: RunConfig) -> str:
     """Return the command that seals the round to be trained on next, or trains where a scout has spoken already.
 
     How a scout's round is split goes into a settings file of the run, which that command names.
     """
     number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
+    if config.train.look_again and number:
+        if number % config.train.look_again:
+            return f"pairsan train {out} --round {_manifest_of(store, number)}"
+        growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
+        return f"pairsan rescore {out} --rule look-again --growth {growth} --checkpoint {store.path(checkpoint_name(number))}"
     if config.train.scorer == "scout" and number:
         return f"pairsan train {out} --round {_manifest_of(store, number)}"
     command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"

@@ -200,8 +200,14 @@ def _counts(manifest: Manifest | None, job: Job) -> dict[str, dict[Label, int]]:
         label = Label.RISKY if job.this.kind == "unimodal" else Label.SAFE
         return {name: {label: num} for name, num in job.num_rows.items()}
     alone = job.this.kind == "refit" or job.config.train.risky == "skip"
-    wanted = (Label.SAFE,) if alone else (Label.SAFE, Label.RISKY)
-    return {part["shard"]: {label: part["labels"][label] for label in wanted} for part in manifest.seal["parts"]}
+    return {part["shard"]: _offered(part, alone) for part in manifest.seal["parts"]}
+
+
+def _offered(part: Mapping[str, Any], alone: bool) -> dict[Label, int]:
+    """Return the rows of each label that a shard offers; what sits out is trained on as risky rows are."""
+    out = part.get("sitting_out", 0)
+    safe = {Label.SAFE: part["labels"][Label.SAFE] - out}
+    return safe if alone else {**safe, Label.RISKY: part["labels"][Label.RISKY] + out}
 
 
 def _sum(counts: list[dict[Label, int]]) -> dict[Label, int]:

@@ -62,6 +62,7 @@ class Decision:
         limits: What signals must allow beside the cut.
         calibration: What was estimated from the measured null, under `calibrated`; else None.
         strata: The same for groups of rows, with cuts of their own; None without.
+        separation: Of a round that looks again: AUROC of pairs against mismatched pairs, out of sample.
     """
 
     rule: str
@@ -75,6 +76,7 @@ class Decision:
     limits: tuple[Limit, ...] = ()
     calibration: Calibration | None = None
     strata: Strata | None = None
+    separation: float | None = None
 
     @property
     def share_above_cut(self) -> float:
@@ -155,7 +157,7 @@ def decide(
             raise SplitRefused(_refusal(doubts, num_scored, settings))
         rule, cut = "quantile", histogram.cut_for_share(settings.fallback_share)  # type: ignore[assignment]
         num_safe, calibration, groups = histogram.num_at_least(cut), None, None
-    limits = _limits(settings, signals or {})
+    limits = limits_of(settings, signals or {})
     ranks = histogram.ranks()
     return Decision(rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, doubts, limits, calibration, groups)
 
@@ -176,8 +178,16 @@ def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     return (1.0 - values.astype(np.float64)).astype(np.float32) if _TOPS[signal] > 1.0 else values
 
 
-def _limits(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
-    """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which."""
+def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
+    """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which.
+
+    Args:
+        settings: They name signals and bounds.
+        counted: Values of signals over all shards, by name.
+
+    Raises:
+        SplitRefused: Crowds would be no minority.
+    """
     limits: list[Limit] = []
     for limit, signal in LIMITS:
         asked = getattr(settings, limit.setting)

@@ -13,7 +13,8 @@ from manifests.reviews import newest, read_all
 from manifests.schema import MANIFEST, Label
 from manifests.store import Store
 from stages.label.decide import Decision
-from stages.label.label_table import Labelling, Verdicts, label_table
+from stages.label.history import Before
+from stages.label.label_table import Beside, Labelling, Verdicts, label_table
 from stages.label.twins import read_twins
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts
@@ -32,6 +33,8 @@ class Labelled:
         changes: Rows whose label the round before had otherwise, by `old>new`, e.g. `risky>safe`.
         limited: Rows above the cut that a signal's limit made risky, before any verdict.
         overruled: Rows whose label a verdict has changed, by `old>new`.
+        voices: Rows that became what they are in this round, by who made them so.
+        sitting_out: Safe rows that sit out until the next look.
     """
 
     part: Part
@@ -40,6 +43,8 @@ class Labelled:
     changes: dict[str, int]
     limited: int
     overruled: dict[str, int]
+    voices: dict[str, int]
+    sitting_out: int
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ class LabelTarget:
         round_number: Round whose manifest is written.
         fingerprint: Of that round's plan.
         decision: The cut, and the limits of signals.
-        previous: Sealed round that labels are compared with.
+        previous: Sealed round that labels are compared with, and whose history goes on.
         signals: Where the signals parts lie; None where there are none.
         reviews_until: Human verdicts up to this time are honoured; None where there are none.
         rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
         twins: Part with the uids of more than one row; None where nobody looked.
+        num_folds: Rounds in which every safe row sits out once; 0 where none does.
     """
 
     run: Store
@@ -69,6 +75,7 @@ class LabelTarget:
     reviews_until: str | None = None
     rise_since: int | None = None
     twins: str | None = None
+    num_folds: int = 0
 
 
 class LabelRows(Stage[LabelTarget, Labelled]):
@@ -86,6 +93,7 @@ class LabelRows(Stage[LabelTarget, Labelled]):
         labels: dict[str, int] = dict.fromkeys(Label, 0)
         reasons: dict[str, int] = {}
         labelling = Labelling()
+        old = None if target.previous is None else Before.read(target.run, target.previous, shard.name)
 
         def tables() -> Iterator[pa.Table]:
             # signals and earlier ranks lie in parts of their own with other row groups, so they are sliced alongside
@@ -99,8 +107,15 @@ class LabelRows(Stage[LabelTarget, Labelled]):
                     if signals is not None:
                         place = scores.schema.get_field_index("signals")
                         scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
-                    before = None if earlier is None else earlier.slice(first, scores.num_rows)
-                    table = label_table(scores, shard.name, target.decision, self._verdicts, labelling, before, self._twins)
+                    beside = Beside(
+                        number=target.round_number,
+                        verdicts=self._verdicts,
+                        twins=self._twins,
+                        earlier=None if earlier is None else earlier.slice(first, scores.num_rows),
+                        before=None if old is None else old.slice(first, scores.num_rows),
+                        num_folds=target.num_folds,
+                    )
+                    table = label_table(scores, shard.name, target.decision, beside, labelling)
                     first += scores.num_rows
                     _add_counts(labels, table["label"])
                     _add_counts(reasons, table["reason"])
@@ -108,7 +123,8 @@ class LabelRows(Stage[LabelTarget, Labelled]):
 
         name = part_name(target.round_number, LABELS, shard.name)
         part = write_part(target.run, name, MANIFEST, tables(), fingerprint=target.fingerprint)
-        return Labelled(part, labels, reasons, self._changes(shard), labelling.limited, labelling.overruled)
+        said = (labelling.limited, labelling.overruled, labelling.voices, labelling.sitting_out)
+        return Labelled(part, labels, reasons, self._changes(shard), *said)
 
     def _changes(self, shard: Shard) -> dict[str, int]:
         """Count the rows whose label the previous round had otherwise; nothing where it had other rows."""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from manifests.reviews import VERDICTS
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.label.decide import Decision
-from stages.label.strata import COLUMN, strata_of
+from stages.label.history import OPEN, SAT_OUT, Before, Places, sits_out, spoken
+from stages.label.strata import COLUMN, Codes, strata_of
 from stages.label.twins import are_twins
 
 _SAFE, _NOTHING = -1, -1
@@ -64,10 +65,14 @@ class Labelling:
     Attributes:
         limited: Rows above the cut that a signal's limit made risky.
         overruled: Rows whose label a verdict has changed, by `old>new`.
+        voices: Rows that became what they are in this round, by who made them so.
+        sitting_out: Safe rows that sit out.
     """
 
     limited: int = 0
     overruled: dict[str, int] = field(default_factory=dict)
+    voices: dict[str, int] = field(default_factory=dict)
+    sitting_out: int = 0
 
     def overrule(self, old: npt.NDArray[np.int32], new: npt.NDArray[np.int32]) -> None:
         """Count the rows whose label has changed."""
@@ -77,73 +82,147 @@ class Labelling:
             word = f"{_LABELS[pair // len(_LABELS)]}>{_LABELS[pair % len(_LABELS)]}"
             self.overruled[word] = self.overruled.get(word, 0) + num
 
+    def count(self, number: int, since: npt.NDArray[np.int32], voices: pa.Array, out: npt.NDArray[np.bool_]) -> None:
+        """Count who spoke of what is new in a round, and who sits out."""
+        self.sitting_out += int(out.sum())
+        for row in pc.value_counts(voices.filter(pa.array(since == number)).drop_null()).to_pylist():
+            self.voices[row["values"]] = self.voices.get(row["values"], 0) + row["counts"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What rows are labelled with beside their scores and the decision.
+
+    Attributes:
+        number: Of the round.
+        verdicts: What humans said; it wins, but for rows without a cosine, which nothing makes safe or risky.
+        twins: Uids that several rows have; None where there are none.
+        earlier: Ranks of the same rows in an earlier round by other weights; None where there is none.
+        before: The same rows in the sealed round before; None where there is none.
+        num_folds: Rounds in which every safe row sits out once; 0 where none does.
+    """
+
+    number: int = 1
+    verdicts: Verdicts | None = None
+    twins: pa.Array | None = None
+    earlier: pa.ChunkedArray | None = None
+    before: Before | None = None
+    num_folds: int = 0
+
 
 def label_table(
-    scores: pa.Table,
-    shard: str,
-    decision: Decision,
-    verdicts: Verdicts | None = None,
-    labelling: Labelling | None = None,
-    earlier: pa.ChunkedArray | None = None,
-    twins: pa.Array | None = None,
+    scores: pa.Table, shard: str, decision: Decision, beside: Beside | None = None, labelling: Labelling | None = None
 ) -> pa.Table:
     """Return rows of the scores part as rows of the manifest.
 
     Args:
         scores: Rows, with their signals where limits ask for them.
         shard: Name of their shard.
-        decision: How rows are labelled.
-        verdicts: What humans said; it wins, but for rows without a cosine, which nothing makes safe or risky.
+        decision: How rows are labelled; one that looks again needs `beside.before`.
+        beside: What else is known of them.
         labelling: Is told how many rows were limited and overruled.
-        earlier: Ranks of the same rows in an earlier round by other weights; None where there is none.
-        twins: Uids that several rows have; None where there are none.
     """
-    labelling = labelling if labelling is not None else Labelling()
+    labelling, beside = labelling if labelling is not None else Labelling(), beside or Beside()
     cosine = scores["cosine"].combine_chunks()
-    scored = cosine.is_valid().to_numpy(zero_copy_only=False)
-    finite = cosine.drop_null().to_numpy()
-    kind = decision.strata.kind if decision.strata else None
-    codes_of = strata_of(kind, scores[COLUMN[kind]])[scored] if kind else None
-    # why[row]: -1 while nothing speaks against it, 0 for the cut, else the place of the first limit that it breaks
-    why = np.full(len(scored), _SAFE, np.int32)
-    why[np.flatnonzero(scored)[~decision.is_safe(finite, codes_of)]] = 0
-    for place, limit in enumerate(decision.limits, start=1):
-        values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
-        why[scored & (why == _SAFE) & ~limit.allows(values)] = place
-    twin = np.zeros(len(scored), bool) if twins is None else are_twins(scores["uid"], twins).to_numpy()
-    why[scored & (why == _SAFE) & twin] = len(decision.limits) + 1
-    labelling.limited += int((why > 0).sum())
+    scored, finite = cosine.is_valid().to_numpy(zero_copy_only=False), cosine.drop_null().to_numpy()
+    strata = _strata(scores, decision, beside.before)
+    mine = None if strata is None else strata[scored]
+    places = strata if decision.strata is not None and decision.strata.kind == "before" else None
+    twin = np.zeros(len(scored), bool) if beside.twins is None else are_twins(scores["uid"], beside.twins).to_numpy()
+    above = np.zeros(len(scored), bool)
+    above[scored] = decision.is_safe(finite, mine)
+    why = _why(scores, decision, scored, above, twin, places)
+    labelling.limited += int((above & (why != _SAFE)).sum())
     codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
-    said = verdicts.on(scores, shard, twin) if verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
+    said = beside.verdicts.on(scores, shard, twin) if beside.verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
     # a human may drop any row, but can call no row safe or risky that nothing could score
     reviewed = (said != _NOTHING) & (scored | (said == 2))
     final = np.where(reviewed, said, codes).astype(np.int32)
     labelling.overrule(codes, final)
+    words = [
+        Reason.BELOW_CUT,
+        *(limit.reason for limit in decision.limits),
+        Reason.DUPLICATE_UID,
+        Reason.REVIEW,
+        Reason.PUT_OUT,
+    ]
+    named = np.where(reviewed & scored, words.index(Reason.REVIEW), why)
+    if places is not None:
+        named[(named == 0) & (places == SAT_OUT)] = len(words) - 1
+    reasons = _reasons(scores["reason"], codes, named, words, beside.before if places is not None else None)
     p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
-    p_safe[scored], rank[scored] = decision.p_safe(finite, codes_of), decision.rank(finite)
-    found = {"p_mismatch": _masked(decision.p_mismatch(finite, codes_of), scored)}
-    if earlier is not None:
-        found["cosine_rise"] = pc.subtract(earlier, pa.array(rank, mask=~scored))
-    signals = _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None})
-    words = [Reason.BELOW_CUT, *(limit.reason for limit in decision.limits), Reason.DUPLICATE_UID, Reason.REVIEW]
+    p_safe[scored], rank[scored] = decision.p_safe(finite, mine), decision.rank(finite)
+    found = {"p_mismatch": _masked(decision.p_mismatch(finite, mine), scored)}
+    if beside.earlier is not None:
+        found["cosine_rise"] = pc.subtract(beside.earlier, pa.array(rank, mask=~scored))
+    voices = pc.if_else(pa.array(final != 2), spoken(why, reviewed, places), pa.scalar(None, pa.string()))
+    since = np.full(len(scored), beside.number, np.int32)
+    if beside.before is not None:
+        voices, since = beside.before.history(beside.number, final, reasons, voices)
+    out = (final == 0) & sits_out(scores["image_hash"], beside.number, beside.num_folds)
+    labelling.count(beside.number, since, voices, out)
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
         "label": pa.DictionaryArray.from_arrays(pa.array(final), pa.array([str(label) for label in Label])),
-        "reason": _reasons(scores["reason"], codes, np.where(reviewed & scored, len(words) - 1, why), words),
-        "signals": signals,
+        # the words in the order of the rows, each once: a dictionary that lists one twice is not written the same way each time
+        "reason": reasons.dictionary_encode(),
+        "signals": _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None}),
         "p_safe": pa.array(p_safe),
         "rank": pa.array(rank, mask=~scored),
+        "voice": voices.dictionary_encode(),
+        "since": pa.array(since),
+        "sits_out": pa.array(out),
     }
     return pa.table({name: columns.get(name, scores[name] if name in scores.column_names else None) for name in MANIFEST.names})
 
 
+def _strata(scores: pa.Table, decision: Decision, before: Before | None) -> Codes | None:
+    """Return the stratum of every row, int8 (n,); None where the decision has none."""
+    if decision.strata is None:
+        return None
+    if decision.strata.kind == "before":
+        if before is None:
+            raise ValueError("a round that looks again needs the rows of the one before")
+        return before.places
+    return strata_of(decision.strata.kind, scores[COLUMN[decision.strata.kind]])
+
+
+def _why(
+    scores: pa.Table,
+    decision: Decision,
+    scored: npt.NDArray[np.bool_],
+    above: npt.NDArray[np.bool_],
+    twin: npt.NDArray[np.bool_],
+    places: Places | None,
+) -> npt.NDArray[np.int32]:
+    """Return what speaks against each row: -1 nothing, 0 the cut, else the place of the first limit that it breaks.
+
+    In a round that looks again limits veto rows below the cut too, since a later look would take those back.
+    """
+    why = np.where(scored & ~above, 0, _SAFE).astype(np.int32)
+    limited = scored & (above if places is None else above | (places == OPEN))
+    for place, limit in enumerate(decision.limits, start=1):
+        values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
+        why[limited & (why <= 0) & ~limit.allows(values)] = place
+    why[limited & (why <= 0) & twin] = len(decision.limits) + 1
+    return why
+
+
 def _reasons(
-    reasons: pa.ChunkedArray, codes: npt.NDArray[np.int32], why: npt.NDArray[np.int32], words: list[Reason]
-) -> pa.DictionaryArray:
-    """Return the reasons of the scores part; of scored rows the word that `why` names, if any."""
+    reasons: pa.ChunkedArray,
+    codes: npt.NDArray[np.int32],
+    why: npt.NDArray[np.int32],
+    words: list[Reason],
+    before: Before | None,
+) -> pa.Array:
+    """Return the reasons of the scores part; of scored rows the word that `why` names, if any, or the one they had before."""
     found = pa.array(words, pa.string()).take(pa.array(why, mask=why == _SAFE))
-    # the words in the order of the rows, each once: a dictionary that lists one twice is not written the same way each time
-    return pc.if_else(pa.array(codes != 2), found, reasons.cast(pa.string())).combine_chunks().dictionary_encode()
+    if before is not None:
+        kept = (why == 0) & (before.labels == 1)
+        # what only a verdict said, and no verdict says any more, is below the cut
+        known = pc.and_(pa.array(kept), pc.not_equal(before.reasons, str(Reason.REVIEW)).fill_null(False))
+        found = pc.if_else(known, before.reasons, found)
+    return pc.if_else(pa.array(codes != 2), found, reasons.cast(pa.string())).combine_chunks()
 
 
 def _masked(values: npt.NDArray[np.float32] | None, scored: npt.NDArray[np.bool_]) -> pa.Array | None:

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from stages.settings import CLOSER, SAFE, Settings, Share, When, setting
 
-_CALIBRATED: Final[When] = {"rule": ("calibrated",)}
+_CALIBRATED: Final[When] = {"rule": ("calibrated", "look-again")}
 _MEASURED: Final[When] = {"rule": ("calibrated", "monotone", "min-cosine")}
 _calibrated = partial(setting, table="split.calibrated", when=_CALIBRATED)
 _mixture = partial(setting, table="split.mixture")
@@ -16,9 +16,10 @@ _belief = partial(setting, table="split.belief")
 class SplitSettings(Settings):
     """How cosines, and signals, become labels (`[split]`)."""
 
-    rule: Literal["calibrated", "monotone", "published", "keep-share", "min-cosine"] = setting(
+    rule: Literal["calibrated", "monotone", "published", "keep-share", "min-cosine", "look-again"] = setting(
         "calibrated",
-        "measured null and stated mismatch rate (alpha); monotone mixture cut; the paper's code; a fixed share; a fixed cosine",
+        "measured null and stated mismatch rate (alpha); monotone mixture cut; the paper's code; a fixed share; a fixed "
+        "cosine; the round before, with what weights that trained on it take back, put out and veto",
     )
     alpha: float = _calibrated(
         0.01,
@@ -61,15 +62,21 @@ class SplitSettings(Settings):
     )
     growth: Share | None = setting(
         None,
-        "rescore: keep this much more than the newest sealed round does",
+        "keep this much more than the newest sealed round does; by rule look-again: take back at most this share of all rows",
         table="growth",
-        when={"scorer": ("locked", "model")},
+        when=({"scorer": ("locked", "model")}, {"look_again": ()}),
     )
     cap: Share = setting(
         0.85,
-        "rescore: the safe share never grows beyond this",
+        "the safe share never grows beyond this, but by rule look-again",
         table="growth",
         when=({"growth": ()}, {"scorer": ("locked", "model")}),
+    )
+    sit_out_folds: int = setting(
+        0,
+        "one of so many folds of the safe rows sits out of the CLIP loss each round (column sits_out), so that the next look "
+        "scores it out of sample; 0: none, for a trainer that does not read that column",
+        ge=0,
     )
     max_image_repeats: int | None = _limit(
         None,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from stages.histogram import Histogram, grid_bins
 from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate
 
-StrataKind = Literal["caption-length", "script", "image-size"]
+StrataKind = Literal["caption-length", "script", "image-size", "before"]
 Codes = npt.NDArray[np.int8]
 
 _WORDS: Final = (3, 6, 11, 21)
@@ -36,6 +36,8 @@ STRATA: Final[dict[StrataKind, tuple[str, ...]]] = {
     "caption-length": ("1 or 2 words", "3 to 5 words", "6 to 10 words", "11 to 20 words", "more than 20 words"),
     "script": (*_SCRIPTS, "no known script"),
     "image-size": ("below 128 px", "128 to 255 px", "256 to 511 px", "512 px and more"),
+    # what the round before made of a row, in the order of `stages.label.history`; of a round that looks again
+    "before": ("safe, trained on", "risky, open", "safe, sat out", "vetoed"),
 }
 COLUMN: Final[dict[StrataKind, str]] = {"caption-length": "caption", "script": "caption", "image-size": "image_edge"}
 

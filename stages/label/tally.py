@@ -15,7 +15,8 @@ from manifests.schema import LIMITS, NUM_NULLS, Reason
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.label.decide import counted_as
-from stages.label.strata import COLUMN, StrataKind, strata_of
+from stages.label.history import Before
+from stages.label.strata import COLUMN, Codes, StrataKind, strata_of
 from stages.pair import Shard
 from stages.score.null_cosines import caption_rows
 from stages.signals.signal_parts import SignalParts
@@ -57,6 +58,7 @@ class ScoresTarget:
         fingerprint: Of the plan they must have been written under.
         with_embeddings: Whether there are embeddings parts, to be hashed too.
         strata: How rows are grouped; None: not at all.
+        before: Sealed round that rows are grouped by, for `before`.
         signals: What neighbours are sought by; for canaries.
     """
 
@@ -65,6 +67,7 @@ class ScoresTarget:
     fingerprint: str
     with_embeddings: bool = False
     strata: StrataKind | None = None
+    before: int | None = None
     signals: SignalParts | None = None
 
 
@@ -79,7 +82,7 @@ class Tally(Stage[ScoresTarget, Tallied]):
         """
         target = self.target
         name = part_name(target.scores_round, SCORES, shard.name)
-        grouping = ["image_hash", COLUMN[target.strata]] if target.strata else []
+        grouping = ["image_hash", COLUMN[target.strata]] if target.strata in COLUMN else []
         table, part = open_part(
             target.run, name, ["cosine", "reason", "null_cosines", "image_bytes", *grouping], target.fingerprint
         )
@@ -89,8 +92,19 @@ class Tally(Stage[ScoresTarget, Tallied]):
         reasons = {row["values"]: row["counts"] for row in pc.value_counts(table["reason"].drop_null()).to_pylist()}
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
         counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
-        strata = _by_stratum(table, target.strata, name) if target.strata else {}
+        strata = _by_stratum(table, self._codes(table, shard, name), target.strata) if target.strata else {}
         return Tallied(part, count(cosines), reasons, embeddings, counted, strata, _unread(table))
+
+    def _codes(self, table: pa.Table, shard: Shard, name: str) -> Codes:
+        """Return the stratum of every row."""
+        target = self.target
+        if target.before is not None:
+            return Before.read(target.run, target.before, shard.name).places
+        assert target.strata is not None
+        if COLUMN[target.strata] not in table.column_names or "null_cosines" not in table.column_names:
+            wanted = COLUMN[target.strata]
+            raise RunError(f"{name} has no {wanted}, by which --null-strata {target.strata} groups rows; score again")
+        return strata_of(target.strata, table[COLUMN[target.strata]])
 
 
 def _unread(table: pa.Table) -> int:
@@ -101,14 +115,11 @@ def _unread(table: pa.Table) -> int:
     return pc.sum(table["image_bytes"].filter(damage)).as_py() or 0
 
 
-def _by_stratum(table: pa.Table, kind: StrataKind, name: str) -> dict[int, tuple[SparseCounts, SparseCounts]]:
+def _by_stratum(table: pa.Table, codes: Codes, kind: StrataKind) -> dict[int, tuple[SparseCounts, SparseCounts]]:
     """Count the cosines of every stratum, and of mismatched pairs whose caption, or image, is in it."""
-    if COLUMN[kind] not in table.column_names or "null_cosines" not in table.column_names:
-        raise RunError(f"{name} has no {COLUMN[kind]}, by which --null-strata {kind} groups rows; score again")
     cosine, nulls = table["cosine"].combine_chunks(), table["null_cosines"].combine_chunks()
-    codes = strata_of(kind, table[COLUMN[kind]])
     grouped = np.repeat(codes[:, None], NUM_NULLS, axis=1)
-    if COLUMN[kind] == "caption":
+    if COLUMN.get(kind) == "caption":
         rows = caption_rows(table["image_hash"].is_valid().to_numpy())
         grouped = np.where(rows >= 0, codes[rows], grouped)
     known, scored = nulls.flatten().is_valid().to_numpy(zero_copy_only=False), cosine.is_valid().to_numpy(zero_copy_only=False)

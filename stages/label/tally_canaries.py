@@ -8,6 +8,7 @@ import pyarrow as pa
 from manifests.errors import RunError
 from manifests.layout import CANARY_PARTS, part_name
 from manifests.reading import open_part
+from stages.label.history import OPEN
 from stages.label.strata import COLUMN, strata_of
 from stages.label.tally import ScoresTarget
 from stages.pair import Shard
@@ -42,8 +43,11 @@ class TallyCanaries(Stage[ScoresTarget, dict[str, CanaryScores]]):
         target = self.target
         name = part_name(target.scores_round, CANARY_PARTS, shard.name)
         table, _ = open_part(target.run, name, ["kind", "cosine", *VECTORS, CAPTION], target.fingerprint)
-        grouped = target.strata is not None and COLUMN[target.strata] == CAPTION and CAPTION in table.column_names
-        codes = strata_of(target.strata, table[CAPTION]) if target.strata is not None and grouped else None
+        codes = None
+        if target.before is not None:  # a canary is no row: nobody has trained on it, nothing vetoes it
+            codes = np.full(len(table), OPEN, np.int8)
+        elif target.strata is not None and COLUMN[target.strata] == CAPTION and CAPTION in table.column_names:
+            codes = strata_of(target.strata, table[CAPTION])
         whole = CanaryScores(table["cosine"].to_numpy(), self._signals(table, shard), codes)
         kinds = table["kind"].to_numpy().astype(str)
         return {str(kind): whole.where(kinds == kind) for kind in np.unique(kinds)}

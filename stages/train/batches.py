@@ -239,5 +239,5 @@ def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Lab
     if manifest is None:
         yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
         return
-    joined = manifest.join(shard.name, ((pair.key, pair) for pair in decode.pairs(shard)))
+    joined = manifest.join(shard.name, ((pair.key, pair) for pair in decode.pairs(shard)), sit_out=True)
     yield from (pair for word, pair in joined if word == label)

@@ -26,6 +26,12 @@ class TrainSettings(Settings):
         "that its image vectors form and by repeated images; locked: text towers of their own on the model's image tower as "
         "the warm-up left it, cross-fitted over scorer_folds, by cosine; model: the one being trained (the paper's way)",
     )
+    look_again: int = setting(
+        0,
+        "every so many rounds all pairs are embedded with the model being trained, and rule look-again makes the next "
+        "manifest; 0: the scorer alone makes manifests",
+        ge=0,
+    )
     scout_passes: int | None = setting(
         None,
         "CLIP passes of the scout over all rows, by default as many as rounds; it must learn what it shall find",

@@ -229,21 +229,9 @@ def test_a_shard_that_has_changed_since_is_refused(sealed: Path, crawl: Path, ar
         list(pass_batches(rows_of(sealed, shards, (Label.SAFE,) * 4), decode))
 
 
-OPTIONS = (
-    "--model",
-    SMALL_MODEL,
-    "--warmup-passes",
-    1,
-    "--matching-passes",
-    1,
-    "--rounds",
-    2,
-    "--train-batch-size",
-    20,
-    "--rule",
-    "keep-share",
-)
-OPTIONS += ("--keep-share", 0.2, "--growth", 0.1, "--executor", "local", "--set", "save_every_steps=6", "--scorer")
+ANY_SCORER = ("--model", SMALL_MODEL, "--warmup-passes", 1, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
+ANY_SCORER += ("--set", "save_every_steps=6")
+OPTIONS = (*ANY_SCORER, "--matching-passes", 1, "--rule", "keep-share", "--keep-share", 0.2, "--growth", 0.1, "--scorer")
 
 
 def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
@@ -344,6 +332,11 @@ def test_a_locked_scorer_may_be_refitted_every_round_and_single_phases_are_comma
         assert files[0] == files[1], name
 
 
+MORE = {
+    "model": (*OPTIONS, "model"),
+    "locked": (*OPTIONS, "locked", "--set", "refit_passes=1"),
+    "scout": (*ANY_SCORER, "--scorer", "scout", "--crowded-share", 0.2, "--neighbours", 4),
+}
 KILLED = {  # by scorer: where, as (pass, batches), and the weights that are compared
     "model": (((1, 6), (2, 6)), ["round-0000", "round-0001", "round-0002"]),
     "locked": (((0, 6), (1, 6)), ["round-0000", "round-0001", "round-0002", "scorer-0000", "scorer-0002"]),
@@ -356,8 +349,7 @@ KILLED = {  # by scorer: where, as (pass, batches), and the weights that are com
 def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weights(
     tmp_path: Path, few: Path, scorer: str
 ) -> None:
-    more = ("--crowded-share", 0.2, "--neighbours", 4) if scorer == "scout" else ("--set", "refit_passes=1")
-    args, (places, names) = [str(a) for a in ("run", few, *OPTIONS, scorer, *more)], KILLED[scorer]
+    args, (places, names) = [str(a) for a in ("run", few, *MORE[scorer])], KILLED[scorer]
     program = str(Path(sys.executable).parent / "pairsan")
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of several threads differ in the last bits from run to run
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}

@@ -9,13 +9,13 @@ from manifests.reading import Manifest
 from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
 from pipeline.queries.inspection import Query
-from pipeline.queries.summary import profile_of
+from pipeline.queries.summary import profile_of, voices_of
 
 BINS: Final = 120
 _UNUSUAL: Final = 12
 _GROUPS: Final = 6
 _GROUP_ROWS: Final = 6
-_BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.REVIEW}
+_BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.PUT_OUT, Reason.REVIEW}
 Figures = dict[str, Any]
 
 
@@ -79,6 +79,8 @@ def rounds(manifest: Manifest) -> Iterable[dict[str, Any]]:
             "changed": None if changes is None else sum(changes["labels"].values()),
             "labels": seal["counts"]["labels"],
             "reasons": seal["counts"]["reasons"],
+            "weights": seal["plan"]["scores"]["model"]["state_sha256"],
+            "looked": None if seal.get("before") is None else voices_of(seal),
         }
 
 

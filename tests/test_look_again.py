@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,14 @@ def test_what_a_human_says_stays_said(trained: tuple[Path, Path], pairsan: Pairs
     pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", "--growth", 0.5)
     row = open_round(run, 2).to_pandas().set_index("uid").loc[best.uid]
     assert (row.label, row.reason, row.voice) == (Label.RISKY, Reason.REVIEW, Voice.REVIEW)
+
+
+def test_a_look_that_would_empty_the_safe_rows_is_refused(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
+    run, weights = trained
+    everywhere = ("--near-copy-cosine", 0.3, "--max-near-copies", 1)  # as where a model has all images in one place
+    failed = pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", *everywhere, code=7)
+    assert re.search(r"this look would make \d+ of \d+ safe rows risky, believed is at most 20%", failed.stderr)
+    assert open_round(run).number == 1
 
 
 def test_a_look_needs_a_sealed_round_before(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

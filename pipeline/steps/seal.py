@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from manifests.errors import RunError
+from manifests.errors import RunError, SplitRefused
 from manifests.layout import (
     EMBEDDINGS,
     LABELS,
@@ -12,6 +12,7 @@ from manifests.layout import (
     fingerprint,
     part_name,
     read_plan,
+    read_seal,
     round_folder,
     sealed_rounds,
 )
@@ -30,6 +31,7 @@ from stages.label.twins import write_twins
 from stages.pair import Shard
 
 _NULL_BINS = 256
+_MOST_LOST = 0.2
 
 
 def label(executor: Executor, round_: Round, signals: Signals | None, decided: Decided) -> dict[str, Labelled]:
@@ -74,6 +76,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
     expected = (totals.num_rows, safe + _moved(overruled, Label.SAFE), quarantined + _moved(overruled, Label.QUARANTINED))
     if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
         raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
+    _check_look(round_, previous, written)
     changes = {"from_round": previous, "labels": _total([w.changes for w in written.values()])}
     mixture = decision.mixture
     document = {
@@ -109,6 +112,24 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
     }
     sweep_drafts(round_.run, round_folder(round_.number))
     write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", document)
+
+
+def _check_look(round_: Round, previous: int | None, written: dict[str, Labelled]) -> None:
+    """Refuse a look that would make most of the safe rows risky: its vectors are not yet, or no more, worth asking.
+
+    Raises:
+        SplitRefused: With the counts.
+    """
+    if round_.before is None or previous is None:
+        return
+    lost = sum(labelled.changes.get(f"{Label.SAFE}>{Label.RISKY}", 0) for labelled in written.values())
+    before = read_seal(round_.run, previous)["counts"]["labels"][Label.SAFE]
+    if lost > _MOST_LOST * before:
+        raise SplitRefused(
+            f"this look would make {lost:,} of {before:,} safe rows risky, believed is at most {_MOST_LOST:.0%}: vectors of a "
+            "model that has hardly trained lie so close that copies and crowds are everywhere. The round stays unsealed, and "
+            "the last sealed one in force"
+        )
 
 
 def _earlier(round_: Round) -> tuple[int | None, int | None]:

@@ -21,6 +21,9 @@ from stages.label.strata import STRATA, Strata
 Groups = Mapping[int, tuple[Histogram, Histogram]]
 LEAST_SEPARATION: Final = 0.55
 LEAST_KEPT: Final = 0.5
+# below it matching pairs score so much like mismatched ones that the estimate of who is which is high by half, and a seventh
+# of the clean rows that sat out were put out (benchmarks/reports/2026-11-27-look-again.md)
+LEAST_TO_PUT_OUT: Final = 0.8
 _EVERYTHING, _NOTHING = -np.inf, np.inf
 
 
@@ -57,7 +60,8 @@ def look_again(
     )
     # a safe row is put out where it is more likely mismatched than not; the rate among all of them, which places the other
     # cut, is an estimate of few rows, and would throw out good ones by the hundred where it is a little high
-    kept = calibrate(out[0], nulls).cut(1.0, settings.max_p_mismatch) if out[0].num_rows else None
+    asked = out[0].num_rows and told_apart >= LEAST_TO_PUT_OUT
+    kept = calibrate(out[0], nulls).cut(1.0, settings.max_p_mismatch) if asked else None
     cuts = {TRAINED: _EVERYTHING, OPEN: taken, SAT_OUT: _EVERYTHING if kept is None else kept, VETOED: _NOTHING}
     strata = _strata(groups, cuts, whole, out[0], nulls)
     limits = tuple(limit for limit in limits_of(settings, signals or {}) if limit.reason in VETOES)

@@ -31,7 +31,7 @@ from stages.label.twins import write_twins
 from stages.pair import Shard
 
 _NULL_BINS = 256
-_MOST_LOST = 0.2
+_MOST_LOST = 0.5  # as for crowds: what is most of the rows is no crowd
 
 
 def label(executor: Executor, round_: Round, signals: Signals | None, decided: Decided) -> dict[str, Labelled]:

@@ -54,16 +54,18 @@ class Calibration:
         return float(self.tail[int(grid_bins(np.asarray([cut], np.float32))[0])])
 
 
-def calibrate(pairs: Histogram, nulls: Histogram) -> Calibration:
+def calibrate(pairs: Histogram, nulls: Histogram, *, errors: float = 1.0) -> Calibration:
     """Estimate everything from the histograms of all pairs and of all mismatched ones.
 
     Args:
         pairs: Cosines of all scored pairs, one at least.
         nulls: Cosines of mismatched pairs, `FEWEST_NULLS` at least for the result to mean anything.
+        errors: Standard errors that are added to the estimate of pi0. Above 0 few rows do not let mismatches in; below 0 they
+            do not throw matches out.
     """
     num, num_nulls = pairs.num_rows, max(1, nulls.num_rows)
     above, above_null = _at_least(pairs.counts) / num, _at_least(nulls.counts) / num_nulls
-    share = _mismatched_share(1.0 - above, 1.0 - above_null, num)
+    share = _mismatched_share(1.0 - above, 1.0 - above_null, num, errors)
     with np.errstate(divide="ignore", invalid="ignore"):
         tail = np.where(above > 0, np.minimum(1.0, share * above_null / above), np.inf)  # nobody is there: nothing to claim
     return Calibration(share, nulls.num_rows, tail, _local(pairs.counts, nulls.counts, share))
@@ -73,11 +75,11 @@ def _at_least(counts: Counts) -> npt.NDArray[np.float64]:
     return counts[::-1].cumsum()[::-1].astype(np.float64)
 
 
-def _mismatched_share(below: npt.NDArray[np.float64], below_null: npt.NDArray[np.float64], num: int) -> float:
+def _mismatched_share(below: npt.NDArray[np.float64], below_null: npt.NDArray[np.float64], num: int, errors: float) -> float:
     """Return pi0: where only mismatches lie, the data hold pi0 times what the null does.
 
-    Every starting point gives an estimate that matching pairs can only raise; the lowest is taken, each with its standard error
-    on top, so that few rows do not make it too low.
+    Every starting point gives an estimate that matching pairs can only raise; the lowest is taken, each with some of its
+    standard error on top.
     """
     found = []
     for start in _STARTS:
@@ -85,7 +87,7 @@ def _mismatched_share(below: npt.NDArray[np.float64], below_null: npt.NDArray[np
         share, null = float(below[place]), float(below_null[place])
         if null > 0:
             error = np.sqrt(max(share, 1.0 / num) * (1.0 - min(share, 1.0)) / num)
-            found.append((share + float(error)) / null)
+            found.append(max(0.0, share + errors * float(error)) / null)
     return min(1.0, min(found, default=1.0))
 
 

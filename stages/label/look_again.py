@@ -58,10 +58,11 @@ def look_again(
     taken = _most(
         risky[0], back.cut(settings.alpha, settings.max_p_mismatch), int((settings.growth or 0.0) * histogram.num_rows + 1e-9)
     )
-    # a safe row is put out where it is more likely mismatched than not; the rate among all of them, which places the other
-    # cut, is an estimate of few rows, and would throw out good ones by the hundred where it is a little high
+    # a safe row is put out where it is more likely mismatched than not. The rate among all of them, which places the other cut,
+    # would throw out good ones by the hundred where it is a little high; and as it is estimated from few rows, its error is
+    # taken off here, where it is added there: without that each look put out its lowest row, whoever that was
     asked = out[0].num_rows and told_apart >= LEAST_TO_PUT_OUT
-    kept = calibrate(out[0], nulls).cut(1.0, settings.max_p_mismatch) if asked else None
+    kept = calibrate(out[0], nulls, errors=-1.0).cut(1.0, settings.max_p_mismatch) if asked else None
     cuts = {TRAINED: _EVERYTHING, OPEN: taken, SAT_OUT: _EVERYTHING if kept is None else kept, VETOED: _NOTHING}
     strata = _strata(groups, cuts, whole, out[0], nulls)
     limits = tuple(limit for limit in limits_of(settings, signals or {}) if limit.reason in VETOES)

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from stages.settings import CLOSER, SAFE, Settings, Share, When, setting
 
-_CALIBRATED: Final[When] = {"rule": ("calibrated", "look-again")}
+_CALIBRATED: Final[tuple[When, ...]] = ({"rule": ("calibrated", "look-again")}, {"look_again": ()})
 _MEASURED: Final[When] = {"rule": ("calibrated", "monotone", "min-cosine")}
 _calibrated = partial(setting, table="split.calibrated", when=_CALIBRATED)
 _mixture = partial(setting, table="split.mixture")
@@ -43,6 +43,7 @@ class SplitSettings(Settings):
         None,
         "calibrated: a null and a cut of its own for groups of rows, by words of the caption, by its script, or by "
         "the image's shorter side; caption and script need keep_captions",
+        when={"rule": ("calibrated",)},
     )
     keep_share: Share | None = setting(
         None,

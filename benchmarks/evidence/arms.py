@@ -38,6 +38,7 @@ SCOUT_SAFE: Final = 0.58  # of the rows, as its first run had it; sets the numbe
 LOOKS: Final = ["--look-again", "1", "--sit-out-folds", "8"]
 # a model that has hardly trained has all images nearly in one place: no cosine says there what a copy is; crowds are relative
 CROWDS: Final = ["--look-again", "4", "--crowded-tail", "0.02", "--max-image-repeats", "2"]
+ALL: Final = ["--scorer", "model", "--set", "matching_passes=0", "--keep-share", "1"]
 PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--set", "order=sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
@@ -47,7 +48,10 @@ PIPELINES: Final[dict[str, list[str]]] = {
     "scout, look again": ["--scorer", "scout", *LOOKS],
     "scout of a third, look again": ["--scorer", "scout", "--set", "scout_passes=8", *LOOKS, *CROWDS],
     "locked, look again": ["--scorer", "locked", *LOOKS, "--max-image-repeats", "2"],
-    "all, look again": ["--scorer", "model", "--set", "matching_passes=0", "--keep-share", "1", *LOOKS, *CROWDS],
+    "all, look again": [*ALL, *LOOKS, *CROWDS],
+    "all, look again every 2": [*ALL, *LOOKS, *CROWDS, "--look-again", "2"],
+    "all, look again, a quarter longer": [*ALL, *LOOKS, *CROWDS, "--rounds", "29"],
+    "all, look again every 2, risky skipped": [*ALL, *LOOKS, *CROWDS, "--look-again", "2", "--risky", "skip"],
 }
 
 

@@ -159,7 +159,9 @@ def label_table(
     since = np.full(len(scored), beside.number, np.int32)
     if beside.before is not None:
         voices, since = beside.before.history(beside.number, final, reasons, voices)
-    out = (final == 0) & sits_out(scores["image_hash"], beside.number, beside.num_folds)
+    known = "image_hash" in scores.column_names  # scores of the first schema have no hashes, so nobody sits out
+    hashes = scores["image_hash"] if known else pa.chunked_array([pa.nulls(len(scored), pa.int64())])
+    out = (final == 0) & sits_out(hashes, beside.number, beside.num_folds)
     labelling.count(beside.number, since, voices, out)
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),

@@ -1,6 +1,7 @@
 """Commands that score and label pairs."""
 
 import functools
+import shlex
 from typing import Any
 
 import click
@@ -60,7 +61,7 @@ def embed(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, conf
     from pipeline import rounds
 
     round_ = rounds.embed(data, out, load_config(config_path, flags, command="embed"), verbose=verbose)
-    told = {"round": round_.number, "shards": len(round_.shards), "next": f"pairsan split {out}"}
+    told = {"round": round_.number, "shards": len(round_.shards), "next": f"pairsan split {shlex.quote(out)}"}
     text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: {told['next']}"
     say(told, text, as_json=as_json)
 

@@ -7,6 +7,7 @@ command goes on from anywhere.
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) ->
     """
     store = open_store(out)
     if not is_sealed(store, number):
-        raise RunError(f"round {number} of {out} is not sealed; `pairsan status {out}` says what is missing")
+        raise RunError(f"round {number} of {out} is not sealed; `pairsan status {shlex.quote(out)}` says what is missing")
     with _begun(read_run(store).data, out, config, verbose=verbose) as training:
         todo = _todo(training)
         if not todo:
@@ -220,20 +221,26 @@ def next_command(store: Store, out: str, config: RunConfig) -> str:
 
     How a scout's round is split goes into a settings file of the run, which that command names.
     """
-    number = max((entry["round_number"] for entry in position(store)["history"]), default=0)
+    number, out = max((entry["round_number"] for entry in position(store)["history"]), default=0), shlex.quote(out)
     if config.train.look_again and number:
         if number % config.train.look_again:
             return f"pairsan train {out} --round {_manifest_of(store, number)}"
         growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
-        return f"pairsan rescore {out} --rule look-again --growth {growth} --checkpoint {store.path(checkpoint_name(number))}"
+        return (
+            f"pairsan rescore {out} --rule look-again --growth {growth} --checkpoint {_quoted(store, checkpoint_name(number))}"
+        )
     if config.train.scorer == "scout" and number:
         return f"pairsan train {out} --round {_manifest_of(store, number)}"
-    command = f"pairsan rescore {out} --checkpoint {store.path(scoring_checkpoint(config.train, number + 1))}"
+    command = f"pairsan rescore {out} --checkpoint {_quoted(store, scoring_checkpoint(config.train, number + 1))}"
     if config.train.scorer != "scout":
         return command
     tables = [table for table in TABLES if table.partition(".")[0] in ("embed", "signals", "split")]
     write_bytes(store, SCOUT, as_toml(scouted(config), tables, defaults=False).encode())
-    return f"{command} --config {store.path(SCOUT)}"
+    return f"{command} --config {_quoted(store, SCOUT)}"
+
+
+def _quoted(store: Store, name: str) -> str:
+    return shlex.quote(store.path(name))
 
 
 def scoring_checkpoint(options: TrainSettings, number: int) -> str:

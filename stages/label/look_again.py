@@ -62,9 +62,10 @@ def look_again(
     # would throw out good ones by the hundred where it is a little high; and as it is estimated from few rows, its error is
     # taken off here, where it is added there: without that each look put out its lowest row, whoever that was
     asked = out[0].num_rows and told_apart >= LEAST_TO_PUT_OUT
-    kept = calibrate(out[0], nulls, errors=-1.0).cut(1.0, settings.max_p_mismatch) if asked else None
+    left = calibrate(out[0], nulls, errors=-1.0) if out[0].num_rows else whole
+    kept = left.cut(1.0, settings.max_p_mismatch) if asked else None
     cuts = {TRAINED: _EVERYTHING, OPEN: taken, SAT_OUT: _EVERYTHING if kept is None else kept, VETOED: _NOTHING}
-    strata = _strata(groups, cuts, whole, out[0], nulls)
+    strata = _strata(groups, cuts, whole, left)
     limits = tuple(limit for limit in limits_of(settings, signals or {}) if limit.reason in VETOES)
     cut = None if taken == _NOTHING else float(taken)
     ranks = histogram.ranks()
@@ -130,7 +131,7 @@ def _most(pairs: Histogram, cut: float | None, most: int) -> float:
     return max(cut, float(grid_values(np.asarray([best]))[0]))
 
 
-def _strata(groups: Groups, cuts: dict[int, float], whole: Calibration, out: Histogram, nulls: Histogram) -> Strata:
+def _strata(groups: Groups, cuts: dict[int, float], whole: Calibration, left: Calibration) -> Strata:
     """Return the cuts of all places, with what the seal says of each."""
     facts: list[dict[str, Any]] = []
     num_safe = 0
@@ -141,6 +142,5 @@ def _strata(groups: Groups, cuts: dict[int, float], whole: Calibration, out: His
         num_safe += safe
         facts.append({"stratum": name, "rows": pairs.num_rows, "safe": safe, "cut": float(cut) if np.isfinite(cut) else None})
     local = np.tile(whole.local, (len(cuts), 1))
-    if out.num_rows:
-        local[SAT_OUT] = calibrate(out, nulls).local
+    local[SAT_OUT] = left.local  # what places their cut, so that nobody stays whom the column calls mismatched
     return Strata("before", np.asarray([cuts[place] for place in range(len(cuts))]), local, tuple(facts), num_safe)

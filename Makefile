@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= demo-run
+# a file of tests stays on one worker, which shares its fixtures
+PYTEST = $(BIN)/pytest -n $(or $(JOBS),2) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -22,14 +24,15 @@ demo: $(STAMP)
 	$(BIN)/python examples/emoji/demo.py --out $(RUN)
 
 test: $(STAMP)
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # units only: no model, no Ray, no whole command
 test-fast: $(STAMP)
-	$(BIN)/pytest -m 'not slow and not whole'
+	$(PYTEST) -m 'not slow and not whole'
 
 test-all: $(STAMP)
-	$(BIN)/pytest --hypothesis-profile=fuzz
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,fuzz]'
+	$(PYTEST) --hypothesis-profile=fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

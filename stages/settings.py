@@ -7,7 +7,7 @@ where the short help shows it, whether it is a flag at all, and in which modes i
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 When = dict[str, tuple[Any, ...]]
@@ -84,6 +84,9 @@ class ReadSettings(Settings):
     separator: str | None = setting(
         None, "field separator of text tables; tab for .tsv, comma for .csv if unset", min_length=1, max_length=1
     )
+    encoding: str | None = setting(
+        None, "encoding of text tables, by Python's name, as cp1252 or gb18030; UTF-8, or UTF-16 with its mark, if unset"
+    )
     image_root: str | None = setting(None, "folder or URI that image paths are relative to; the table's own if unset")
     allow_ambiguous: bool = setting(
         False, "score rows of a tar that its readers count differently, as open_clip's own reader does; else quarantined"
@@ -99,6 +102,15 @@ class ReadSettings(Settings):
         100_000_000, "images of more pixels, by their header, are quarantined undecoded", ge=1, toml=True
     )
     max_caption_bytes: int = setting(8192, "longer captions are cut, and the row's detail says so", ge=1, toml=True)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        try:
+            "".encode(name or "utf-8")
+        except LookupError as error:
+            raise ValueError(str(error)) from None
+        return name
 
 
 class ModelSettings(Settings):

@@ -10,6 +10,8 @@ from typing import Any
 
 os.environ.pop("RAY_ADDRESS", None)  # tests start a cluster of their own, whoever else's runs here
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # several at once with a thread per core each wait for one another
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import hypothesis

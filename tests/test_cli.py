@@ -19,8 +19,8 @@ Pairsan = Callable[..., Result]
 
 # every flag of a setting, by its table of the settings file
 FLAGS = {
-    "data": "--image-column --caption-column --caption --key-column --separator --image-root --allow-ambiguous --allow-outside"
-    " --skip-unreadable",
+    "data": "--image-column --caption-column --caption --key-column --separator --encoding --image-root --allow-ambiguous"
+    " --allow-outside --skip-unreadable",
     "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --signals-memory-mb",

@@ -232,6 +232,7 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
     other = {
         **{"separator": ";", "precision": "fp32", "device": "cpu", "signals": "all", "decode": "cluster", "risky": "skip"},
         **{"train_precision": "fp32", "order": "sequential", "executor": "local", "max_canary_leak": 0.1, "caption": "all"},
+        "encoding": "cp1252",
     }
     for name, entry in CATALOGUE.items():
         if name in tested or entry.how:

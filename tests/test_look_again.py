@@ -209,12 +209,14 @@ def test_a_trainer_gets_what_sits_out_as_risky(trained: tuple[Path, Path]) -> No
     assert ours != plain
 
 
+@pytest.mark.whole
 def test_a_run_looks_again_every_round_with_the_weights_of_the_round_before(tmp_path: Path, pairsan: Pairsan) -> None:
     out = tmp_path / "run"
     settings = {"model": SMALL_MODEL, "executor": "local", "scorer": "locked", "warmup_passes": 1, "matching_passes": 1}
-    settings |= {"rounds": 3, "keep_share": 0.4, "growth": 0.05, "sit_out_folds": 4, "train_batch_size": 64, "look_again": 1}
+    settings |= {"rounds": 3, "keep_share": 0.4, "growth": 0.05, "sit_out_folds": 4, "train_batch_size": 32, "look_again": 1}
     settings |= {"learning_rate": 2e-3, "least_crop": 0.85}
-    pairsan("run", EMOJI / "eval", "--out", out, *(f"--set={name}={value}" for name, value in settings.items()))
+    data = EMOJI / "eval" / "00000.tar.gz"
+    pairsan("run", data, "--out", out, *(f"--set={name}={value}" for name, value in settings.items()))
     history = [e for e in json.loads((out / "checkpoints" / "history.json").read_text()) if e["kind"] == "round"]
     plans = [open_round(out, entry["manifest"]).seal["plan"] for entry in history]
     hashes = [plan["scores"]["model"]["state_sha256"] for plan in plans]

@@ -44,12 +44,14 @@ def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettin
         yield unreadable(shard, index, f"{type(error).__name__}: {error}", max(1, shard.size_bytes - raw.num_read))
 
 
-def _text(stream: Any) -> io.TextIOWrapper:
+def _text(stream: Any, encoding: str | None) -> io.TextIOWrapper:
     head = stream.read(4)
     raw: Any = io.BufferedReader(Prefixed(head, stream))
     data = unpacked(head, raw) or raw
     wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return io.TextIOWrapper(data, "utf-16" if wide else "utf-8-sig", errors="strict" if wide else "surrogateescape", newline="")
+    known = encoding or ("utf-16" if wide else "utf-8-sig")
+    # two bytes a character leave no way to carry one that is wrong along
+    return io.TextIOWrapper(data, known, errors="strict" if wide else "surrogateescape", newline="")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TextTable:
 
 def opened(stream: Any, shard: Shard, options: ReadSettings) -> TextTable:
     """Open a table of text: look what its columns are."""
-    lines, name = _Lines(_text(stream)), shard.name.lower().removesuffix(".gz").removesuffix(".zst")
+    lines, name = _Lines(_text(stream, options.encoding)), shard.name.lower().removesuffix(".gz").removesuffix(".zst")
     if name.endswith(_JSON):
         rows = [row for line in lines.ahead(_MOST_LINES) if isinstance(row := _object(line), dict)]
         return TextTable(lines, None, list(dict.fromkeys(key for row in rows for key in row)))

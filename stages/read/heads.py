@@ -26,6 +26,7 @@ _HINTS: Final = {
     Reason.OUTSIDE_ROOT: "--image-root, --allow-outside",
     Reason.CAPTION_MISSING: f"--caption-column (a column, the ending of a tar member, or json:FIELD); {_KEYS}",
     Reason.CAPTION_EMPTY: "--caption-column",
+    Reason.CAPTION_UNDECODABLE: "--encoding (of text tables)",
     Reason.ROW_MALFORMED: "--separator",
     Reason.DUPLICATE_KEY: f"--key-column; {_KEYS}",
     Reason.AMBIGUOUS: f"--allow-ambiguous; {_KEYS}",

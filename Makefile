@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= demo-run
-# a file of tests stays on one worker, which shares its fixtures
-PYTEST = $(BIN)/pytest -n $(or $(JOBS),2) --dist loadfile
+# a file of tests stays on one worker, which shares its fixtures; long files come first (tests/conftest.py)
+PYTEST = $(BIN)/pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0

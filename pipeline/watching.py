@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Final
@@ -65,11 +66,9 @@ class Watch:
             RunError: Some failed; the others were re-scored all the same.
         """
         run, num_done, failed = open_store(self.run), 0, []
-        for path in checkpoints(self.pattern, self.settle_s):
+        for path in self._new(run):
             model = self.config.model.model_copy(update={"checkpoint": str(path), "pretrained": None})
             try:
-                if _sha256(path) in scored_checkpoints(run):
-                    continue
                 log.warning("re-scoring with %s", path)
                 manifest = self.rescore(self.run, self.config.model_copy(update={"model": model}))
                 num_done += 1
@@ -94,6 +93,20 @@ class Watch:
             except PairsanError as error:
                 log.error("%s: %s", type(error).__name__, error)
             time.sleep(self.every_s)
+
+    def _new(self, run: Store) -> list[Path]:
+        """Return the checkpoints behind the newest one that has a sealed round.
+
+        One that comes later than its successor is passed over: its round would be the newest, and older weights in force.
+        """
+        files, scored = checkpoints(self.pattern, self.settle_s), scored_checkpoints(run)
+        known = [_sha256(path) in scored for path in files]
+        newest = max((place for place, is_known in enumerate(known) if is_known), default=-1)
+        late = [path for path, is_known in zip(files[:newest], known, strict=False) if not is_known]
+        if late:
+            more = f" and {len(late) - 1} more" if len(late) > 1 else ""
+            log.warning("%s%s: passed over, as %s is newer and has a sealed round", late[0], more, files[newest])
+        return files[newest + 1 :]
 
     def _call(self, manifest: Manifest) -> None:
         """Call the trainer back, without a shell, with the path of the round as its last argument."""
@@ -178,7 +191,18 @@ def lock(run: str) -> Iterator[None]:
         raise RunError(f"another watcher holds {path}; stop that one first") from None
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path) -> str | None:
+    """Return the digest of a checkpoint file; None where it was deleted meanwhile."""
+    try:
+        facts = path.stat()
+        return _digest(path, facts.st_size, facts.st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    """Return the digest of a file as it was then: a look every minute must not read all of a training run each time."""
     from stages.score.checkpoints import file_sha256  # imports torch
 
     return file_sha256(path)

@@ -31,11 +31,13 @@ CLEAN = ("--executor", "local", "--keep-share", 1.0)
 hypothesis.settings.register_profile("fuzz", max_examples=3000)  # `make test-all`: 20,000 shards and images by tests/fuzz
 
 # what runs a model, Ray or a whole command; `make test-fast` leaves such tests out
+_LONG = {"test_workers", "test_ray", "test_training", "test_trainers", "test_rescore", "test_look_again", "test_clean"}
 _WHOLE = {"tiny", "few", "ray_cluster", "architecture", "browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that are no units, by the fixtures that they use."""
+    """Mark tests that are no units, by the fixtures that they use, and begin with the files that take minutes."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
     for item in items:
         if _WHOLE & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.whole)

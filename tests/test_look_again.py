@@ -170,6 +170,36 @@ def test_a_look_moves_rows_by_three_voices_and_says_so(trained: tuple[Path, Path
     assert "all as sealed" in pairsan("verify", run).output
 
 
+def test_another_number_of_folds_asks_who_was_marked_and_marks_anew(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
+    run, weights = trained
+    options = ("--rule", "look-again", "--growth", 0.1, "--sit-out-folds", 5)
+    pairsan("rescore", run, "--checkpoint", weights, *options)
+    old, new = (open_round(run, number).to_pandas() for number in (1, 2))
+    assert {entry["stratum"]: entry["rows"] for entry in open_round(run, 2).seal["strata"]["of"]}["safe, sat out"] == (
+        old.sits_out & (old.label == "safe")
+    ).sum()
+    hashes = pa.chunked_array([pa.array(new.signals.map(lambda signals: signals["image_cluster"]).astype("Int64"), pa.int64())])
+    assert (new.sits_out == (sits_out(hashes, 2, 5) & (new.label == "safe").to_numpy())).all()
+
+
+def test_a_report_shows_how_the_rounds_went(trained: tuple[Path, Path], pairsan: Pairsan, tmp_path: Path) -> None:
+    run, weights = trained
+    pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", "--growth", 0.1)
+    pairsan("report", run, "--out", tmp_path / "r.html", "--pairs", 2)
+    page, figures = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())
+    new, seal = open_round(run, 2).to_pandas(), open_round(run, 2).seal
+    assert figures["rounds"][0]["voices"] is None
+    assert figures["rounds"][1]["voices"] == seal["voices"]
+    assert figures["rounds"][1]["moved"] == seal["changes"]["labels"]
+    assert f"{seal['changes']['labels']['risky>safe']:,} risky → safe" in page
+    spreads = {(entry["round"], entry["who"]): entry["quantiles"] for entry in figures["spreads"]}
+    assert set(spreads) == {(1, "safe"), (1, "risky"), (2, "safe"), (2, "risky"), (2, "taken back")}
+    taken = new[new.voice == Voice.TAKEN_BACK].cosine
+    assert spreads[2, "taken back"] == pytest.approx(np.quantile(taken, [0.1, 0.5, 0.9], method="inverted_cdf"), abs=0.0051)
+    for words in ("safe, sat out", "taken back", "cosines (10, 50, 90 %)", "rows that moved"):
+        assert words in page
+
+
 def test_what_a_human_says_stays_said(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
     run, weights = trained
     rows = open_round(run, 1).to_pandas()

@@ -1,5 +1,6 @@
 """Rounds after the first: other weights, a growing share, and a watcher that trainers do not know of."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,12 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from conftest import wait_for
+from conftest import EMOJI, TINY, wait_for
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from manifests import open_round
-from pipeline.watching import checkpoints, is_complete
+from manifests import Manifest, open_round
+from manifests.errors import RunError
+from pipeline.config.catalogue import RunConfig
+from pipeline.config.load import load_config
+from pipeline.rounds import rescore
+from pipeline.watching import Watch, checkpoints, is_complete
+from stages.train.learner import new_model
 
 Pairsan = Callable[..., Result]
 
@@ -155,6 +161,61 @@ def test_a_bad_checkpoint_does_not_keep_later_ones_waiting(
     result = pairsan(*args, code=5)
     assert "1 checkpoints re-scored, 1 failed" in result.stderr
     assert "epoch_1.safetensors: CheckpointError" in result.stderr
+    assert open_round(run).number == 2
+
+
+def test_a_checkpoint_that_comes_after_its_successor_is_passed_over(
+    run: Path, weights: Callable[[int], Path], pairsan: Pairsan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = ("watch", run, "--checkpoints", tmp_path / "logs/x/checkpoints/epoch_*", "--once", "--settle", 0)
+    weights(2)
+    assert "1 new checkpoints" in pairsan(*args).output
+    weights(1)
+    result = pairsan(*args)
+    assert "epoch_1.pt: passed over, as" in caplog.text
+    assert "0 new checkpoints" in result.output
+    weights(3)
+    assert "1 new checkpoints" in pairsan(*args).output
+    assert open_round(run).number == 3
+
+
+def test_a_clock_that_is_ahead_keeps_no_checkpoint_waiting(
+    run: Path, weights: Callable[[int], Path], pairsan: Pairsan, tmp_path: Path
+) -> None:
+    os.utime(weights(1), (time.time() + 3600, time.time() + 3600))
+    assert "1 new checkpoints" in pairsan("watch", run, "--checkpoints", tmp_path / "logs/x/checkpoints/*", "--once").output
+
+
+def test_a_checkpoint_that_is_deleted_before_its_turn_is_named(
+    run: Path, weights: Callable[[int], Path], tmp_path: Path
+) -> None:
+    settings = {"executor": "local", "growth": 0.1, "model": str(TINY)}
+    paths, config = [weights(1), weights(2)], load_config(None, settings, command="watch")
+
+    def trainer_keeps_one(out: str, asked: RunConfig) -> Manifest:
+        paths[1].unlink(missing_ok=True)
+        return rescore(out, asked)
+
+    with pytest.raises(RunError, match=r"1 checkpoints re-scored, 1 failed:\n  .*epoch_2.pt: ") as caught:
+        Watch(str(run), str(paths[0].parent / "*"), config, trainer_keeps_one).once()
+    assert len(str(caught.value).splitlines()) == 2
+    assert open_round(run).number == 2
+
+
+def test_a_checkpoint_of_another_architecture_is_named_and_passed(
+    run: Path, weights: Callable[[int], Path], pairsan: Pairsan, tmp_path: Path
+) -> None:
+    other = json.loads((EMOJI / "tiny-clip" / "open_clip_config.json").read_text())
+    other["model_cfg"]["vision_cfg"]["width"] *= 2
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(other))
+    torch.save(new_model(f"local-dir:{folder}", 0).state_dict(), weights(1))
+    weights(2)
+    result = pairsan("watch", run, "--checkpoints", tmp_path / "logs/x/checkpoints/*", "--once", "--settle", 0, code=5)
+    assert "1 checkpoints re-scored, 1 failed" in result.stderr
+    line = next(line for line in result.stderr.splitlines() if "epoch_1.pt: CheckpointError" in line)
+    assert "visual" in line
     assert open_round(run).number == 2
 
 

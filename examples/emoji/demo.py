@@ -50,19 +50,24 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
 
 
 def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
-    """Train from random weights in rounds and print how much of what was planted got into the safe set."""
-    run(PAIRSAN, "run", data / "shards", "--out", out, "--config", HERE / "demo.toml", "--rounds", 5, "--growth", 0.1)
-    print("\nround  safe pairs   share  planted inside  by chance  CLIP loss")
+    """Train from random weights in rounds that look again, and print how much of what was planted got into the safe set."""
+    run(PAIRSAN, "run", data / "shards", "--out", out, "--config", HERE / "demo.toml", "--rounds", 5)
+    run(PAIRSAN, "status", out)
+    print("\nround  weights   safe pairs  share  planted inside  by chance  taken back  put out  CLIP loss")
     for entry in json.loads((out / "checkpoints" / "history.json").read_text()):
         if entry["kind"] == "round":
             manifest, num_safe, inside = planted_in(out, entry["manifest"], planted)
-            chance = len(planted) * num_safe / manifest.num_rows
-            share = manifest.seal["safe_share"]
-            number, loss = entry["round_number"], entry["clip_loss"]
-            print(f"{number:>5}  {num_safe:>10,}  {share:>6.1%}  {inside:>14}  {chance:>9.0f}  {loss:>9.3f}")
+            seal, chance = manifest.seal, len(planted) * num_safe / manifest.num_rows
+            weights = seal["plan"]["scores"]["model"]["state_sha256"][:8]
+            voices = [seal["voices"].get(voice, 0) if seal.get("before") else 0 for voice in ("taken_back", "put_out")]
+            facts = f"{num_safe:>10,} {seal['safe_share']:>6.1%} {inside:>15} {chance:>10.0f} {voices[0]:>11,} {voices[1]:>8,}"
+            print(f"{entry['round_number']:>5}  {weights}  {facts} {entry['clip_loss']:>10.3f}")
+    run(PAIRSAN, "report", out, "--out", out.parent / "rounds.html")
     print(f"\nmodel: {(out / 'checkpoints').absolute()}/round-0005.safetensors")
     print(f"newest manifest: {Path(open_round(out).path).absolute()}  (one Parquet part per shard)")
-    print(f"look at it: {PAIRSAN.relative_to(Path.cwd())} inspect {out} --sort -cosine")
+    print(
+        f"look at it: {PAIRSAN.relative_to(Path.cwd())} inspect {out} --sort -since --columns since,voice,label,cosine,caption"
+    )
 
 
 def main() -> None:

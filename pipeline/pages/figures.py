@@ -4,17 +4,22 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
+import numpy as np
+
 from manifests.layout import read_seal, sealed_rounds
-from manifests.reading import Manifest
+from manifests.reading import Manifest, open_round
 from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
-from pipeline.queries.inspection import Query
+from pipeline.queries.inspection import Query, sealed_off
 from pipeline.queries.summary import profile_of, voices_of
 
 BINS: Final = 120
 _UNUSUAL: Final = 12
 _GROUPS: Final = 6
 _GROUP_ROWS: Final = 6
+_DRAWN_ROUNDS: Final = 24  # a report of one round stays a few passes over it, however long the run
+_SPREAD_BINS: Final = 200  # to a cosine of 1
+_QUANTILES: Final = (0.1, 0.5, 0.9)
 _BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.PUT_OUT, Reason.REVIEW}
 Figures = dict[str, Any]
 
@@ -40,6 +45,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
         "histogram": histogram(gallery),
         "rounds": list(rounds(manifest)),
+        "spreads": spreads(manifest),
         "shards": unusual_shards(manifest),
         "image_groups": groups(gallery),
         "caption_groups": caption_groups(gallery),
@@ -80,8 +86,36 @@ def rounds(manifest: Manifest) -> Iterable[dict[str, Any]]:
             "labels": seal["counts"]["labels"],
             "reasons": seal["counts"]["reasons"],
             "weights": seal["plan"]["scores"]["model"]["state_sha256"],
+            "canaries": seal.get("canaries"),
             "looked": None if seal.get("before") is None else voices_of(seal),
+            "voices": None if seal.get("before") is None else seal["voices"],
+            "moved": {} if changes is None else changes["labels"],
         }
+
+
+def spreads(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return quantiles of the cosines of safe rows, risky rows, and rows just taken back, for each of the last rounds."""
+    run, found = manifest.run, []
+    for number in sealed_rounds(run, manifest.number + 1)[-_DRAWN_ROUNDS:]:
+        looked = read_seal(run, number).get("before") is not None
+        who = f"CASE WHEN voice = 'taken_back' AND since = {number} THEN 'taken back' ELSE label END" if looked else "label"
+        text = (
+            f"SELECT {who} AS who, floor(cosine * {_SPREAD_BINS})::INT AS bin, count(*) FROM pairs "  # noqa: S608
+            "WHERE cosine IS NOT NULL GROUP BY who, bin ORDER BY who, bin"
+        )
+        bins: dict[str, list[tuple[int, int]]] = {}
+        with sealed_off(open_round(run, number)) as connection:
+            for word, place, rows in connection.execute(text).fetchall():
+                bins.setdefault(word, []).append((place, rows))
+        found += [{"round": number, "who": word, "quantiles": _quantiles(counts)} for word, counts in bins.items()]
+    return found
+
+
+def _quantiles(counts: list[tuple[int, int]]) -> list[float]:
+    """Return the quantiles of binned cosines, to half a bin."""
+    places, rows = np.asarray(counts).T
+    below = rows.cumsum()
+    return [float((places[np.searchsorted(below, share * below[-1])] + 0.5) / _SPREAD_BINS) for share in _QUANTILES]
 
 
 def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,13 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-COLOURS: Final = {"safe": "#1a7f37", "risky": "#c77700", "quarantined": "#7a828c"}
+COLOURS: Final = {"safe": "#1a7f37", "risky": "#c77700", "quarantined": "#7a828c", "taken back": "#0b62d6"}
+VOICES: Final = {
+    "taken_back": ("taken back", COLOURS["taken back"], 1),
+    "put_out": ("put out", "#c77700", -1),
+    "veto": ("vetoed", "#8a1c13", -1),
+}
+_DOTTED: Final[dict[str, Any]] = {"marker": "o", "markersize": 3, "linewidth": 1.2}
 _STEEP: Final = 20
 Axes = Any
 
@@ -48,22 +55,74 @@ def cosines(figures: dict[str, Any]) -> str:
 
 
 def over_rounds(figures: dict[str, Any]) -> str:
-    """Draw safe share, separability and changed labels over the rounds; empty where there is one round only."""
+    """Draw how a run went: safe share, cosines, rows moved by each voice, canaries; empty where there is one round only."""
     lines = figures["rounds"]
     if len(lines) < 2:
         return ""
-    numbers = [line["round"] for line in lines]
+    panels: list[Callable[[Axes], None]] = [partial(_shares, lines), partial(_spreads, figures["spreads"])]
+    panels.append(partial(_moved, lines))
+    if any(line["canaries"] for line in lines):
+        panels.append(partial(_leaks, lines))
 
-    def draw(panels: Axes) -> None:
-        wanted = (("safe_share", "safe share"), ("ashman_d", "Ashman's D"), ("changed", "labels changed"))
-        for axes, (key, title) in zip(panels, wanted, strict=True):
-            values = [np.nan if line[key] is None else line[key] for line in lines]
-            axes.plot(numbers, values, "o-", color="#0b62d6", markersize=3, linewidth=1.2)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel("round", fontsize=8)
-            axes.set_ylim(bottom=0)
+    def draw(axes: Axes) -> None:
+        for each, panel in zip(axes, panels, strict=True):
+            panel(each)
+            each.set_xlabel("round", fontsize=8)
+            each.xaxis.get_major_locator().set_params(integer=True)
 
-    return _svg(draw, (8.0, 2.2), 3)
+    return _svg(draw, (8.0, 2.6), len(panels))
+
+
+def _shares(lines: list[dict[str, Any]], axes: Axes) -> None:
+    axes.plot([line["round"] for line in lines], [line["safe_share"] for line in lines], **_DOTTED, color=COLOURS["safe"])
+    axes.set_title("safe share of scored rows", fontsize=9)
+    axes.set_ylim(0, 1.02)
+
+
+def _spreads(spreads: list[dict[str, Any]], axes: Axes) -> None:
+    """Draw medians, with bands from the 10th to the 90th percentile."""
+    for who, colour in ((name, COLOURS[name]) for name in ("safe", "risky", "taken back")):
+        mine = [entry for entry in spreads if entry["who"] == who]
+        if mine:
+            numbers = [entry["round"] for entry in mine]
+            low, middle, high = np.asarray([entry["quantiles"] for entry in mine]).T
+            axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(numbers, middle, **_DOTTED, color=colour, label=who)
+    axes.set_title("cosines (10, 50, 90 %)", fontsize=9)
+    axes.legend(frameon=False, fontsize=7)
+
+
+def _moved(lines: list[dict[str, Any]], axes: Axes) -> None:
+    """Draw rows moved by each voice, those that leave downwards; of rounds that did not look again all that changed."""
+    numbers = np.asarray([line["round"] for line in lines])
+    below, above = np.zeros(len(lines)), np.zeros(len(lines))
+    for voice, (name, colour, sign) in VOICES.items():
+        heights = np.asarray([(line["voices"] or {}).get(voice, 0) if line["looked"] else 0 for line in lines], float)
+        if heights.any():
+            base = above if sign > 0 else below
+            axes.bar(numbers, sign * heights, bottom=base, color=colour, label=name, width=0.6)
+            base += sign * heights
+    plain = np.asarray([0 if line["looked"] else line["changed"] or 0 for line in lines], float)
+    if plain.any():
+        axes.bar(numbers, plain, color=COLOURS["quarantined"], label="changed", width=0.6)
+    axes.axhline(0, color="#222", linewidth=0.6)
+    axes.set_title("rows that moved", fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7)
+
+
+def _leaks(lines: list[dict[str, Any]], axes: Axes) -> None:
+    """Draw the share of canaries of each kind that would be safe, with 95 % intervals."""
+    kinds = dict.fromkeys(kind for line in lines for kind in line["canaries"] or {})
+    for place, kind in enumerate(kinds):
+        mine = [(line["round"], line["canaries"][kind]) for line in lines if kind in (line["canaries"] or {})]
+        shares = np.asarray([found["share"] for _, found in mine])
+        spread = np.abs(np.asarray([[found["low"], found["high"]] for _, found in mine]).T - shares)
+        where = [number + 0.08 * place for number, _ in mine]  # side by side, as intervals overlap
+        axes.errorbar(where, shares, spread, fmt="o-", markersize=3, linewidth=0.9, label=kind)
+    axes.set_title("canaries called safe", fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=6)
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float], columns: int = 1) -> str:

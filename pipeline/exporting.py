@@ -16,7 +16,7 @@ from manifests.store import Store, open_store
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.queries.inspection import sealed_off
 from pipeline.steps.plan import read_run
-from pipeline.workers.executors import connected, make_executor
+from pipeline.workers.connect import connected, make_executor
 from pipeline.workers.run_stage import run_stage
 from stages.export.write_pairs import Choice, Export, Exported, ExportTarget, Format, Piece, digest_of, join
 from stages.pair import Shard
@@ -135,7 +135,7 @@ def _files(
 
     todo = [unit for unit in units if unit.name not in done]
     with connected(executor_options, verbose=verbose):
-        executor = make_executor(executor_options, use_gpus=False, num_shards=len(todo) or 1)
+        executor = make_executor(executor_options, use_gpus=False)
         run_stage(
             executor, Export(target), todo, what="export", folder=(store, None), collect=collect,
             num_done_before=len(units) - len(todo),

@@ -13,7 +13,7 @@ from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.provenance import versions
 from pipeline.queries.terminal import printable
-from pipeline.workers.executors import connected, make_executor
+from pipeline.workers.connect import connected, make_executor
 from pipeline.workers.run_stage import run_stage
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
@@ -98,7 +98,7 @@ def find_repeats(
     todo = [shard for shard in dataset.shards if f"{shard.name}.parquet" not in done]
     options = config.executor.model_copy(update={"decode": "worker"})
     with connected(options, verbose=verbose):
-        executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
+        executor = make_executor(options, use_gpus=False)
         decode = Decode(dataset.store, config.data, PREPROCESS, num_threads=executor.num_threads)
         stage = HashRows(HashTarget(decode, store, PARTS, fingerprint(plan)))
         before = len(dataset.shards) - len(todo)

@@ -18,7 +18,7 @@ from pipeline.steps.plan import Round, begin_run, planned, read_run
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import label, seal
 from pipeline.steps.signals import add_signals, asked_signals, signals_plan
-from pipeline.workers.executors import connected, make_executor
+from pipeline.workers.connect import connected, make_executor
 from stages.read.shards import Dataset, open_dataset
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def embed(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
         begin_run(run, dataset, data, config)
         scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
         round_ = planned(run, FIRST_ROUND, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)
-        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda", num_shards=len(dataset.shards))
+        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda")
         score(executor, round_, config, scoring)
         return round_
 
@@ -128,7 +128,7 @@ def _take(round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manife
         scoring: What scores it; None where its scores are an earlier round's.
     """
     use_gpus = scoring is not None and scoring.device == "cuda"
-    executor = make_executor(config.executor, use_gpus=use_gpus, num_shards=len(round_.shards))
+    executor = make_executor(config.executor, use_gpus=use_gpus)
     score(executor, round_, config, scoring)
     if not round_.is_sealed:
         totals = count(executor, round_)

@@ -12,7 +12,7 @@ from pipeline.steps.count import count
 from pipeline.steps.numbering import newest_scores
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals import are_there, count_signals, signal_parts
-from pipeline.workers.executors import make_executor
+from pipeline.workers.connect import make_executor
 from stages.label.calibration import FEWEST_NULLS, calibrate
 from stages.label.settings import SplitSettings
 
@@ -40,7 +40,7 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
         raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")
     split = plan["split"] or SplitSettings().model_dump()  # of an `embed`, which has none
     round_ = Round(store, source, {**plan, "split": {**split, "max_quarantined_share": 1.0, "max_unread_share": 1.0}}, shards)
-    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False, num_shards=len(shards))
+    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False)
     totals = count(executor, round_)
     parts = signal_parts(round_, totals.histogram.num_rows)
     signals = count_signals(executor, round_, parts) if parts and parts.asked.near and are_there(parts) else None

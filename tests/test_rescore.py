@@ -229,6 +229,7 @@ def test_one_watcher_per_run(run: Path, pairsan: Pairsan) -> None:
     assert "not at 's3://b/x'" in pairsan("watch", run, "--checkpoints", "s3://b/x", "--once", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_watcher_that_is_killed_starts_again_where_it_was(run: Path, weights: Callable[[int], Path], tmp_path: Path) -> None:
     pattern = str(tmp_path / "logs/*/checkpoints/epoch_*.pt")
     weights(1)

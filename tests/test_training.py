@@ -277,6 +277,7 @@ def test_the_warm_up_has_views_of_its_own(tmp_path: Path, few: Path, pairsan: Pa
     assert np.mean(losses["wide"]) > np.mean(losses["published"]) + 0.1  # two wide views of one image are less alike
 
 
+@pytest.mark.slow
 def test_a_locked_scorer_is_fitted_once_and_its_scores_are_split_anew(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, *OPTIONS, "locked")

@@ -85,6 +85,7 @@ def fail(job: Any, device: torch.device) -> None:
     raise TrainingFailed("the loss of step 7 is nan") if job == "ours" else ValueError("something else")
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_comes_through(ray_cluster: None) -> None:
     with pytest.raises(TrainingFailed, match=r"^the loss of step 7 is nan$"):
         take_on_ray(fail, "ours", 1, use_gpu=False)

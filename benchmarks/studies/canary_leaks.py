@@ -33,7 +33,7 @@ from pipeline.config.catalogue import ExecutorSettings
 from pipeline.steps.canary_leaks import count_canaries
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals import signal_parts
-from pipeline.workers.executors import make_executor
+from pipeline.workers.connect import make_executor
 from stages.score.canaries import FOREIGN, CanaryScores
 
 SCORERS: Final = ("trained", "independent")
@@ -63,7 +63,7 @@ def canaries_of(run: Path) -> dict[str, CanaryScores]:
     """Return what is known of a run's canaries with foreign captions, by kind."""
     store = open_store(run)
     round_ = Round(store, 1, read_plan(store, 1), read_run(store).shards)
-    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False, num_shards=1)
+    executor = make_executor(ExecutorSettings(executor="local"), use_gpus=False)
     num_scored = int(read_seal(store, 1)["counts"]["scored"])
     found = count_canaries(executor, round_, signal_parts(round_, num_scored))
     return {kind: CanaryScores.joined(found[kind]) for kind in FOREIGN}

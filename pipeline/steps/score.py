@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from manifests.layout import SCORES, round_folder
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import Round
-from pipeline.workers.executors import Executor, num_gpus
+from pipeline.workers.connect import num_gpus
+from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.read.heads import refuse_hopeless

@@ -29,7 +29,7 @@ from pipeline.steps.numbering import grown
 from pipeline.steps.plan import begin_run, read_run
 from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
-from pipeline.workers.executors import connected, make_executor, num_gpus
+from pipeline.workers.connect import connected, make_executor, num_gpus
 from pipeline.workers.run_stage import run_stage
 from pipeline.workers.train_on_ray import take_on_ray
 from stages.label.settings import SplitSettings
@@ -304,7 +304,7 @@ def _num_rows(training: Training) -> dict[str, int]:
             return num, 0
 
         options = config.executor.model_copy(update={"decode": "worker"})
-        executor = make_executor(options, use_gpus=False, num_shards=len(dataset.shards))
+        executor = make_executor(options, use_gpus=False)
         stage = CountRows(CountTarget(dataset.store, config.data))
         run_stage(executor, stage, dataset.shards, what="count rows", folder=(store, None), collect=collect)
         write_json(store, ROWS, found)

@@ -1,0 +1,59 @@
+"""Connect to Ray, or do without; only this room imports it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from manifests.errors import ConfigError
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.workers.executors import Executor, LocalExecutor
+from pipeline.workers.ray_pool import RayExecutor
+
+
+def num_gpus(settings: ExecutorSettings) -> int:
+    """Return how many GPUs workers can have: of the connected cluster, or of this process."""
+    if settings.executor == "ray":
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
+    """Connect to Ray, or start a local cluster, for as long as the block runs; nothing for the local executor."""
+    if options.executor == "local" or ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # never whatever cluster happens to run here: somebody else's would be joined in silence
+    address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    level = logging.INFO if verbose else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            logging_level=level,
+            log_to_driver=verbose,
+            configure_logging=verbose,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"cannot connect to Ray at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def make_executor(options: ExecutorSettings, *, use_gpus: bool) -> Executor:
+    """Return the executor that the settings ask for, inside `connected`."""
+    if options.executor == "local":
+        if options.decode == "cluster":
+            raise ConfigError("--decode cluster needs --executor ray")
+        return LocalExecutor(options.max_retries, options.threads_per_worker or 1)
+    return RayExecutor(options, num_gpus=num_gpus(options) if use_gpus else 0)

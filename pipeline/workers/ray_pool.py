@@ -1,0 +1,226 @@
+"""Workers on a Ray cluster, each an actor that survives from stage to stage; they come and go with the nodes.
+
+A shard is handed only to a worker that is there. One that was lost is asked for anew, and so is one for each place on a node
+that joins; what the cluster cannot place stays pending, which an autoscaler sees, and keeps no shard waiting.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RaySystemError, RayTaskError, WorkerCrashedError
+
+from manifests.errors import ConfigError, PairsanError
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.config.provenance import code_sha256
+from pipeline.workers.executors import Done, Failed, ShardQueue, is_transient
+from stages.pair import Shard
+from stages.stage import Stage
+
+log = logging.getLogger("pairsan.executors")
+
+Out = TypeVar("Out")
+_INFRASTRUCTURE: Final = (RayActorError, WorkerCrashedError, OutOfMemoryError, RaySystemError)
+_DECODED_AHEAD: Final = 3  # chunks of one shard that may wait in the object store
+_LOOK_S: Final = 2.0  # between two looks at which nodes there are
+_WORD_S: Final = 30.0  # of waiting for any worker at all, before a word is said
+_FALSE_STARTS: Final = 10  # workers in a row that end before they have begun
+Resources = Mapping[str, float]
+
+
+class RayExecutor:
+    """Runs stages on as many workers as the cluster has places for, at any time."""
+
+    def __init__(self, options: ExecutorSettings, *, num_gpus: int) -> None:
+        """Choose what each worker gets: a GPU where there are any, and threads of the node that it stands on.
+
+        Raises:
+            ConfigError: No node has room for even one worker.
+        """
+        self._options, self._use_gpu, nodes = options, num_gpus > 0, _nodes()
+        beside = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0)]
+        self.num_threads = options.threads_per_worker or (max(1, min(beside)) if self._use_gpu and beside else 1)
+        largest, total = max((node.get("CPU", 0.0) for node in nodes), default=0.0), sum(node.get("CPU", 0.0) for node in nodes)
+        if options.decode == "cluster" and not self._use_gpu and 0 < total < self.num_threads + 1:
+            raise ConfigError(
+                f"--decode cluster needs a CPU beside the {self.num_threads} of a worker, the cluster has {total:g}; "
+                "lower --threads-per-worker or decode in the worker"
+            )
+        if 0 < largest < self.num_threads:
+            raise ConfigError(f"--threads-per-worker {self.num_threads} exceeds the {largest:g} CPUs of the largest node")
+        room = self._places(nodes)
+        if options.workers and options.workers > room:
+            log.warning("%d workers are asked for, there is room for %d; others start when there is", options.workers, room)
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
+
+    def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
+        """Yield one outcome per shard, in the order in which they finish.
+
+        Raises:
+            PairsanError: The stage could not be opened, or no worker can be started.
+        """
+        stage_ref, queue = ray.put(stage), ShardQueue(shards)
+        running: dict[Any, tuple[Shard, int, Any]] = {}
+        waiting_since = time.monotonic()
+        while queue or running:
+            while self._idle and (due := queue.take()) is not None:
+                worker = self._idle.pop()
+                running[worker.run.remote(stage_ref, stage_ref.hex(), due[0])] = (*due, worker)
+            self._grow(len(queue), len(running))
+            for ref in self._ready(running, queue):
+                if ref not in running:
+                    self._started(ref)
+                    continue
+                shard, attempt, worker = running.pop(ref)
+                outcome = self._outcome(ref, shard, attempt, worker)
+                if outcome is None:
+                    queue.again(shard, attempt)
+                else:
+                    yield outcome
+            if running or self._idle:
+                waiting_since = time.monotonic()
+            elif time.monotonic() - waiting_since > _WORD_S:
+                log.warning("%d shards wait for a worker; the cluster has %s", len(queue), _described(_nodes()))
+                waiting_since = time.monotonic()
+
+    def _ready(self, running: Mapping[Any, object], queue: "ShardQueue") -> list[Any]:
+        """Return calls that have ended, of shards or of workers that start; wait a while for one."""
+        calls, pause = [*running, *self._starting], queue.pause()
+        timeout = _LOOK_S if pause is None or not self._idle else min(_LOOK_S, pause)
+        if not calls:
+            time.sleep(timeout)
+            return []
+        found: list[Any] = ray.wait(calls, num_returns=1, timeout=timeout)[0]
+        return found
+
+    def _grow(self, num_waiting: int, num_running: int) -> None:
+        """Ask for workers where shards wait, as many as there are places for; --workers, where that is more."""
+        if time.monotonic() - self._looked_at >= _LOOK_S:
+            self._looked_at, self._size = time.monotonic(), self._options.workers or self._places(_nodes())
+        wanted = min(max(1, self._size), num_waiting + num_running)
+        for _ in range(wanted - num_running - len(self._idle) - len(self._starting)):
+            options = {
+                **{"num_cpus": self.num_threads, "num_gpus": int(self._use_gpu), "max_restarts": 0},
+                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}},
+            }
+            worker = _Worker.options(**options).remote(self._options.decode == "cluster")  # type: ignore[attr-defined]
+            self._starting[worker.ready.remote()] = worker
+
+    def _started(self, ref: Any) -> None:
+        """Take a worker that is there; one that runs other code is refused, one that died is done without.
+
+        Raises:
+            PairsanError: Another version on that node, or no worker stays alive.
+        """
+        worker = self._starting.pop(ref)
+        try:
+            code, node = ray.get(ref)
+        except RayError as error:
+            self._false_starts += 1
+            if self._false_starts >= _FALSE_STARTS:
+                raise PairsanError(f"{self._false_starts} workers in a row ended at their start: {str(error)[:500]}") from error
+            return
+        if code != code_sha256():
+            raise PairsanError(f"node {node} runs other pairsan code than the driver; install one version on every node")
+        self._false_starts = 0
+        self._idle.append(worker)
+
+    def _places(self, nodes: Sequence[Resources]) -> int:
+        """Return how many workers the nodes have room for, one at a time on each."""
+        num = 0
+        for node in nodes:
+            fitting = int(node.get("CPU", 0) // self.num_threads)
+            num += min(fitting, int(node.get("GPU", 0))) if self._use_gpu else fitting
+        spare = sum(node.get("CPU", 0) for node in nodes) - num * self.num_threads
+        # decoding tasks need a CPU of their own
+        return max(1, num - 1) if self._options.decode == "cluster" and not self._use_gpu and spare < 1 else num
+
+    def _outcome(self, ref: Any, shard: Shard, attempt: int, worker: Any) -> Done[Any] | Failed | None:
+        """Return what became of a shard; None where it shall be tried again."""
+        again = attempt < self._options.max_retries
+        try:
+            output = ray.get(ref)
+        except RayTaskError as error:
+            self._idle.append(worker)
+            cause = error.cause
+            if isinstance(cause, NotOpened):
+                raise cause.args[0] from None
+            # a Ray error within a worker: chunks that were decoded on a node that is gone
+            if again and (isinstance(cause, RayError) or (isinstance(cause, Exception) and is_transient(cause))):
+                log.warning("%s: %s: %s; retry %d", shard.name, type(cause).__name__, str(cause)[:300], attempt + 1)
+                return None
+            return Failed(shard, f"{type(cause).__name__}: {cause}", str(error))
+        except _INFRASTRUCTURE as error:
+            # others may have gone with it, so those that idle are asked first whether they are there
+            self._starting |= {idle.ready.remote(): idle for idle in self._idle}
+            self._idle.clear()
+            if again:
+                log.warning("%s: worker lost (%s); retry %d", shard.name, type(error).__name__, attempt + 1)
+                return None
+            what = f"{type(error).__name__} on {attempt + 1} workers in turn: {str(error).strip()[:500]}"
+            return Failed(shard, what, what)
+        self._idle.append(worker)
+        return Done(shard, output)
+
+
+def _nodes() -> list[Resources]:
+    """Return what each node that is alive has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _described(nodes: Sequence[Resources]) -> str:
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    return f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+class NotOpened(Exception):
+    """A stage could not be opened: that is no shard's fault and would happen to every one of them."""
+
+
+@ray.remote
+class _Worker:
+    """One process that keeps its stage open from shard to shard."""
+
+    def __init__(self, decode_elsewhere: bool) -> None:
+        self._decode_elsewhere = decode_elsewhere
+        self._stage: Any = None
+        self._stage_id = ""
+
+    def ready(self) -> tuple[str, str]:
+        """Return which code this process has, and on which node it runs."""
+        return code_sha256(), ray.util.get_node_ip_address()
+
+    def run(self, stage: Any, stage_id: str, shard: Shard) -> Any:
+        if stage_id != self._stage_id:
+            self._stage, self._stage_id = None, ""  # let go of the last stage's weights first
+            if self._decode_elsewhere and hasattr(stage, "read_from"):
+                stage.read_from(_RemoteChunks(stage.target.decode))
+            try:
+                stage.open()
+            except PairsanError as error:
+                raise NotOpened(error) from error
+            self._stage, self._stage_id = stage, stage_id
+        return self._stage.run(shard)
+
+
+class _RemoteChunks:
+    """Decoded chunks of a shard from a task on any node with a free CPU; only a few wait at a time."""
+
+    def __init__(self, decode: Any) -> None:
+        self._decode = ray.put(decode)
+
+    def __call__(self, shard: Shard) -> Iterator[Any]:
+        for ref in _decode_shard.remote(self._decode, shard):
+            yield ray.get(ref)
+
+
+@ray.remote(  # type: ignore[untyped-decorator]  # ray ships no types for it
+    num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_DECODED_AHEAD, max_retries=3
+)
+def _decode_shard(decode: Any, shard: Shard) -> Iterator[Any]:
+    decode.open()
+    yield from decode.run(shard)

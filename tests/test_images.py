@@ -138,6 +138,25 @@ def test_bytes_of_any_kind_end_in_a_reason() -> None:
             assert error.reason in (Reason.IMAGE_UNDECODABLE, Reason.IMAGE_TOO_LARGE)
 
 
+@pytest.mark.parametrize(("form", "slower"), [("PNG", 1), ("JPEG", 1), ("WEBP", 4), ("AVIF", 4), ("JPEG2000", 16)])
+def test_fewer_pixels_are_allowed_of_what_decodes_slowly(form: str, slower: int) -> None:
+    data = encode(PICTURE, form)
+    assert decode(data, 40 * 30 * slower).shape == (SIZE, SIZE, 3)
+    found = reason_of(data, 40 * 30 * slower - 1)
+    assert found.reason is Reason.IMAGE_TOO_LARGE
+    assert ("of this kind" in found.detail) == (slower > 1)
+
+
+def test_scans_count_as_pixels() -> None:
+    data = encode(PICTURE, "JPEG", progressive=True)
+    scans = data.count(b"\xff\xda")
+    more = data[:-2] + data[data.index(b"\xff\xda") : -2] * 3 + data[-2:]  # scans again, after the last one
+    assert decode(data, 1200 * max(1, scans // 10)).shape == (SIZE, SIZE, 3)
+    assert more.count(b"\xff\xda") == 4 * scans
+    assert reason_of(more, 1200 * 4 * scans // 10 - 10).reason is Reason.IMAGE_TOO_LARGE
+    assert decode(more, 1200 * 4 * scans // 10 + 10).shape == (SIZE, SIZE, 3)
+
+
 def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
     picture = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG", progressive=True)
     assert decode_image(picture, lambda image: image, size_px=8, max_pixels=10_000)[0].shape == (64, 64, 3)

@@ -20,7 +20,11 @@ Image.MAX_IMAGE_PIXELS = None
 
 # Each scan of a progressive JPEG goes over all its pixels again; encoders write about ten.
 _MOST_SCANS: Final = 100
+_USUAL_SCANS: Final = 10
 _SCAN: Final = b"\xff\xda"  # cannot stand inside compressed data
+# A row may cost about 2 s. Of noise a CPU decodes 50 megapixels of JPEG in a second, 11 of WebP, 14 of AVIF, 2 of JPEG 2000
+# (Pillow 13), so of these fewer are allowed.
+_SLOWER: Final = {"WEBP": 4, "AVIF": 4, "JPEG2000": 16}
 
 Pixels = npt.NDArray[np.uint8]
 Preprocess = Callable[[Image.Image], Image.Image]
@@ -78,11 +82,13 @@ def decode(
     """
     if not data:
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, "0 bytes")
-    if data[:2] == b"\xff\xd8" and (num := data.count(_SCAN)) > _MOST_SCANS:
-        raise UndecodableImage(Reason.IMAGE_TOO_LARGE, f"a JPEG of {num} scans, allowed are {_MOST_SCANS}")
+    scans = data.count(_SCAN) if data[:2] == b"\xff\xd8" else 1
+    if scans > _MOST_SCANS:
+        raise UndecodableImage(Reason.IMAGE_TOO_LARGE, f"a JPEG of {scans} scans, allowed are {_MOST_SCANS}")
     try:
         with _open(data) as image:
-            _check_size(image.width, image.height, size_px, max_pixels)
+            slower = max(_SLOWER.get(image.format or "", 1), scans / _USUAL_SCANS)
+            _check_size(image.width, image.height, size_px, max_pixels, slower)
             if draft is not None:
                 image.draft(None, draft(image.width, image.height))  # does nothing to other formats
             return use(_to_rgb(image))
@@ -102,12 +108,14 @@ def _open(data: bytes) -> Image.Image:
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, f"{kind}; {len(data)} bytes starting with {data[:16]!r}") from None
 
 
-def _check_size(width: int, height: int, size_px: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, size_px: int, max_pixels: int, slower: float) -> None:
+    """Refuse an image by its header; where its format decodes so many times more slowly, so many times fewer pixels do."""
     if width < 1 or height < 1:
         raise UndecodableImage(Reason.IMAGE_UNDECODABLE, f"{width} x {height} px")
-    if width * height > max_pixels:
+    if width * height * slower > max_pixels:
+        allowed = f"{int(max_pixels / slower)}{' of this kind' if slower > 1 else ''}"
         raise UndecodableImage(
-            Reason.IMAGE_TOO_LARGE, f"{width} x {height} px by its header, allowed are {max_pixels} (max_image_pixels)"
+            Reason.IMAGE_TOO_LARGE, f"{width} x {height} px by its header, allowed are {allowed} (max_image_pixels)"
         )
     long, short = max(width, height), min(width, height)
     if size_px * size_px * long > max_pixels * short:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,24 @@ class Unopenable(Flaky):
 def test_a_stage_that_cannot_be_opened_ends_the_run_at_once(executor: LocalExecutor, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such weights on this node"):
         outcomes(executor, Unopenable(tmp_path, "bug", 0))
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch, pairsan: Callable[..., Result]
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"127.0.0.1:{free.getsockname()[1]}"
+    args = ("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", tmp_path / "run")
+    assert f"--ray-address: nothing answers at {gone}" in pairsan(*args, "--ray-address", gone, code=2).stderr
+    assert "--ray-address auto: no Ray cluster runs" in pairsan(*args, "--ray-address", "auto", code=2).stderr
+    assert "--ray-address: 'nowhere' is no HOST:PORT" in pairsan(*args, "--ray-address", "nowhere", code=2).stderr
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(gone)
+    assert f"nothing answers at {gone}" in pairsan(*args, "--ray-address", "auto", code=2).stderr
+    monkeypatch.setenv("RAY_ADDRESS", f"ray://{gone}")
+    assert f"RAY_ADDRESS: nothing answers at ray://{gone}" in pairsan(*args, code=2).stderr
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_what_may_pass_and_what_may_not() -> None:

@@ -2,8 +2,11 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
 import ray
 
@@ -11,6 +14,8 @@ from manifests.errors import ConfigError
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.workers.executors import Executor, LocalExecutor
 from pipeline.workers.ray_pool import RayExecutor
+
+_ANSWER_S: Final = 30.0
 
 
 def num_gpus(settings: ExecutorSettings) -> int:
@@ -24,7 +29,11 @@ def num_gpus(settings: ExecutorSettings) -> int:
 
 @contextmanager
 def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
-    """Connect to Ray, or start a local cluster, for as long as the block runs; nothing for the local executor."""
+    """Connect to Ray, or start a local cluster, for as long as the block runs; nothing for the local executor.
+
+    Raises:
+        ConfigError: Nothing answers at the address, or what answers is no cluster of this version.
+    """
     if options.executor == "local" or ray.is_initialized():
         yield
         return
@@ -32,6 +41,8 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # never whatever cluster happens to run here: somebody else's would be joined in silence
     address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        _refuse_silence(address, "--ray-address" if options.ray_address else "RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     try:
@@ -48,6 +59,27 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str, said_by: str) -> None:
+    """Refuse an address where nothing listens, within 30 s; Ray itself was seen to try for 13 minutes.
+
+    Raises:
+        ConfigError: Says who named the address.
+    """
+    own = "leave it out to start a cluster of its own on this machine"
+    if address == "auto":
+        note = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # noqa: S108  # where Ray leaves it
+        if not note.is_file():
+            raise ConfigError(f"{said_by} auto: no Ray cluster runs on this machine; {own}")
+        address, said_by = note.read_text().strip(), f"{said_by} auto, by {note}"
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"{said_by}: {address!r} is no HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(f"{said_by}: nothing answers at {address} ({error}); {own}") from error
 
 
 def make_executor(options: ExecutorSettings, *, use_gpus: bool) -> Executor:

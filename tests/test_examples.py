@@ -11,6 +11,8 @@ import pytest
 from click.testing import Result
 from conftest import EMOJI, ROOT
 
+from manifests import open_round
+
 
 def members(part: str) -> list[tuple[str, bytes]]:
     found = []
@@ -76,6 +78,10 @@ def test_the_demo_runs_and_finds_the_planted_pairs(tmp_path: Path) -> None:
     assert int(found[1]) <= 0.01 * int(found[2])  # asked for: at most 1 %
     assert (tmp_path / "demo" / "report.html").exists()
     assert "all as sealed" in done.stdout
+    seals = [open_round(tmp_path / "demo" / "rounds-run", number).seal for number in range(1, 6)]
+    assert len({seal["plan"]["scores"]["model"]["state_sha256"] for seal in seals}) == 5  # each round, its own checkpoint
+    assert [seal["before"] for seal in seals] == [None, 1, 2, 3, 4]
+    assert (tmp_path / "demo" / "rounds.html").exists()
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
 
 def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     """Train from random weights in rounds that look again, and print how much of what was planted got into the safe set."""
-    run(PAIRSAN, "run", data / "shards", "--out", out, "--config", HERE / "demo.toml", "--rounds", 5)
+    here = ("--executor", "local", "--threads-per-worker", 2)  # Ray would start workers anew for each look, half of its time
+    run(PAIRSAN, "run", data / "shards", "--out", out, "--config", HERE / "demo.toml", *here)
     run(PAIRSAN, "status", out)
     print("\nround  weights   safe pairs  share  planted inside  by chance  taken back  put out  CLIP loss")
     for entry in json.loads((out / "checkpoints" / "history.json").read_text()):

@@ -55,6 +55,7 @@ def clean_caption(raw: bytes | str | None, max_caption_bytes: int) -> Caption:
         num_bad = text.count("\ufffd") - data.count("\ufffd".encode())
         notes.append(f"{num_bad} of {len(text)} characters are not UTF-8")
         if num_bad > MAX_REPLACED_SHARE * len(text):
+            notes.append("--encoding names another one of text tables")
             return Caption(_flatten(text), Reason.CAPTION_UNDECODABLE, "; ".join(notes))
     if num_control := len(_CONTROL.findall(text)):
         notes.append(f"{num_control} control characters removed")

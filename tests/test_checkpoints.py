@@ -172,6 +172,7 @@ def hub(tiny: str) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny: str, tmp_path: Path) -> None:
     code = (
         "from stages.score.checkpoints import *; from stages.score.encoders import OpenClipEncoder;"

@@ -34,6 +34,7 @@ def begin(*command: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_trainer_of_ones_own_and_a_watcher_wait_for_each_other_and_may_both_be_killed(
     tmp_path: Path, tiny: str, pairsan: Pairsan
 ) -> None:

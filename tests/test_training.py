@@ -373,6 +373,7 @@ def test_training_that_is_killed_in_the_middle_of_a_round_reaches_the_same_weigh
         assert whole == cut, name
 
 
+@pytest.mark.slow
 def test_a_pass_goes_on_with_the_round_that_it_began_on(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, *OPTIONS, "locked", "--set", "scorer_folds=2")

@@ -42,7 +42,7 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
     # never whatever cluster happens to run here: somebody else's would be joined in silence
     address = options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        _refuse_silence(address, "--ray-address" if options.ray_address else "RAY_ADDRESS")
+        refuse_silence(address, "--ray-address" if options.ray_address else "RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     try:
@@ -61,7 +61,7 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _refuse_silence(address: str, said_by: str) -> None:
+def refuse_silence(address: str, said_by: str) -> None:
     """Refuse an address where nothing listens, within 30 s; Ray itself was seen to try for 13 minutes.
 
     Raises:

@@ -85,7 +85,7 @@ class Watch:
         return num_done
 
     def forever(self) -> None:
-        """Look again and again until interrupted; a checkpoint that fails is reported and tried again at the next look."""
+        """Look until interrupted; a checkpoint that fails is tried again at the next look, while no later one has a round."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         while True:
             try:

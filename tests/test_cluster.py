@@ -85,13 +85,13 @@ def in_a_process(body: str, folder: Path, num_shards: int, timeout_s: float = 18
 
 def test_a_node_that_dies_costs_its_shards_a_retry_and_hangs_nothing(tmp_path: Path) -> None:
     body = """
-    made, (one, two) = cluster(0, 1, 1)
+    made, nodes = cluster(0, 1, 1, 1)  # the pool of before hung here: a shard was bound to a worker that had no place
 
     def kill():
-        begun(6)
-        made.remove_node(one, allow_graceful=False)
+        begun(7)
+        made.remove_node(nodes[0], allow_graceful=False)
 
-    assert len(outcomes(meanwhile=kill)) == 2
+    assert len(outcomes(meanwhile=kill)) == 3
     """
     in_a_process(body, tmp_path, 24)
 

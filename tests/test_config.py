@@ -290,3 +290,9 @@ def test_the_digest_of_our_code_covers_every_source_file() -> None:
     assert set(provenance.source_files()) == walked
     assert len({path.parent for path in walked}) > 10
     assert len(provenance.code_sha256()) == 64
+
+
+def test_an_encoding_that_does_not_exist_is_named() -> None:
+    for name in ("cp12525", "hex"):
+        with pytest.raises(ConfigError, match=name):
+            load_config(None, {"encoding": name}, command="clean")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 COLOURS: Final = {"safe": "#1a7f37", "risky": "#c77700", "quarantined": "#7a828c", "taken back": "#0b62d6"}
 VOICES: Final = {
     "taken_back": ("taken back", COLOURS["taken back"], 1),
-    "put_out": ("put out", "#c77700", -1),
+    "put_out": ("put out", COLOURS["risky"], -1),
     "veto": ("vetoed", "#8a1c13", -1),
 }
 _DOTTED: Final[dict[str, Any]] = {"marker": "o", "markersize": 3, "linewidth": 1.2}
@@ -97,7 +97,7 @@ def _moved(lines: list[dict[str, Any]], axes: Axes) -> None:
     numbers = np.asarray([line["round"] for line in lines])
     below, above = np.zeros(len(lines)), np.zeros(len(lines))
     for voice, (name, colour, sign) in VOICES.items():
-        heights = np.asarray([(line["voices"] or {}).get(voice, 0) if line["looked"] else 0 for line in lines], float)
+        heights = np.asarray([(line["voices"] or {}).get(voice, 0) for line in lines], float)
         if heights.any():
             base = above if sign > 0 else below
             axes.bar(numbers, sign * heights, bottom=base, color=colour, label=name, width=0.6)

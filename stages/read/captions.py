@@ -55,7 +55,6 @@ def clean_caption(raw: bytes | str | None, max_caption_bytes: int) -> Caption:
         num_bad = text.count("\ufffd") - data.count("\ufffd".encode())
         notes.append(f"{num_bad} of {len(text)} characters are not UTF-8")
         if num_bad > MAX_REPLACED_SHARE * len(text):
-            notes.append("--encoding names another one of text tables")
             return Caption(_flatten(text), Reason.CAPTION_UNDECODABLE, "; ".join(notes))
     if num_control := len(_CONTROL.findall(text)):
         notes.append(f"{num_control} control characters removed")
@@ -77,7 +76,9 @@ def captioned(pair: Pair, raw: object, shard: Shard, options: ReadSettings) -> I
     texts = [text for text in _listed(raw) if isinstance(text, (str, bytes))]
     for number, (text, note) in enumerate(_chosen(texts, pair.uid, options.caption)):
         caption = clean_caption(text, options.max_caption_bytes)
-        detail = "; ".join(what for what in (caption.detail, note, pair.detail) if what) or None
+        table = caption.reason is Reason.CAPTION_UNDECODABLE and shard.format == "text"
+        hint = "--encoding names another one" if table else None
+        detail = "; ".join(what for what in (caption.detail, hint, note, pair.detail) if what) or None
         found = replace(pair, caption=caption.text, reason=caption.reason, detail=detail)
         if number:
             uid = make_uid(shard.name, f"{pair.uid.hex()}\0caption {number}")

@@ -22,8 +22,7 @@ Image.MAX_IMAGE_PIXELS = None
 _MOST_SCANS: Final = 100
 _USUAL_SCANS: Final = 10
 _SCAN: Final = b"\xff\xda"  # cannot stand inside compressed data
-# A row may cost about 2 s. Of noise a CPU decodes 50 megapixels of JPEG in a second, 11 of WebP, 14 of AVIF, 2 of JPEG 2000
-# (Pillow 13), so of these fewer are allowed.
+# So that a row costs a few seconds at most, whatever is in it: `python -m benchmarks.speed.decode` has the rates.
 _SLOWER: Final = {"WEBP": 4, "AVIF": 4, "JPEG2000": 16}
 
 Pixels = npt.NDArray[np.uint8]

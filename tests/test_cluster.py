@@ -25,7 +25,7 @@ FOLDER, SHARDS = Path(sys.argv[1]), [Shard(f"{i:03d}.tar", f"/x/{i}.tar", "tar",
 
 
 class Slow:
-    "Takes a moment for each shard, and leaves a folder named by its node; all but ten wait until so many nodes have begun."
+    "Takes a moment for each shard, and leaves a folder named by its node; all but ten wait until there are so many."
 
     def __init__(self, num_nodes):
         self.num_nodes = num_nodes
@@ -94,8 +94,12 @@ def test_a_node_that_dies_costs_its_shards_a_retry_and_hangs_nothing(tmp_path: P
     def kill():
         begun(3)
         made.remove_node(nodes[0], allow_graceful=False)
+        while sum(node["Alive"] for node in ray.nodes()) > 3:
+            time.sleep(0.1)
+        time.sleep(3)  # the loss is known now, and shards wait still
+        (FOLDER / "go").mkdir()
 
-    outcomes(3, meanwhile=kill)
+    outcomes(4, meanwhile=kill)
     """
     in_a_process(body, tmp_path, 24)
 

@@ -1,6 +1,7 @@
 """The report and the comparison of rounds."""
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from conftest import make_tar
@@ -160,3 +163,25 @@ def test_one_liners_name_the_round(run: Path, pairsan: Pairsan) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_are_printed(shell: str, pairsan: Pairsan) -> None:
     assert "_PAIRSAN_COMPLETE" in pairsan("completion", shell).output
+
+
+def test_a_report_of_damaged_parquet_files_shows_what_there_is(
+    tmp_path: Path, tiny: str, emoji_members: list[tuple[str, bytes]], pairsan: Pairsan
+) -> None:
+    images = [data for name, data in emoji_members if name.endswith(".webp")]
+    captions = [data.decode() for name, data in emoji_members if name.endswith(".txt")]
+    (tmp_path / "data").mkdir()
+    for name, hole in (("whole", 0), ("footer", -150), ("rows", 3000)):
+        out = io.BytesIO()
+        pq.write_table(pa.table({"caption": captions, "image": images}), out, row_group_size=20)
+        data = bytearray(out.getvalue())
+        if hole:
+            data[hole : hole + 50] = bytes(50)
+        (tmp_path / "data" / f"{name}.parquet").write_bytes(data)
+    limits = ("--max-quarantined-share", 1, "--max-unread-share", 1, "--keep-share", 0.5)
+    pairsan("clean", tmp_path / "data", "--checkpoint", tiny, "--out", tmp_path / "run", "--executor", "local", *limits)
+    assert "shard_unreadable" in open_round(tmp_path / "run").seal["counts"]["reasons"]
+    pairsan("report", tmp_path / "run", "--out", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('src="data:image/webp;base64,') > 20
+    assert "no image" in page

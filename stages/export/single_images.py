@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from manifests.store import Store
 from stages.pair import Shard
 from stages.read.shards import read_shard
-from stages.read.tables import TableReader, batches, cells, column_names
+from stages.read.tables import DAMAGED, TableReader, batches, cells, column_names
 from stages.settings import ReadSettings
 
 _KEPT: Final = 256
@@ -56,7 +57,10 @@ class Originals:
         """
         shard, wanted = self._shards[shard_name], sorted(set(rows))
         if shard.format == "parquet" and self._options.caption != "all":  # else one row of it may be several here
-            return self._from_parquet(shard, wanted)
+            images: dict[int, bytes] = {}
+            with suppress(*DAMAGED):  # those of its rows are quarantined, and have no image
+                self._from_parquet(shard, wanted, images)
+            return images
         places = self._places_of(shard)
         if places is not None:
             return self._from_places(shard, places, wanted)
@@ -90,16 +94,15 @@ class Originals:
                     found[row] = bytes(file.read(length))
         return found
 
-    def _from_parquet(self, shard: Shard, wanted: list[int]) -> Mapping[int, bytes]:
-        found: dict[int, bytes] = {}
+    def _from_parquet(self, shard: Shard, wanted: list[int], found: dict[int, bytes]) -> None:
         with self._store.fs.open_input_file(shard.path) as file, pq.ParquetFile(file) as parquet:
             reader, first = TableReader(self._store, shard, column_names(parquet), self._options), 0
             for group in range(parquet.num_row_groups):
                 num = parquet.metadata.row_group(group).num_rows
                 if any(first <= row < first + num for row in wanted):
-                    found |= self._from_group(parquet, group, reader, first, wanted)
+                    with suppress(*DAMAGED):
+                        found |= self._from_group(parquet, group, reader, first, wanted)
                 first += num
-        return found
 
     @staticmethod
     def _from_group(

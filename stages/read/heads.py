@@ -13,6 +13,7 @@ from stages.pair import Pair, Shard
 from stages.read.delimited import opened, read_text
 from stages.read.shards import Dataset, read_shard
 from stages.read.streams import BROKEN
+from stages.read.tables import DAMAGED
 from stages.read.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
@@ -83,7 +84,7 @@ def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> 
         except DataError as error:  # columns that are not there: this shard's own fault, unless all lack them
             wrong.append(error)
             continue
-        except (OSError, ValueError):  # damage; what it costs is said where it is counted
+        except (*DAMAGED, ValueError):  # what it costs is said where it is counted
             return
         num_rows, seen[shard.name] = num_rows + len(pairs), names
         for pair in pairs:

@@ -35,6 +35,8 @@ BYTES_COLUMNS: Final = ("jpg", "jpeg", "png", "webp", "image", "img", "image_byt
 PATH_COLUMNS: Final = ("filepath", "path", "file", "image_path", "file_name", "filename")
 CAPTION_COLUMNS: Final = ("caption", "text", "title", "txt")
 KEY_COLUMNS: Final = ("key", "__key__", "id")
+# what Arrow raises on a broken Parquet file: types that there are not, too, and UnicodeDecodeError for a name that is no text
+DAMAGED: Final = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 64 << 20  # of all columns, unpacked
 _BUFFER_BYTES: Final = 8 << 20  # of a column chunk at a time; one may have gigabytes
@@ -154,7 +156,7 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
         try:
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
             names = column_names(parquet)
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last: a column's name that is no text
+        except DAMAGED as error:
             yield unreadable(shard, 0, str(error), shard.size_bytes)
             return
         reader = TableReader(store, shard, names, options)
@@ -168,7 +170,7 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
                         pairs = reader.pairs(index, row)
                         yield from pairs
                         index, left = index + len(pairs), left - 1
-            except (pa.ArrowInvalid, OSError) as error:
+            except DAMAGED as error:
                 for lost in range(left):
                     size = 0 if lost else facts.total_byte_size
                     yield unreadable(shard, index + lost, f"row group {group}: {error}", size)

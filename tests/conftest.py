@@ -29,6 +29,8 @@ CLEAN = ("--executor", "local", "--keep-share", 1.0)
 
 
 hypothesis.settings.register_profile("fuzz", max_examples=3000)  # `make test-all`: 20,000 shards and images by tests/fuzz
+hypothesis.settings.register_profile("same", derandomize=True)  # a change is not held up by what some earlier one left to find
+hypothesis.settings.load_profile("same")
 
 # what runs a model, Ray or a whole command; `make test-fast` leaves such tests out
 _LONG = {"test_workers", "test_ray", "test_training", "test_trainers", "test_rescore", "test_look_again", "test_clean"}

@@ -27,20 +27,21 @@ def run(*command: object) -> None:
         raise SystemExit(done.returncode)
 
 
-def planted_in(run_folder: Path, number: int, planted: set[tuple[str, str]]) -> tuple[Manifest, int, int]:
-    """Return a round, how many of its safe rows there are, and how many of those were planted."""
+def planted_in(run_folder: Path, number: int, planted: set[tuple[str, str]]) -> tuple[Manifest, int, int, int]:
+    """Return a round, how many of its rows are safe, how many were planted, and how many are both."""
     manifest = open_round(run_folder, number)
     rows = manifest.to_pandas(["shard", "key", "label"])
+    rows["planted"] = [place in planted for place in zip(rows["shard"], rows["key"], strict=True)]
     safe = rows[rows["label"] == "safe"]
-    return manifest, len(safe), sum(place in planted for place in zip(safe["shard"], safe["key"], strict=True))
+    return manifest, len(safe), int(rows["planted"].sum()), int(safe["planted"].sum())
 
 
 def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     """Clean with the bundled checkpoint and say what was caught."""
-    run(PAIRSAN, "clean", data / "shards", "--checkpoint", HERE / "tiny-clip", "--out", out, "--canaries", 500)
+    run(PAIRSAN, "clean", data / "shards", "--checkpoint", HERE / "tiny-clip", "--out", out, "--canaries", 300)
     run(PAIRSAN, "verify", out)
     run(PAIRSAN, "inspect", out, "--limit", 8, "--columns", "label,cosine,p_safe,rank,key,caption")
-    manifest, num_safe, missed = planted_in(out, 1, planted)
+    manifest, num_safe, _, missed = planted_in(out, 1, planted)
     others = manifest.num_rows - num_safe - (len(planted) - missed)
     caught, cut = len(planted) - missed, manifest.seal["cut"]
     print(f"\n{missed} of {num_safe} safe pairs are planted mismatches ({missed / num_safe:.2%}; asked for: at most 1 %);")
@@ -52,13 +53,14 @@ def clean(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
 def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     """Train from random weights in rounds that look again, and print how much of what was planted got into the safe set."""
     here = ("--executor", "local", "--threads-per-worker", 2)  # Ray would start workers anew for each look, half of its time
-    run(PAIRSAN, "run", data / "shards", "--out", out, "--config", HERE / "demo.toml", *here)
+    shards = data / "shards" / "0000[0-7].tar"  # 8 of 11, so that all ends within 5 minutes
+    run(PAIRSAN, "run", shards, "--out", out, "--config", HERE / "demo.toml", *here)
     run(PAIRSAN, "status", out)
     print("\nround  weights   safe pairs  share  planted inside  by chance  taken back  put out  CLIP loss")
     for entry in json.loads((out / "checkpoints" / "history.json").read_text()):
         if entry["kind"] == "round":
-            manifest, num_safe, inside = planted_in(out, entry["manifest"], planted)
-            seal, chance = manifest.seal, len(planted) * num_safe / manifest.num_rows
+            manifest, num_safe, num_planted, inside = planted_in(out, entry["manifest"], planted)
+            seal, chance = manifest.seal, num_planted * num_safe / manifest.num_rows
             weights = seal["plan"]["scores"]["model"]["state_sha256"][:8]
             voices = [seal["voices"].get(voice, 0) if seal.get("before") else 0 for voice in ("taken_back", "put_out")]
             facts = f"{num_safe:>10,} {seal['safe_share']:>6.1%} {inside:>15} {chance:>10.0f} {voices[0]:>11,} {voices[1]:>8,}"

@@ -4,7 +4,8 @@
 2. Invalid UTF-8: each bad byte becomes U+FFFD; noted. If that is more than a tenth of the characters, the row is quarantined
    (`caption_undecodable`): such bytes are another encoding or no text.
 3. Control characters (C0, C1, DEL, NUL, and lone surrogates) become spaces; noted, except for tab and line ends.
-4. Runs of white space become one space; the ends are stripped. Nothing left: quarantined (`caption_empty`).
+4. A byte order mark at the start goes, runs of white space become one space, the ends are stripped. Nothing left: quarantined
+   (`caption_empty`).
 """
 
 import json

@@ -136,7 +136,8 @@ def test_what_csv_writes_is_read_row_by_row(
     found = read_twice(name, pack(out.getvalue().encode(encoding)), BESIDE)
     assert len(found) == len(rows)
     for (path, text), pair in zip(rows, found, strict=True):
-        shown = " ".join("".join(c if ord(c) > 31 and not 127 <= ord(c) <= 159 else " " for c in text).split())
+        plain_text = text.removeprefix("\ufeff")  # a byte order mark is no text
+        shown = " ".join("".join(c if ord(c) > 31 and not 127 <= ord(c) <= 159 else " " for c in plain_text).split())
         assert (pair.caption or "") == shown
         if path in ("1.png", "./1.png", "1%2epng") and shown:
             assert pair.image == PNG, pair

@@ -92,6 +92,7 @@ def test_a_shard_that_kills_every_worker_fails_alone(ray_cluster: None, tmp_path
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_a_worker_opens_its_stage_once(ray_cluster: None, tmp_path: Path) -> None:
     executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0)
     outcomes(executor, Flaky(tmp_path, "read", 0))

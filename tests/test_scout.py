@@ -18,6 +18,7 @@ from stages.score.checkpoints import file_sha256
 Pairsan = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")

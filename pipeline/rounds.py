@@ -7,6 +7,7 @@ an earlier one stopped, however that ended.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from manifests.errors import ConfigError
 from manifests.layout import Plan, is_sealed, read_plan
 from manifests.reading import Manifest, open_round
 from manifests.store import Store, open_store
@@ -66,7 +67,7 @@ def embed(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
         return round_
 
 
-def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
+def rescore(out: str, config: RunConfig, *, trained_on: int | None = None, verbose: bool = False) -> Manifest:
     """Make a new sealed round of a run with other weights; the round they have already, where there is one.
 
     With `growth`, the safe share is that of the newest sealed round plus `growth`, at most `cap`.
@@ -74,9 +75,11 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
     Args:
         out: Run folder, which names its data.
         config: The settings, with the new weights.
+        trained_on: Sealed round that those trained on, by rule look-again; the newest by default.
         verbose: Whether to let Ray speak.
 
     Raises:
+        ConfigError: `trained_on` is no sealed round, or its rule does not ask.
         PlanMismatch: The data have changed since the run began.
         PairsanError: As for `clean`.
     """
@@ -84,9 +87,11 @@ def rescore(out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
     dataset = read_run(run).open_data()
     begin_run(run, dataset, [], config)  # refuses other data
     signals = asked_signals(config)
+    if trained_on is not None and config.split.rule != "look-again":
+        raise ConfigError(f"--trained-on {trained_on} has no effect under rule {config.split.rule!r}, only under look-again")
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
-        return _take(_rescored(run, dataset, config, scoring.plan, signals), config, scoring)
+        return _take(_rescored(run, dataset, config, scoring.plan, signals, trained_on), config, scoring)
 
 
 def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbose: bool = False) -> Manifest:
@@ -108,7 +113,7 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     scores = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
     more = {
         **{"split": config.split.model_dump(), "signals": signals_plan(run, source, config)},
-        **looked_at(run, config, source),
+        **looked_at(run, config, source, read_plan(run, source).get("trained_on")),
     }
     number = split_number(run, {**scores, **more, "profile": config.profile})
     round_ = planned(run, number, shards, kind="split", scores=scores, config=config, **more)
@@ -139,11 +144,14 @@ def _take(round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manife
     return open_round(round_.run, round_.number)
 
 
-def _rescored(run: Store, dataset: Dataset, config: RunConfig, scores: Plan, signals: Plan | None) -> Round:
+def _rescored(
+    run: Store, dataset: Dataset, config: RunConfig, scores: Plan, signals: Plan | None, trained_on: int | None
+) -> Round:
     """Plan the round of some weights; whatever is asked for now, weights that have labels keep them."""
     number = rescore_number(run, scores)
     if is_sealed(run, number):
         return Round(run, number, read_plan(run, number), dataset.shards)
-    more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals, **looked_at(run, config, number)}
+    looks = looked_at(run, config, number, trained_on)
+    more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals, **looks}
     of = {"scores": scores, "scores_round": number}
     return planned(run, number, dataset.shards, kind="rescore", scores=of, config=config, **more)

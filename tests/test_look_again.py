@@ -107,9 +107,17 @@ def test_places_follow_from_labels_reasons_and_turns() -> None:
     reasons = pa.array([None, None, "below_cut", "crowded", "review", "discordant", "duplicate_uid", "image_missing"])
     labels = np.array([0, 0, 1, 1, 1, 1, 1, 2], np.int32)
     turns = np.array([False, True, *[False] * 6])
-    before = Before(3, labels, reasons, pa.nulls(8, pa.string()), np.full(8, 2, np.int32), turns)
+    before = Before(3, labels, reasons, pa.nulls(8, pa.string()), np.full(8, 2, np.int32), (labels != 0) | turns)
     assert before.places.tolist() == [TRAINED, SAT_OUT, OPEN, VETOED, OPEN, OPEN, VETOED, OPEN]
     assert before.slice(2, 2).places.tolist() == [OPEN, VETOED]
+
+
+def test_weights_of_an_older_round_are_asked_only_about_what_they_have_not_matched() -> None:
+    reasons = pa.array([None, None, "put_out", "below_cut", "crowded"])
+    labels = np.array([0, 0, 1, 1, 1], np.int32)
+    unmatched = np.array([False, True, False, True, True])  # the second was taken back, the third put out since they trained
+    before = Before(4, labels, reasons, pa.nulls(5, pa.string()), np.full(5, 2, np.int32), unmatched)
+    assert before.places.tolist() == [TRAINED, SAT_OUT, VETOED, OPEN, VETOED]
 
 
 def test_history_goes_on_where_nothing_changed() -> None:
@@ -127,18 +135,22 @@ def test_history_goes_on_where_nothing_changed() -> None:
     assert voices.to_pylist() == ["split", "veto", "taken_back", "split"]
 
 
+def later_weights(tiny: str, path: Path, more: float) -> Path:
+    """Write weights that differ a little from the tiny ones, a minute old."""
+    state = load_file(Path(tiny) / "open_clip_model.safetensors")
+    state["ln_final.bias"] = state["ln_final.bias"] + more
+    torch.save({"state_dict": state}, path)
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    return path
+
+
 @pytest.fixture
 def trained(tmp_path: Path, tiny: str, pairsan: Pairsan) -> tuple[Path, Path]:
     """A run whose first round keeps a fifth, a fold of which sits out; and weights that came later."""
     out = tmp_path / "run"
     options = ("--keep-share", 0.2, "--max-image-repeats", 2, "--sit-out-folds", 3)
     pairsan("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", out, "--executor", "local", *options)
-    state = load_file(Path(tiny) / "open_clip_model.safetensors")
-    state["ln_final.bias"] = state["ln_final.bias"] + 0.02
-    path = tmp_path / "epoch_1.pt"
-    torch.save({"state_dict": state}, path)
-    os.utime(path, (time.time() - 60, time.time() - 60))
-    return out, path
+    return out, later_weights(tiny, tmp_path / "epoch_1.pt", 0.02)
 
 
 def test_a_look_moves_rows_by_three_voices_and_says_so(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
@@ -180,6 +192,39 @@ def test_another_number_of_folds_asks_who_was_marked_and_marks_anew(trained: tup
     ).sum()
     hashes = pa.chunked_array([pa.array(new.signals.map(lambda signals: signals["image_cluster"]).astype("Int64"), pa.int64())])
     assert (new.sits_out == (sits_out(hashes, 2, 5) & (new.label == "safe").to_numpy())).all()
+
+
+def test_a_look_with_weights_that_trained_on_an_older_round_says_so_and_asks_by_that_one(
+    trained: tuple[Path, Path], tiny: str, pairsan: Pairsan
+) -> None:
+    run, weights = trained
+    options = ("--rule", "look-again", "--growth", 0.1)
+    pairsan("rescore", run, "--checkpoint", weights, *options)
+    late = later_weights(tiny, weights.with_name("epoch_2.pt"), 0.03)
+    said = pairsan("rescore", run, "--checkpoint", late, *options, "--trained-on", 1).output
+    first, second, third = (open_round(run, number).to_pandas() for number in (1, 2, 3))
+    seal = open_round(run, 3).seal
+    assert (seal["before"], seal["trained_on"]) == (2, 1)
+    matched = (first.label == "safe") & ~first.sits_out
+    moved = third.voice.isin([Voice.TAKEN_BACK, Voice.PUT_OUT]) & (third.since == 3)
+    assert moved.sum() >= 140
+    assert not (moved & matched).any()
+    asked = {entry["stratum"]: entry["rows"] for entry in seal["strata"]["of"]}
+    assert asked["safe, sat out"] == ((second.label == "safe") & ~matched).sum()
+    assert asked["safe, trained on"] == ((second.label == "safe") & matched).sum()
+    assert "look-again at round 2 (by weights that trained on round 1)" in said
+    again = pairsan("split", run, "--rule", "look-again", "--scores-round", 3).output
+    assert open_round(run, 4).seal["trained_on"] == 1, again
+
+
+def test_a_round_to_have_trained_on_must_be_there_and_be_asked_for(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
+    run, weights = trained
+    given = ("rescore", run, "--checkpoint", weights, "--trained-on")
+    failed = pairsan(*given, 7, "--rule", "look-again", code=2)
+    assert "--trained-on 7 is none of the sealed rounds before round 2: [1]" in failed.output
+    failed = pairsan(*given, 1, "--keep-share", 0.5, code=2)
+    assert "--trained-on 1 has no effect under rule 'keep-share', only under look-again" in failed.output
+    assert open_round(run).number == 1
 
 
 def test_a_report_shows_how_the_rounds_went(trained: tuple[Path, Path], pairsan: Pairsan, tmp_path: Path) -> None:

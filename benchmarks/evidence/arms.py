@@ -31,6 +31,7 @@ from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.train.settings import TrainSettings
 
+SMALL: Final = str(ROOT / "benchmarks" / "evidence" / "scout_model")  # 32 px for 48, half as wide and one layer for two in text
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
 TAILS: Final = {"scout's choice, tail 1 %": 0.01, "scout's choice, tail 2 %": 0.02, "scout's choice, second look": 0.05}
@@ -46,6 +47,8 @@ PIPELINES: Final[dict[str, list[str]]] = {
     "scout": ["--scorer", "scout", "--risky", "skip"],
     "scout, risky unimodal": ["--scorer", "scout"],
     "scout, look again": ["--scorer", "scout", *LOOKS],
+    "scout, small": ["--scorer", "scout", "--scout-model", SMALL],
+    "scout, small, look again": ["--scorer", "scout", "--scout-model", SMALL, *LOOKS],
     "scout of a third, look again": ["--scorer", "scout", "--set", "scout_passes=8", *LOOKS, *CROWDS],
     "locked, look again": ["--scorer", "locked", *LOOKS, "--max-image-repeats", "2"],
     "all, look again": [*ALL, *LOOKS, *CROWDS],

@@ -84,15 +84,22 @@ def split(verbose: bool, /, run: str, scores_round: int | None, as_json: bool, c
 
 @click.command(cls=Command, example="pairsan rescore RUN --checkpoint logs/epoch_3.pt --growth 0.01")
 @click.argument("run")
+@option(
+    "--trained-on",
+    type=click.IntRange(min=1),
+    metavar="ROUND",
+    help="Round that the weights trained on, by rule look-again; the newest sealed one by default.",
+)
 @settings_of("rescore")
 @JSON
 @click.pass_obj
-def rescore(verbose: bool, /, run: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
+def rescore(verbose: bool, /, run: str, trained_on: int | None, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN with other weights, e.g. --checkpoint epoch_3.pt; the round they have already, if any."""
     from pipeline import rounds
     from pipeline.queries import summary
 
-    manifest = rounds.rescore(run, _config_of(run, config_path, flags, "rescore"), verbose=verbose)
+    config = _config_of(run, config_path, flags, "rescore")
+    manifest = rounds.rescore(run, config, trained_on=trained_on, verbose=verbose)
     say(summary.facts_of(manifest), summary.of_round(manifest), as_json=as_json)
 
 

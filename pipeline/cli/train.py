@@ -29,14 +29,14 @@ def run(
 ) -> None:
     """Train CLIP on DATA from random weights by SAFECLIP: warm-up, then rounds of score, split, train. Resumable."""
     from pipeline.queries import status
-    from pipeline.training import loop
+    from pipeline.training import loop, which_round
 
     config = load_config(config_path, flags, command="run")
     loop.run(data, out, config, until_round=until_round, verbose=verbose)
     store, following = open_store(out), None
     report = status.of_run(store)
     if until_round is not None and until_round < config.train.rounds:
-        report["next"] = following = loop.next_command(store, out, config)
+        report["next"] = following = which_round.next_command(store, out, config)
     say(report, status.as_text(report) + (f"\nnext: {following}" if following else ""), as_json=as_json)
 
 
@@ -49,12 +49,12 @@ def run(
 def train(verbose: bool, /, run: str, number: int, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Take the training of one round of RUN alone, on a round that is sealed: the trainer as a job of its own. Resumable."""
     from pipeline.steps.plan import read_run
-    from pipeline.training import loop
+    from pipeline.training import loop, which_round
 
     store = open_store(run)
     config = load_config(config_path, flags, read_run(store).config, command="train")
     loop.train(run, config, number, verbose=verbose)
-    following = loop.next_command(store, run, config)
+    following = which_round.next_command(store, run, config)
     say({"round": number, "next": following}, f"trained on round {number}; next: {following}", as_json=as_json)
 
 

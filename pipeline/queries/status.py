@@ -9,7 +9,7 @@ from pipeline.queries.summary import profile_of, voices_of
 from pipeline.steps.plan import read_run
 
 Report = dict[str, Any]
-_LOOKS: Final = ("before", "voices", "sitting_out", "separation")  # seals before schema 5 have none
+_LOOKS: Final = ("before", "trained_on", "voices", "sitting_out", "separation")  # seals before schema 5 have none
 
 
 def of_run(run: Store) -> Report:

@@ -61,7 +61,8 @@ def voices_of(seal: dict[str, Any]) -> str:
     voices = seal["voices"]
     said = {"taken back": "taken_back", "put out": "put_out", "vetoed": "veto", "by review": "review"}
     parts = [f"{voices.get(word, 0):,} {name}" for name, word in said.items() if word != "review" or voices.get(word)]
-    return f"look-again at round {seal['before']}: {', '.join(parts)} (AUROC {seal['separation']:.3f})"
+    late = f" (by weights that trained on round {seal['trained_on']})" if seal.get("trained_on") else ""
+    return f"look-again at round {seal['before']}{late}: {', '.join(parts)} (AUROC {seal['separation']:.3f})"
 
 
 def _rule(seal: dict[str, Any]) -> str:

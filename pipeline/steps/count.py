@@ -85,7 +85,7 @@ def count(executor: Executor, round_: Round) -> Totals:
 def scores_target(round_: Round, *, with_embeddings: bool = False, signals: SignalParts | None = None) -> ScoresTarget:
     """Return the scores of a round, as they are counted."""
     where = (round_.run, round_.scores_round, round_.scores_fingerprint)
-    return ScoresTarget(*where, with_embeddings, round_.strata, round_.before, signals)
+    return ScoresTarget(*where, with_embeddings, round_.strata, round_.before, round_.trained_on, signals)
 
 
 def check_quarantined(totals: Totals, max_share: float) -> None:

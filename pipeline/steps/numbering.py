@@ -60,11 +60,17 @@ def grown(run: Store, options: SplitSettings, *, before: int) -> SplitSettings:
     return options.model_copy(update={"rule": rule, "keep_share": share, "min_cosine": None})
 
 
-def looked_at(run: Store, config: RunConfig, number: int) -> dict[str, int]:
+def looked_at(run: Store, config: RunConfig, number: int, trained_on: int | None = None) -> dict[str, int]:
     """Return `before`, the sealed round that a round looks again at, for its plan; nothing under any other rule.
 
+    Args:
+        run: The run folder.
+        config: Names the rule.
+        number: Of the round.
+        trained_on: Sealed round that the weights trained on; part of the plan where it is older than `before`.
+
     Raises:
-        ConfigError: There is none yet.
+        ConfigError: There is none yet, or `trained_on` is none of them.
     """
     if config.split.rule != "look-again":
         return {}
@@ -73,4 +79,7 @@ def looked_at(run: Store, config: RunConfig, number: int) -> dict[str, int]:
         raise ConfigError(
             "rule 'look-again' goes on from a sealed round, and there is none before; seal the first by another rule"
         )
-    return {"before": max(sealed)}
+    if trained_on is not None and trained_on not in sealed:
+        raise ConfigError(f"--trained-on {trained_on} is none of the sealed rounds before round {number}: {sealed}")
+    before = max(sealed)
+    return {"before": before} if trained_on in (None, before) else {"before": before, "trained_on": trained_on}

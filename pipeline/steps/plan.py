@@ -94,6 +94,11 @@ class Round:
         """The sealed round that it looks again at; None for a split that begins anew."""
         return self.plan.get("before")
 
+    @property
+    def trained_on(self) -> int | None:
+        """The round that its weights trained on; None where that is the one it looks again at, or nobody asks."""
+        return self.plan.get("trained_on")
+
     @cached_property
     def asked(self) -> Asked | None:
         """Which signals it has; None for none."""
@@ -140,15 +145,16 @@ def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConf
     document = {
         "data": [_from_anywhere(entry) for entry in data],
         "dataset": {**facts, "shards": shards},
-        "config": _reachable(config).model_dump(),
+        "config": reachable(config).model_dump(),
     }
     write_json(run, RUN, document)
 
 
-def _reachable(config: RunConfig) -> RunConfig:
+def reachable(config: RunConfig) -> RunConfig:
     """Return the settings with local paths made absolute, so that a later command may start in another folder."""
     named = {
         "model": {"checkpoint": config.model.checkpoint, "model": config.model.model, "tokenizer": config.model.tokenizer},
+        "train": {"scout_model": config.train.scout_model},
         "signals": {name: getattr(config.signals, name) for name in ("reference_encoder", "reference_checkpoint")},
     }
     update: dict[str, Any] = {

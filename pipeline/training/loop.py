@@ -10,53 +10,32 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from manifests.errors import ConfigError, RunError, SplitRefused
-from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan, round_numbers
-from manifests.parts import write_bytes, write_json
-from manifests.reading import Manifest
+from manifests.errors import ConfigError, RunError
+from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan
+from manifests.parts import write_json
 from manifests.store import Store, open_store
-from pipeline import rounds
-from pipeline.config.catalogue import TABLES, RunConfig
-from pipeline.config.document import as_toml
-from pipeline.config.scout import scouted
-from pipeline.steps.numbering import grown
-from pipeline.steps.plan import begin_run, read_run
-from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
+from pipeline.config.catalogue import RunConfig
+from pipeline.steps.plan import begin_run, reachable, read_run
+from pipeline.training.one_pass import Job, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
+from pipeline.training.which_round import Training, looking_ahead, manifest_of, named_architecture, sealed_round
 from pipeline.workers.connect import connected, make_executor, num_gpus
 from pipeline.workers.run_stage import run_stage
 from pipeline.workers.train_on_ray import take_on_ray
-from stages.label.settings import SplitSettings
 from stages.pair import Shard
 from stages.read.count_rows import CountRows, CountTarget
-from stages.read.shards import Dataset, open_dataset
-from stages.train.settings import TrainSettings
+from stages.read.shards import open_dataset
 
 log = logging.getLogger("pairsan.train")
 
-SCOUT: Final = f"{CHECKPOINTS}/scout.toml"
 SETTINGS: Final = f"{CHECKPOINTS}/train.json"
 ROWS: Final = f"{CHECKPOINTS}/rows.json"
-DEFAULT_GROWTH: Final = 0.01
-_EXTENDABLE: Final = ("rounds", "look_again", "save_every_steps", "faiss_from")
+_EXTENDABLE: Final = ("rounds", "look_again", "overlap", "save_every_steps", "faiss_from")
 History = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training run under way: where it lies, on what data, with which settings."""
-
-    store: Store
-    dataset: Dataset
-    config: RunConfig
-    architecture: str
-    verbose: bool
 
 
 def run(data: Sequence[str], out: str, config: RunConfig, *, until_round: int | None = None, verbose: bool = False) -> History:
@@ -84,10 +63,11 @@ def run(data: Sequence[str], out: str, config: RunConfig, *, until_round: int | 
             if begun["pass"] == this.index and begun["batches"]:
                 manifest = begun["manifest"]  # whatever was sealed since, the pass goes on with what it began on
             elif this.kind == "round":
-                manifest = _sealed(training, this)
+                manifest = sealed_round(training, this)
             elif this.kind == "refit":
-                manifest = _manifest_of(training.store, this.round_number)
-            _take(training, this, manifest)
+                manifest = manifest_of(training.store, this.round_number)
+            with looking_ahead(training, this, manifest, until_round):
+                _take(training, this, manifest)
         return list(position(training.store)["history"])
 
 
@@ -124,10 +104,12 @@ def train(out: str, config: RunConfig, number: int, *, verbose: bool = False) ->
 @contextmanager
 def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -> Iterator[Training]:
     dataset, store = open_dataset(data, skip_unreadable=config.data.skip_unreadable), open_store(out)
-    config = _with_scout(store, config)
+    config = _with_scout(store, reachable(config))
     training = Training(store, dataset, config, _architecture(config), verbose)
     if config.train.train_workers > 1 and config.executor.executor == "local":
         raise ConfigError(f"--train-workers {config.train.train_workers} needs --executor ray")
+    if config.train.overlap and config.executor.executor == "local":
+        raise ConfigError("--overlap looks on Ray's workers while this process trains; it needs --executor ray")
     if config.train.scorer == "locked" and config.train.num_matching_passes == 0:
         raise ConfigError("scorer = 'locked' learns to match in its matching passes; --matching-passes 0 leaves it without any")
     begin_run(store, dataset, list(data), config)
@@ -160,7 +142,7 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     passes = passes_of(config.train)
     following = passes[this.index + 1] if this.index + 1 < len(passes) else None
     last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
-    job = Job(training.store.path(), dataset, config, training.architecture, this, manifest, num_rows, last)
+    job = Job(training.store.path(), dataset, config, training.architecture_of(this.subject), this, manifest, num_rows, last)
     use_gpu = config.model.device != "cpu" and num_gpus(config.executor) > 0
     if config.executor.executor == "ray" and (config.train.train_workers > 1 or use_gpu):
         take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu)
@@ -170,113 +152,11 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     log.warning("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
 
 
-def _sealed(training: Training, this: Pass) -> int:
-    """Return the sealed round that a round's training reads: score with the newest weights, grow the safe share, split."""
-    store, config, number = training.store, training.config, this.round_number
-    if config.train.look_again and number > 1:
-        return _looked_again(training, number)
-    if config.train.scorer == "scout":
-        if number > 1:
-            return _manifest_of(store, number - 1)  # a scout speaks once
-        config = scouted(config)
-    checkpoint = scoring_checkpoint(config.train, number)
-    architecture = training.architecture.removeprefix("local-dir:")
-    model = config.model.model_copy(update={"checkpoint": store.path(checkpoint), "model": architecture})
-    growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
-    split = config.split.model_copy(update={"growth": None if config.train.scorer == "scout" else growth})
-    config = config.model_copy(update={"model": model, "split": split})
-    if number > 1 and checkpoint == scoring_checkpoint(config.train, number - 1):  # the scorer is as it was: its scores stand
-        before = _manifest_of(store, number - 1)
-        return _split(store, config.model_copy(update={"split": grown(store, split, before=before + 1)}), before, training)
-    return rounds.rescore(store.uri, config, verbose=training.verbose).number
-
-
-def _looked_again(training: Training, number: int) -> int:
-    """Return the sealed round that a later round trains on: a new look where it is time for one, else the last look's.
-
-    A look that is refused leaves the last sealed round in force.
-    """
-    store, last = training.store, _manifest_of(training.store, number - 1)
-    if (number - 1) % training.config.train.look_again:
-        return last
-    try:
-        return rounds.rescore(store.uri, looking_again(training, number), verbose=training.verbose).number
-    except SplitRefused as error:
-        log.warning("round %d trains on manifest %d again: %s", number, last, error)
-        return last
-
-
-def looking_again(training: Training, number: int) -> RunConfig:
-    """Return the settings of the look before a round: the newest weights, and what they take back, put out and veto."""
-    config = training.config
-    checkpoint, architecture = checkpoint_name(number - 1), training.architecture.removeprefix("local-dir:")
-    model = config.model.model_copy(update={"checkpoint": training.store.path(checkpoint), "model": architecture})
-    growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
-    split = config.split.model_copy(update={"rule": "look-again", "growth": growth, "keep_share": None, "min_cosine": None})
-    return config.model_copy(update={"model": model, "split": split})
-
-
-def next_command(store: Store, out: str, config: RunConfig) -> str:
-    """Return the command that seals the round to be trained on next, or trains where a scout has spoken already.
-
-    How a scout's round is split goes into a settings file of the run, which that command names.
-    """
-    number, out = max((entry["round_number"] for entry in position(store)["history"]), default=0), shlex.quote(out)
-    if config.train.look_again and number:
-        if number % config.train.look_again:
-            return f"pairsan train {out} --round {_manifest_of(store, number)}"
-        growth = DEFAULT_GROWTH if config.split.growth is None else config.split.growth
-        return (
-            f"pairsan rescore {out} --rule look-again --growth {growth} --checkpoint {_quoted(store, checkpoint_name(number))}"
-        )
-    if config.train.scorer == "scout" and number:
-        return f"pairsan train {out} --round {_manifest_of(store, number)}"
-    command = f"pairsan rescore {out} --checkpoint {_quoted(store, scoring_checkpoint(config.train, number + 1))}"
-    if config.train.scorer != "scout":
-        return command
-    tables = [table for table in TABLES if table.partition(".")[0] in ("embed", "signals", "split")]
-    write_bytes(store, SCOUT, as_toml(scouted(config), tables, defaults=False).encode())
-    return f"{command} --config {_quoted(store, SCOUT)}"
-
-
-def _quoted(store: Store, name: str) -> str:
-    return shlex.quote(store.path(name))
-
-
-def scoring_checkpoint(options: TrainSettings, number: int) -> str:
-    """Return the name of the weights that a round is scored with."""
-    if options.scorer == "model":
-        return checkpoint_name(number - 1)
-    if options.scorer == "scout":
-        return checkpoint_name(0, "scout")
-    return checkpoint_name(number - 1 if options.refit_passes else 0, "scorer")
-
-
-def _split(store: Store, config: RunConfig, before: int, training: Training) -> int:
-    """Return the round after `before` that has this split; made of the scores of `before`, unless it is there already."""
-    for number in round_numbers(store):
-        if number > before and is_sealed(store, number) and _asked(store, number) == config.split:
-            return number
-    scores = int(read_plan(store, before)["scores_round"])
-    manifest: Manifest = rounds.split(store.uri, config, scores_round=scores, verbose=training.verbose)
-    return manifest.number
-
-
-def _asked(store: Store, number: int) -> SplitSettings:
-    return SplitSettings.model_validate(read_plan(store, number)["split"])
-
-
-def _manifest_of(store: Store, round_number: int) -> int:
-    """Return which sealed round a round was trained on; they differ where someone has split in between."""
-    entries = [e for e in position(store)["history"] if e["round_number"] == round_number and e["kind"] == "round"]
-    return int(entries[-1]["manifest"])
-
-
 def _architecture(config: RunConfig) -> str:
     name = config.model.model
     if name is None:
         raise ConfigError("which architecture? Give --model NAME, or a folder with open_clip_config.json")
-    return f"local-dir:{name}" if Path(name).is_dir() else name
+    return named_architecture(name)
 
 
 def _same_settings(training: Training) -> None:

@@ -34,7 +34,8 @@ class Before:
         reasons: Why each is not safe, strings (n,).
         voices: Who said so, strings (n,); null in manifests before version 5.
         since: Round since which, int32 (n,).
-        sat_out: Which safe rows were not matched in the training on that round, bool (n,).
+        unmatched: Which rows the weights that look have not matched lately: those that were not safe, or sat out, in the round
+            that they trained on, bool (n,).
     """
 
     number: int
@@ -42,11 +43,18 @@ class Before:
     reasons: pa.Array
     voices: pa.Array
     since: npt.NDArray[np.int32]
-    sat_out: npt.NDArray[np.bool_]
+    unmatched: npt.NDArray[np.bool_]
 
     @classmethod
-    def read(cls, run: Store, number: int, shard: str) -> "Before":
-        """Read a manifest part of any version."""
+    def read(cls, run: Store, number: int, shard: str, trained_on: int | None = None) -> "Before":
+        """Read a manifest part of any version.
+
+        Args:
+            run: The run folder.
+            number: The sealed round before.
+            shard: Whose part it is.
+            trained_on: Round that the weights trained on, where that is an older one.
+        """
         with run.fs.open_input_file(run.path(part_name(number, LABELS, shard))) as file, pq.ParquetFile(file) as parquet:
             names = [name for name in ("label", "reason", *HISTORY) if name in parquet.schema_arrow.names]
             table = parquet.read(columns=names)
@@ -55,31 +63,36 @@ class Before:
         def column(name: str, kind: pa.DataType) -> pa.Array:
             return table[name].cast(kind).combine_chunks() if name in names else pa.nulls(num, kind)
 
-        words = column("label", pa.string())
+        labels = pc.index_in(column("label", pa.string()), _LABELS).to_numpy(zero_copy_only=False).astype(np.int32)
+        out = column("sits_out", pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)
+        unmatched = (labels != 0) | out
+        if trained_on is not None and trained_on != number:
+            unmatched = cls.read(run, trained_on, shard).unmatched
         return cls(
             number,
-            pc.index_in(words, _LABELS).to_numpy(zero_copy_only=False).astype(np.int32),
+            labels,
             column("reason", pa.string()),
             column("voice", pa.string()),
             column("since", pa.int32()).fill_null(number).to_numpy(),
-            column("sits_out", pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False),
+            unmatched,
         )
 
     def slice(self, first: int, num: int) -> "Before":
         """Return some rows."""
         rows = slice(first, first + num)
         reasons, voices = (column.slice(first, num) for column in (self.reasons, self.voices))
-        return Before(self.number, self.labels[rows], reasons, voices, self.since[rows], self.sat_out[rows])
+        return Before(self.number, self.labels[rows], reasons, voices, self.since[rows], self.unmatched[rows])
 
     @property
     def places(self) -> Places:
         """What each row is asked: `TRAINED`, `OPEN`, `SAT_OUT` or `VETOED`, int8 (n,).
 
-        What a human said counts as open: it is said again for as long as the verdict stands.
+        What a human said counts as open: it is said again for as long as the verdict stands. What was put out after the weights
+        had matched it stays out, as if vetoed, until weights look that have not.
         """
         vetoed = pc.is_in(self.reasons, pa.array(VETOES, pa.string())).to_numpy(zero_copy_only=False)
-        unsafe = np.where(vetoed, VETOED, OPEN)
-        found: Places = np.where(self.labels == 0, np.where(self.sat_out, SAT_OUT, TRAINED), unsafe).astype(np.int8)
+        unsafe = np.where(vetoed | ~self.unmatched, VETOED, OPEN)
+        found: Places = np.where(self.labels == 0, np.where(self.unmatched, SAT_OUT, TRAINED), unsafe).astype(np.int8)
         return found
 
     def history(

@@ -58,6 +58,7 @@ class LabelTarget:
         fingerprint: Of that round's plan.
         decision: The cut, and the limits of signals.
         previous: Sealed round that labels are compared with, and whose history goes on.
+        trained_on: Round that the weights trained on, where they look again after a later one.
         signals: Where the signals parts lie; None where there are none.
         reviews_until: Human verdicts up to this time are honoured; None where there are none.
         rise_since: Sealed round by other weights that ranks are compared with; None where there is none.
@@ -71,6 +72,7 @@ class LabelTarget:
     fingerprint: str
     decision: Decision
     previous: int | None = None
+    trained_on: int | None = None
     signals: SignalParts | None = None
     reviews_until: str | None = None
     rise_since: int | None = None
@@ -93,7 +95,7 @@ class LabelRows(Stage[LabelTarget, Labelled]):
         labels: dict[str, int] = dict.fromkeys(Label, 0)
         reasons: dict[str, int] = {}
         labelling = Labelling()
-        old = None if target.previous is None else Before.read(target.run, target.previous, shard.name)
+        old = None if target.previous is None else Before.read(target.run, target.previous, shard.name, target.trained_on)
 
         def tables() -> Iterator[pa.Table]:
             # signals and earlier ranks lie in parts of their own with other row groups, so they are sliced alongside

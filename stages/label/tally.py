@@ -59,6 +59,7 @@ class ScoresTarget:
         with_embeddings: Whether there are embeddings parts, to be hashed too.
         strata: How rows are grouped; None: not at all.
         before: Sealed round that rows are grouped by, for `before`.
+        trained_on: Round that the weights trained on, where that is an older one.
         signals: What neighbours are sought by; for canaries.
     """
 
@@ -68,6 +69,7 @@ class ScoresTarget:
     with_embeddings: bool = False
     strata: StrataKind | None = None
     before: int | None = None
+    trained_on: int | None = None
     signals: SignalParts | None = None
 
 
@@ -99,7 +101,7 @@ class Tally(Stage[ScoresTarget, Tallied]):
         """Return the stratum of every row."""
         target = self.target
         if target.before is not None:
-            return Before.read(target.run, target.before, shard.name).places
+            return Before.read(target.run, target.before, shard.name, target.trained_on).places
         assert target.strata is not None
         if COLUMN[target.strata] not in table.column_names or "null_cosines" not in table.column_names:
             wanted = COLUMN[target.strata]

@@ -32,10 +32,21 @@ class TrainSettings(Settings):
         "manifest; 0: the scorer alone makes manifests",
         ge=0,
     )
+    overlap: bool = setting(
+        False,
+        "on Ray: take the look before the next round on other workers while a round trains, so with weights a round older",
+        when={"look_again": ()},
+    )
     scout_passes: int | None = setting(
         None,
         "CLIP passes of the scout over all rows, by default as many as rounds; it must learn what it shall find",
         ge=1,
+        table="scout",
+        when=_SCOUT,
+    )
+    scout_model: str | None = setting(
+        None,
+        "architecture of the scout, by default that of the model; a smaller one costs less, and must learn the same backdoors",
         table="scout",
         when=_SCOUT,
     )
@@ -114,6 +125,11 @@ class TrainSettings(Settings):
     shuffle_rows: int = _rare(4096, "encoded rows that each shuffle buffer holds (and 1 GiB at most)", ge=1)
     save_every_steps: int = _rare(200, "steps between two saved positions", ge=1, how=True)
     train_seed: int = setting(0, "seed of initial weights, orders and augmentation", ge=0)
+
+    @property
+    def look_age(self) -> int:
+        """How many rounds the weights that look again are behind the round that trains on what they say."""
+        return 2 if self.overlap else 1
 
     @property
     def matching_is_slow(self) -> bool:

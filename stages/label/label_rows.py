@@ -14,8 +14,9 @@ from manifests.schema import MANIFEST, Label
 from manifests.store import Store
 from stages.label.decide import Decision
 from stages.label.history import Before
-from stages.label.label_table import Beside, Labelling, Verdicts, label_table
+from stages.label.label_table import Beside, Labelling, label_table
 from stages.label.twins import read_twins
+from stages.label.verdicts import Verdicts
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts
 from stages.stage import Stage

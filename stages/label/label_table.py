@@ -8,54 +8,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.reviews import VERDICTS
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.label.decide import Decision
 from stages.label.history import OPEN, SAT_OUT, Before, Places, sits_out, spoken
 from stages.label.strata import COLUMN, Codes, strata_of
 from stages.label.twins import are_twins
+from stages.label.verdicts import NOTHING, Verdicts
 
-_SAFE, _NOTHING = -1, -1
+_SAFE: Final = -1
 _LABELS: Final = tuple(str(label) for label in Label)
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """The newest human verdict of every pair that has one.
-
-    Attributes:
-        uids: Of the pairs.
-        codes: Places in `VERDICTS`, int32; they are those of the labels that they lead to.
-        shards: Where each pair lies.
-        rows: Its place in the shard, int32.
-    """
-
-    uids: pa.Array
-    codes: npt.NDArray[np.int32]
-    shards: npt.NDArray[np.object_]
-    rows: npt.NDArray[np.int32]
-
-    @classmethod
-    def of(cls, newest: pa.Table) -> "Verdicts":
-        """Take over a table with uid, verdict, shard and index."""
-        codes = pc.index_in(newest["verdict"].combine_chunks(), pa.array(VERDICTS)).to_numpy().astype(np.int32)
-        shards, rows = (newest[name].to_numpy() for name in ("shard", "index"))
-        return cls(newest["uid"].combine_chunks(), codes, shards, rows)
-
-    def on(self, scores: pa.Table, shard: str, twin: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-        """Return the verdict on each pair, -1 where there is none: int32 (n,).
-
-        Args:
-            scores: uid and index of the pairs.
-            shard: Their shard.
-            twin: Which share their uid with others: of these only the one that was looked at is meant, bool (n,).
-        """
-        if not len(self.codes):
-            return np.full(len(scores), _NOTHING, np.int32)
-        place = pc.index_in(scores["uid"], self.uids).fill_null(-1).to_numpy()
-        meant = ~twin | ((self.shards[place] == shard) & (self.rows[place] == scores["index"].to_numpy()))
-        found: npt.NDArray[np.int32] = np.where((place >= 0) & meant, self.codes[place], _NOTHING).astype(np.int32)
-        return found
 
 
 @dataclass
@@ -123,59 +84,103 @@ def label_table(
         labelling: Is told how many rows were limited and overruled.
     """
     labelling, beside = labelling if labelling is not None else Labelling(), beside or Beside()
-    cosine = scores["cosine"].combine_chunks()
-    scored, finite = cosine.is_valid().to_numpy(zero_copy_only=False), cosine.drop_null().to_numpy()
-    strata = _strata(scores, decision, beside.before)
-    mine = None if strata is None else strata[scored]
-    places = strata if decision.strata is not None and decision.strata.kind == "before" else None
-    twin = np.zeros(len(scored), bool) if beside.twins is None else are_twins(scores["uid"], beside.twins).to_numpy()
-    above = np.zeros(len(scored), bool)
-    above[scored] = decision.is_safe(finite, mine)
-    why = _why(scores, decision, scored, above, twin, places)
-    labelling.limited += int((above & (why != _SAFE)).sum())
-    codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
-    said = beside.verdicts.on(scores, shard, twin) if beside.verdicts is not None else np.full(len(scored), _NOTHING, np.int32)
-    # a human may drop any row, but can call no row safe or risky that nothing could score
-    reviewed = (said != _NOTHING) & (scored | (said == 2))
-    final = np.where(reviewed, said, codes).astype(np.int32)
-    labelling.overrule(codes, final)
-    words = [
-        Reason.BELOW_CUT,
-        *(limit.reason for limit in decision.limits),
-        Reason.DUPLICATE_UID,
-        Reason.REVIEW,
-        Reason.PUT_OUT,
-    ]
-    named = np.where(reviewed & scored, words.index(Reason.REVIEW), why)
-    if places is not None:
-        named[(named == 0) & (places == SAT_OUT)] = len(words) - 1
-    reasons = _reasons(scores["reason"], codes, named, words, beside.before if places is not None else None)
-    p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
-    p_safe[scored], rank[scored] = decision.p_safe(finite, mine), decision.rank(finite)
-    found = {"p_mismatch": _masked(decision.p_mismatch(finite, mine), scored)}
-    if beside.earlier is not None:
-        found["cosine_rise"] = pc.subtract(beside.earlier, pa.array(rank, mask=~scored))
-    voices = pc.if_else(pa.array(final != 2), spoken(why, reviewed, places), pa.scalar(None, pa.string()))
-    since = np.full(len(scored), beside.number, np.int32)
-    if beside.before is not None:
-        voices, since = beside.before.history(beside.number, final, reasons, voices)
-    known = "image_hash" in scores.column_names  # scores of the first schema have no hashes, so nobody sits out
-    hashes = scores["image_hash"] if known else pa.chunked_array([pa.nulls(len(scored), pa.int64())])
-    out = (final == 0) & sits_out(hashes, beside.number, beside.num_folds)
+    judged = _judge(scores, shard, decision, beside)
+    labelling.limited += int((judged.above & (judged.why != _SAFE)).sum())
+    labelling.overrule(judged.codes, judged.final)
+    reasons = _reasons(scores["reason"], judged, decision, beside.before)
+    voices, since = _history(judged, reasons, beside)
+    out = (judged.final == 0) & sits_out(_hashes(scores), beside.number, beside.num_folds)
     labelling.count(beside.number, since, voices, out)
     columns = {
-        "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scored), np.int32)), pa.array([shard])),
-        "label": pa.DictionaryArray.from_arrays(pa.array(final), pa.array([str(label) for label in Label])),
+        "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([shard])),
+        "label": pa.DictionaryArray.from_arrays(pa.array(judged.final), pa.array([str(label) for label in Label])),
         # the words in the order of the rows, each once: a dictionary that lists one twice is not written the same way each time
         "reason": reasons.dictionary_encode(),
-        "signals": _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None}),
-        "p_safe": pa.array(p_safe),
-        "rank": pa.array(rank, mask=~scored),
+        **_figures(scores, judged, decision, beside.earlier),
         "voice": voices.dictionary_encode(),
         "since": pa.array(since),
         "sits_out": pa.array(out),
     }
     return pa.table({name: columns.get(name, scores[name] if name in scores.column_names else None) for name in MANIFEST.names})
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What was found of each row.
+
+    Attributes:
+        scored: Which have a cosine, bool (n,).
+        cosines: Of those, float32 (num_scored,).
+        strata: Stratum of each row, int8 (n,); None where the decision has none.
+        places: The same in a round that looks again, else None.
+        above: Which are at or above the cut, bool (n,).
+        why: What speaks against each, int32 (n,); see `_why`.
+        codes: Labels before any verdict, int32 (n,).
+        reviewed: On which a verdict counts, bool (n,).
+        final: Labels, int32 (n,).
+    """
+
+    scored: npt.NDArray[np.bool_]
+    cosines: npt.NDArray[np.float32]
+    strata: Codes | None
+    places: Places | None
+    above: npt.NDArray[np.bool_]
+    why: npt.NDArray[np.int32]
+    codes: npt.NDArray[np.int32]
+    reviewed: npt.NDArray[np.bool_]
+    final: npt.NDArray[np.int32]
+
+    @property
+    def mine(self) -> Codes | None:
+        """Strata of the scored rows, int8 (num_scored,)."""
+        return None if self.strata is None else self.strata[self.scored]
+
+
+def _judge(scores: pa.Table, shard: str, decision: Decision, beside: Beside) -> _Judged:
+    """Apply the cut, the limits and what humans said."""
+    cosine = scores["cosine"].combine_chunks()
+    scored, cosines = cosine.is_valid().to_numpy(zero_copy_only=False), cosine.drop_null().to_numpy()
+    strata = _strata(scores, decision, beside.before)
+    places = strata if decision.strata is not None and decision.strata.kind == "before" else None
+    twin = np.zeros(len(scored), bool) if beside.twins is None else are_twins(scores["uid"], beside.twins).to_numpy()
+    above = np.zeros(len(scored), bool)
+    above[scored] = decision.is_safe(cosines, None if strata is None else strata[scored])
+    why = _why(scores, decision, scored, above, twin, places)
+    codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
+    said = beside.verdicts.on(scores, shard, twin) if beside.verdicts is not None else np.full(len(scored), NOTHING, np.int32)
+    # a human may drop any row, but can call no row safe or risky that nothing could score
+    reviewed = (said != NOTHING) & (scored | (said == 2))
+    final = np.where(reviewed, said, codes).astype(np.int32)
+    return _Judged(scored, cosines, strata, places, above, why, codes, reviewed, final)
+
+
+def _history(judged: _Judged, reasons: pa.Array, beside: Beside) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """Return who made each row what it is, strings (n,), and since which round, int32 (n,)."""
+    said = spoken(judged.why, judged.reviewed, judged.places)
+    voices = pc.if_else(pa.array(judged.final != 2), said, pa.scalar(None, pa.string()))
+    if beside.before is not None:
+        return beside.before.history(beside.number, judged.final, reasons, voices)
+    return voices, np.full(len(judged.final), beside.number, np.int32)
+
+
+def _hashes(scores: pa.Table) -> pa.ChunkedArray:
+    """Return the hash of each image, int64 (n,); scores of the first schema have none, so nobody of theirs sits out."""
+    known = "image_hash" in scores.column_names
+    return scores["image_hash"] if known else pa.chunked_array([pa.nulls(len(scores), pa.int64())])
+
+
+def _figures(
+    scores: pa.Table, judged: _Judged, decision: Decision, earlier: pa.ChunkedArray | None
+) -> dict[str, pa.Array | pa.ChunkedArray | pa.StructArray]:
+    """Return the columns of numbers: p_safe, rank, and the signals with those that follow from the decision."""
+    scored, cosines, mine = judged.scored, judged.cosines, judged.mine
+    p_safe, rank = np.zeros(len(scored), np.float32), np.zeros(len(scored), np.float32)
+    p_safe[scored], rank[scored] = decision.p_safe(cosines, mine), decision.rank(cosines)
+    found = {"p_mismatch": _masked(decision.p_mismatch(cosines, mine), scored)}
+    if earlier is not None:
+        found["cosine_rise"] = pc.subtract(earlier, pa.array(rank, mask=~scored))
+    signals = _whole(scores["signals"], scored, {name: values for name, values in found.items() if values is not None})
+    return {"signals": signals, "p_safe": pa.array(p_safe), "rank": pa.array(rank, mask=~scored)}
 
 
 def _strata(scores: pa.Table, decision: Decision, before: Before | None) -> Codes | None:
@@ -210,21 +215,23 @@ def _why(
     return why
 
 
-def _reasons(
-    reasons: pa.ChunkedArray,
-    codes: npt.NDArray[np.int32],
-    why: npt.NDArray[np.int32],
-    words: list[Reason],
-    before: Before | None,
-) -> pa.Array:
-    """Return the reasons of the scores part; of scored rows the word that `why` names, if any, or the one they had before."""
+def _reasons(column: pa.ChunkedArray, judged: _Judged, decision: Decision, before: Before | None) -> pa.Array:
+    """Return why each row is not safe: what the scores part says of rows without a cosine, else what `why` stands for.
+
+    In a round that looks again, what was risky before and stays below the cut keeps the reason it had.
+    """
+    limits = [limit.reason for limit in decision.limits]
+    words = [Reason.BELOW_CUT, *limits, Reason.DUPLICATE_UID, Reason.REVIEW, Reason.PUT_OUT]
+    why = np.where(judged.reviewed & judged.scored, words.index(Reason.REVIEW), judged.why)
+    if judged.places is not None:
+        why[(why == 0) & (judged.places == SAT_OUT)] = words.index(Reason.PUT_OUT)
     found = pa.array(words, pa.string()).take(pa.array(why, mask=why == _SAFE))
-    if before is not None:
+    if before is not None and judged.places is not None:
         kept = (why == 0) & (before.labels == 1)
         # what only a verdict said, and no verdict says any more, is below the cut
         known = pc.and_(pa.array(kept), pc.not_equal(before.reasons, str(Reason.REVIEW)).fill_null(False))
         found = pc.if_else(known, before.reasons, found)
-    return pc.if_else(pa.array(codes != 2), found, reasons.cast(pa.string())).combine_chunks()
+    return pc.if_else(pa.array(judged.codes != 2), found, column.cast(pa.string())).combine_chunks()
 
 
 def _masked(values: npt.NDArray[np.float32] | None, scored: npt.NDArray[np.bool_]) -> pa.Array | None:

@@ -55,22 +55,29 @@ def look_again(
     pairs = _joined([risky[0], out[0]])
     whole = calibrate(pairs if pairs.num_rows else histogram, nulls)
     back = calibrate(risky[0], nulls) if risky[0].num_rows else whole
-    taken = _most(
-        risky[0], back.cut(settings.alpha, settings.max_p_mismatch), int((settings.growth or 0.0) * histogram.num_rows + 1e-9)
-    )
     # a safe row is put out where it is more likely mismatched than not. The rate among all of them, which places the other cut,
     # would throw out good ones by the hundred where it is a little high; and as it is estimated from few rows, its error is
     # taken off here, where it is added there: without that each look put out its lowest row, whoever that was
-    asked = out[0].num_rows and told_apart >= LEAST_TO_PUT_OUT
     left = calibrate(out[0], nulls, errors=-1.0) if out[0].num_rows else whole
+    asked = out[0].num_rows and told_apart >= LEAST_TO_PUT_OUT
     kept = left.cut(1.0, settings.max_p_mismatch) if asked else None
+    most = int((settings.growth or 0.0) * histogram.num_rows + 1e-9)
+    taken = _most(risky[0], back.cut(settings.alpha, settings.max_p_mismatch), most)
     cuts = {TRAINED: _EVERYTHING, OPEN: taken, SAT_OUT: _EVERYTHING if kept is None else kept, VETOED: _NOTHING}
     strata = _strata(groups, cuts, whole, left)
-    limits = tuple(limit for limit in limits_of(settings, signals or {}) if limit.reason in VETOES)
-    cut = None if taken == _NOTHING else float(taken)
-    ranks = histogram.ranks()
     return Decision(
-        settings.rule, None, cut, None, ranks, histogram.num_rows, strata.num_safe, (), limits, whole, strata, told_apart
+        rule=settings.rule,
+        mixture=None,
+        cut=None if taken == _NOTHING else float(taken),
+        min_posterior=None,
+        ranks=histogram.ranks(),
+        num_scored=histogram.num_rows,
+        num_safe=strata.num_safe,
+        doubts=(),
+        limits=tuple(limit for limit in limits_of(settings, signals or {}) if limit.reason in VETOES),
+        calibration=whole,
+        strata=strata,
+        separation=told_apart,
     )
 
 

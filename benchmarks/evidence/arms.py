@@ -31,7 +31,8 @@ from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.train.settings import TrainSettings
 
-SMALL: Final = str(ROOT / "benchmarks" / "evidence" / "scout_model")  # 32 px for 48, half as wide and one layer for two in text
+# the same image tower, in whose vectors crowds are sought, and a quarter of the text tower, which takes most of the time
+SMALL: Final = str(ROOT / "benchmarks" / "evidence" / "scout_model")
 SURROGATE: Final = str(BUNDLED / "tiny-clip")
 DENSE_SHARE, MAX_REPEATS = 0.3, 2
 TAILS: Final = {"scout's choice, tail 1 %": 0.01, "scout's choice, tail 2 %": 0.02, "scout's choice, second look": 0.05}

@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import Result
 from conftest import EMOJI, parts_of
 
 from manifests import open_round
-from manifests.errors import CheckpointError, ConfigError
+from manifests.errors import CheckpointError, ConfigError, PairsanError
+from manifests.store import Store, open_store
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.workers.connect import make_executor, refuse_silence
 from pipeline.workers.executors import Done, Failed, LocalExecutor, is_transient
 from pipeline.workers.ray_pool import RayExecutor
 from stages.pair import Shard
+from stages.stage import Stage
 
 pytestmark = pytest.mark.whole
 
@@ -97,6 +100,57 @@ def test_a_worker_opens_its_stage_once(ray_cluster: None, tmp_path: Path) -> Non
     executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0)
     outcomes(executor, Flaky(tmp_path, "read", 0))
     assert len(list(tmp_path.glob("opened-*"))) == 1
+
+
+class Stuck(Flaky):
+    """Its first call on shard 2 never ends."""
+
+    def run(self, shard: Shard, /) -> str:
+        if shard == SHARDS[2] and not (self._folder / "stuck").exists():
+            (self._folder / "stuck").touch()
+            time.sleep(1000)
+        return f"{shard.name} by {os.getpid()}"
+
+
+@pytest.mark.slow
+def test_a_shard_that_takes_far_longer_than_others_is_started_a_second_time(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.workers.ray_pool._LATE_S", 0.5)
+    executor, start = RayExecutor(ExecutorSettings(), num_gpus=0), time.monotonic()
+    found = outcomes(executor, Stuck(tmp_path, "bug", 0))
+    assert {str(value).split(" by ")[0] for value in found.values()} == {shard.name for shard in SHARDS}
+    assert time.monotonic() - start < 500
+    assert re.search(r"00002.tar: on node [\d.]+ for \d+ s, others took 0 s; started a second time elsewhere", caplog.text)
+    again = outcomes(executor, Stuck(tmp_path, "bug", 0))  # the worker that hangs still was let go
+    assert len(again) == len(SHARDS)
+
+
+class Elsewhere(Stage["Elsewhere.Target", str]):
+    """Writes into a run folder, its target; shard 2 is not where it was."""
+
+    class Target(NamedTuple):
+        run: Store
+
+    def run(self, shard: Shard, /) -> str:
+        if shard == SHARDS[2]:
+            raise FileNotFoundError("x")
+        return shard.name
+
+
+@pytest.mark.slow
+def test_a_node_that_sees_another_run_folder_is_refused_and_one_without_the_data_is_named(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0)
+    (tmp_path / "run.json").write_text("{}")
+    stage = Elsewhere(Elsewhere.Target(open_store(str(tmp_path))))
+    failed = [outcome for outcome in executor.map(stage, SHARDS) if isinstance(outcome, Failed)]
+    assert [outcome.shard for outcome in failed] == [SHARDS[2]]
+    assert re.search(r"FileNotFoundError: x \(on node [\d.]+\)", failed[0].error)
+    monkeypatch.setattr("pipeline.workers.ray_pool.run_marker", lambda _: "what the driver sees on its own disk")
+    with pytest.raises(PairsanError, match=r"node [\d.]+ does not see the run folder .* that the driver sees; give --out"):
+        list(executor.map(stage, SHARDS))
 
 
 class Unopenable(Flaky):

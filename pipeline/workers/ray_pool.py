@@ -5,8 +5,10 @@ that joins; what the cluster cannot place stays pending, which an autoscaler see
 """
 
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import ray
@@ -16,6 +18,7 @@ from manifests.errors import ConfigError, PairsanError
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.config.provenance import code_sha256
 from pipeline.workers.executors import Done, Failed, ShardQueue, is_transient
+from pipeline.workers.ray_worker import NotOpened, Worker, run_marker
 from stages.pair import Shard
 from stages.stage import Stage
 
@@ -23,10 +26,11 @@ log = logging.getLogger("pairsan.executors")
 
 Out = TypeVar("Out")
 _INFRASTRUCTURE: Final = (RayActorError, WorkerCrashedError, OutOfMemoryError, RaySystemError)
-_DECODED_AHEAD: Final = 3  # chunks of one shard that may wait in the object store
 _LOOK_S: Final = 2.0  # between two looks at which nodes there are
 _WORD_S: Final = 30.0  # of waiting for any worker at all, before a word is said
 _FALSE_STARTS: Final = 10  # workers in a row that end before they have begun
+# a shard is started a second time where it has run so many s, and so many times what is usual, after so many have ended
+_LATE_S, _LATE_TIMES, _LATE_AFTER = 60.0, 4.0, 3
 Resources = Mapping[str, float]
 
 
@@ -53,7 +57,7 @@ class RayExecutor:
         room = self._places(nodes)
         if options.workers and options.workers > room:
             log.warning("%d workers are asked for, there is room for %d; others start when there is", options.workers, room)
-        self._idle: list[Any] = []
+        self._idle: list[_Ready] = []
         self._starting: dict[Any, Any] = {}
         self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
 
@@ -63,31 +67,52 @@ class RayExecutor:
         Raises:
             PairsanError: The stage could not be opened, or no worker can be started.
         """
-        stage_ref, queue = ray.put(stage), ShardQueue(shards)
-        running: dict[Any, tuple[Shard, int, Any]] = {}
+        work, queue = _Work(ray.put(stage), run_marker(stage)), ShardQueue(shards)
+        running: dict[Any, _Call] = {}
+        ended: set[Shard] = set()
         waiting_since = time.monotonic()
-        while queue or running:
-            while self._idle and (due := queue.take()) is not None:
-                worker = self._idle.pop()
-                running[worker.run.remote(stage_ref, stage_ref.hex(), due[0])] = (*due, worker)
+        while len(ended) < len(shards):
+            self._hand_out(work, queue, running)
             self._grow(len(queue), len(running))
             for ref in self._ready(running, queue):
                 if ref not in running:
                     self._started(ref)
                     continue
-                shard, attempt, worker = running.pop(ref)
-                outcome = self._outcome(ref, shard, attempt, worker)
+                call = running.pop(ref)
+                outcome = self._outcome(ref, call)
+                if call.shard in ended or (not isinstance(outcome, Done) and _runs(call.shard, running)):
+                    continue  # it was started twice, and the other one says what becomes of it
                 if outcome is None:
-                    queue.again(shard, attempt)
-                else:
-                    yield outcome
+                    queue.again(call.shard, call.attempt)
+                    continue
+                work.seconds.append(time.monotonic() - call.since)
+                ended.add(call.shard)
+                yield outcome
             if running or self._idle:
                 waiting_since = time.monotonic()
             elif time.monotonic() - waiting_since > _WORD_S:
                 log.warning("%d shards wait for a worker; the cluster has %s", len(queue), _described(_nodes()))
                 waiting_since = time.monotonic()
+        for call in running.values():  # slow ones, whose shards others have finished
+            ray.kill(call.worker.actor)
 
-    def _ready(self, running: Mapping[Any, object], queue: "ShardQueue") -> list[Any]:
+    def _hand_out(self, work: "_Work", queue: ShardQueue, running: dict[Any, "_Call"]) -> None:
+        """Give each idle worker the next shard; where none waits, a shard that takes far longer than others have."""
+        while self._idle and (due := queue.take()) is not None:
+            self._call(work, *due, running)
+        late = None if queue or not self._idle else _late(running, work.seconds)
+        if late is not None:
+            seconds, usual = time.monotonic() - late.since, statistics.median(work.seconds)
+            told = "%s: on node %s for %.0f s, others took %.0f s; started a second time elsewhere"
+            log.warning(told, late.shard.name, late.worker.node, seconds, usual)
+            self._call(work, late.shard, late.attempt, running)
+
+    def _call(self, work: "_Work", shard: Shard, attempt: int, running: dict[Any, "_Call"]) -> None:
+        worker = self._idle.pop()
+        ref = worker.actor.run.remote(work.stage, work.stage.hex(), work.marker, shard)
+        running[ref] = _Call(shard, attempt, worker, time.monotonic())
+
+    def _ready(self, running: Mapping[Any, object], queue: ShardQueue) -> list[Any]:
         """Return calls that have ended, of shards or of workers that start; wait a while for one."""
         calls, pause = [*running, *self._starting], queue.pause()
         timeout = _LOOK_S if pause is None or not self._idle else min(_LOOK_S, pause)
@@ -107,8 +132,8 @@ class RayExecutor:
                 **{"num_cpus": self.num_threads, "num_gpus": int(self._use_gpu), "max_restarts": 0},
                 "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}},
             }
-            worker = _Worker.options(**options).remote(self._options.decode == "cluster")  # type: ignore[attr-defined]
-            self._starting[worker.ready.remote()] = worker
+            actor = Worker.options(**options).remote(self._options.decode == "cluster")  # type: ignore[attr-defined]
+            self._starting[actor.ready.remote()] = actor
 
     def _started(self, ref: Any) -> None:
         """Take a worker that is there; one that runs other code is refused, one that died is done without.
@@ -116,7 +141,7 @@ class RayExecutor:
         Raises:
             PairsanError: Another version on that node, or no worker stays alive.
         """
-        worker = self._starting.pop(ref)
+        actor = self._starting.pop(ref)
         try:
             code, node = ray.get(ref)
         except RayError as error:
@@ -127,7 +152,7 @@ class RayExecutor:
         if code != code_sha256():
             raise PairsanError(f"node {node} runs other pairsan code than the driver; install one version on every node")
         self._false_starts = 0
-        self._idle.append(worker)
+        self._idle.append(_Ready(actor, node))
 
     def _places(self, nodes: Sequence[Resources]) -> int:
         """Return how many workers the nodes have room for, one at a time on each."""
@@ -139,32 +164,75 @@ class RayExecutor:
         # decoding tasks need a CPU of their own
         return max(1, num - 1) if self._options.decode == "cluster" and not self._use_gpu and spare < 1 else num
 
-    def _outcome(self, ref: Any, shard: Shard, attempt: int, worker: Any) -> Done[Any] | Failed | None:
+    def _outcome(self, ref: Any, call: "_Call") -> Done[Any] | Failed | None:
         """Return what became of a shard; None where it shall be tried again."""
-        again = attempt < self._options.max_retries
+        again, shard = call.attempt < self._options.max_retries, call.shard
         try:
             output = ray.get(ref)
         except RayTaskError as error:
-            self._idle.append(worker)
+            self._idle.append(call.worker)
             cause = error.cause
             if isinstance(cause, NotOpened):
                 raise cause.args[0] from None
             # a Ray error within a worker: chunks that were decoded on a node that is gone
             if again and (isinstance(cause, RayError) or (isinstance(cause, Exception) and is_transient(cause))):
-                log.warning("%s: %s: %s; retry %d", shard.name, type(cause).__name__, str(cause)[:300], attempt + 1)
+                log.warning("%s: %s: %s; retry %d", shard.name, type(cause).__name__, str(cause)[:300], call.attempt + 1)
                 return None
-            return Failed(shard, f"{type(cause).__name__}: {cause}", str(error))
+            where = f" (on node {call.worker.node})" if isinstance(cause, (FileNotFoundError, PermissionError)) else ""
+            return Failed(shard, f"{type(cause).__name__}: {cause}{where}", str(error))
         except _INFRASTRUCTURE as error:
             # others may have gone with it, so those that idle are asked first whether they are there
-            self._starting |= {idle.ready.remote(): idle for idle in self._idle}
+            self._starting |= {idle.actor.ready.remote(): idle.actor for idle in self._idle}
             self._idle.clear()
             if again:
-                log.warning("%s: worker lost (%s); retry %d", shard.name, type(error).__name__, attempt + 1)
+                log.warning("%s: worker lost (%s); retry %d", shard.name, type(error).__name__, call.attempt + 1)
                 return None
-            what = f"{type(error).__name__} on {attempt + 1} workers in turn: {str(error).strip()[:500]}"
+            what = f"{type(error).__name__} on {call.attempt + 1} workers in turn: {str(error).strip()[:500]}"
             return Failed(shard, what, what)
-        self._idle.append(worker)
+        self._idle.append(call.worker)
         return Done(shard, output)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A worker that is there."""
+
+    actor: Any
+    node: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A shard that a worker has, since when by the monotonic clock."""
+
+    shard: Shard
+    attempt: int
+    worker: _Ready
+    since: float
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A stage in the object store, the marker of its run folder, and how many seconds each shard took that has ended."""
+
+    stage: Any
+    marker: str | None
+    seconds: list[float] = field(default_factory=list)
+
+
+def _runs(shard: Shard, running: Mapping[Any, _Call]) -> bool:
+    """Return whether some worker has a shard."""
+    return any(call.shard == shard for call in running.values())
+
+
+def _late(running: Mapping[Any, _Call], seconds: Sequence[float]) -> _Call | None:
+    """Return the shard that has run longest, where that is far longer than others took and only one worker has it."""
+    once = [call for call in running.values() if sum(other.shard == call.shard for other in running.values()) == 1]
+    if not once or len(seconds) < _LATE_AFTER:
+        return None
+    oldest = min(once, key=lambda call: call.since)
+    limit = max(_LATE_S, _LATE_TIMES * statistics.median(seconds))
+    return oldest if time.monotonic() - oldest.since > limit else None
 
 
 def _nodes() -> list[Resources]:
@@ -175,52 +243,3 @@ def _nodes() -> list[Resources]:
 def _described(nodes: Sequence[Resources]) -> str:
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     return f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
-
-
-class NotOpened(Exception):
-    """A stage could not be opened: that is no shard's fault and would happen to every one of them."""
-
-
-@ray.remote
-class _Worker:
-    """One process that keeps its stage open from shard to shard."""
-
-    def __init__(self, decode_elsewhere: bool) -> None:
-        self._decode_elsewhere = decode_elsewhere
-        self._stage: Any = None
-        self._stage_id = ""
-
-    def ready(self) -> tuple[str, str]:
-        """Return which code this process has, and on which node it runs."""
-        return code_sha256(), ray.util.get_node_ip_address()
-
-    def run(self, stage: Any, stage_id: str, shard: Shard) -> Any:
-        if stage_id != self._stage_id:
-            self._stage, self._stage_id = None, ""  # let go of the last stage's weights first
-            if self._decode_elsewhere and hasattr(stage, "read_from"):
-                stage.read_from(_RemoteChunks(stage.target.decode))
-            try:
-                stage.open()
-            except PairsanError as error:
-                raise NotOpened(error) from error
-            self._stage, self._stage_id = stage, stage_id
-        return self._stage.run(shard)
-
-
-class _RemoteChunks:
-    """Decoded chunks of a shard from a task on any node with a free CPU; only a few wait at a time."""
-
-    def __init__(self, decode: Any) -> None:
-        self._decode = ray.put(decode)
-
-    def __call__(self, shard: Shard) -> Iterator[Any]:
-        for ref in _decode_shard.remote(self._decode, shard):
-            yield ray.get(ref)
-
-
-@ray.remote(  # type: ignore[untyped-decorator]  # ray ships no types for it
-    num_cpus=1, num_returns="streaming", _generator_backpressure_num_objects=_DECODED_AHEAD, max_retries=3
-)
-def _decode_shard(decode: Any, shard: Shard) -> Iterator[Any]:
-    decode.open()
-    yield from decode.run(shard)

@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Final
@@ -193,16 +192,9 @@ def lock(run: str) -> Iterator[None]:
 
 def _sha256(path: Path) -> str | None:
     """Return the digest of a checkpoint file; None where it was deleted meanwhile."""
-    try:
-        facts = path.stat()
-        return _digest(path, facts.st_size, facts.st_mtime_ns)
-    except FileNotFoundError:
-        return None
-
-
-@lru_cache(maxsize=4096)
-def _digest(path: Path, _size: int, _changed: int) -> str:
-    """Return the digest of a file as it was then: a look every minute must not read all of a training run each time."""
     from stages.score.checkpoints import file_sha256  # imports torch
 
-    return file_sha256(path)
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:
+        return None

@@ -244,3 +244,12 @@ def test_an_architecture_file_fetches_runs_and_allocates_nothing(
         with pytest.raises(UnsafeCheckpoint, match=re.escape(told)):
             resolve_weights(settings)
     resolve_weights(ModelSettings(checkpoint=str(folder), allow_hub=True))
+
+
+def test_loading_draws_no_random_numbers_and_leaves_the_values_of_the_file(tiny: str) -> None:
+    before = torch.get_rng_state()
+    model = load_model(resolve_weights(ModelSettings(checkpoint=tiny)))
+    assert torch.equal(torch.get_rng_state(), before)
+    state = model.state_dict()
+    found = load_file(Path(tiny) / "open_clip_model.safetensors")
+    assert {name: True for name in state} == {name: torch.equal(state[name], found[name].float()) for name in state}

@@ -135,9 +135,7 @@ def test_the_commands_of_compose_clean_a_bucket_on_a_head_and_two_workers(
             while (short / "worker.log").read_text().count("Ray runtime started") < number:
                 assert time.monotonic() < deadline, (short / "worker.log").read_text()
                 time.sleep(0.5)
-        tries = 1 + int(
-            COMPOSE["job"]["restart"].removeprefix("on-failure:")
-        )  # Ray gives a node 30 s
+        tries = 1 + int(COMPOSE["job"]["restart"].removeprefix("on-failure:"))  # Ray gives a node 30 s
         assert 0 in (begin("job").wait(timeout=300) for _ in range(tries)), (short / "job.log").read_text()
     finally:
         for node in nodes:

@@ -9,12 +9,15 @@ from typing import Any, Final
 import numpy as np
 import open_clip
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 
 _STATES: Final = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
 _PREFIXES: Final = ("_orig_mod.", "module.", "model.")
+_DRAWS: Final = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "bernoulli_")
 _FETCHED: Final = (
     *("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "hf_tokenizer", "tokenizer_name", "bpe_path"),
     *("timm_model_pretrained", "trust_remote_code", "text_model_name", "vision_model_name"),
@@ -60,6 +63,9 @@ def refuse_fetching(config: Any, where: str, table: str = "", covered: tuple[str
 
 def load_into(model: torch.nn.Module, path: Path) -> None:
     """Load weights as open_clip does, whatever a trainer has wrapped around their names."""
+    if path.suffix == ".safetensors" and not _is_wrapped(path):
+        open_clip.load_checkpoint(model, str(path), weights_only=True)  # read once; a pickle is read twice
+        return
     with torch.serialization.safe_globals(_NUMBERS):
         whole = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
         plain = plain_state(whole)
@@ -69,6 +75,21 @@ def load_into(model: torch.nn.Module, path: Path) -> None:
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:  # open_clip converts foreign names of files alone
         save_file({key: value.contiguous().clone() for key, value in plain.items()}, file.name)
         open_clip.load_checkpoint(model, file.name, weights_only=True)
+
+
+def _is_wrapped(path: Path) -> bool:
+    """Return whether a safetensors file needs more than open_clip does for it: it is empty, or all its names have a prefix."""
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    return not names or any(all(name.startswith(prefix) for name in names) for prefix in _PREFIXES)
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves tensors as they come where they would be filled with random numbers, for as long as it is entered."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor in place of drawing; call everything else."""
+        return args[0] if getattr(func, "__name__", "") in _DRAWS and args else func(*args, **(kwargs or {}))
 
 
 def plain_state(whole: Any) -> dict[str, torch.Tensor]:

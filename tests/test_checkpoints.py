@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 from stages.score.checkpoints import load_model, resolve_weights, state_sha256
+from stages.score.safe_load import Undrawn
 from stages.settings import ModelSettings
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -246,10 +247,13 @@ def test_an_architecture_file_fetches_runs_and_allocates_nothing(
     resolve_weights(ModelSettings(checkpoint=str(folder), allow_hub=True))
 
 
-def test_loading_draws_no_random_numbers_and_leaves_the_values_of_the_file(tiny: str) -> None:
-    before = torch.get_rng_state()
-    model = load_model(resolve_weights(ModelSettings(checkpoint=tiny)))
-    assert torch.equal(torch.get_rng_state(), before)
-    state = model.state_dict()
+def test_weights_that_a_file_replaces_are_not_drawn_first(tiny: str) -> None:
+    values = torch.full((3,), 7.0)
+    with Undrawn():
+        torch.nn.init.normal_(values)
+        values.uniform_()
+    assert values.tolist() == [7.0] * 3
+    state = load_model(resolve_weights(ModelSettings(checkpoint=tiny))).state_dict()
     found = load_file(Path(tiny) / "open_clip_model.safetensors")
-    assert {name: True for name in state} == {name: torch.equal(state[name], found[name].float()) for name in state}
+    assert dict.fromkeys(state, True) == {name: torch.equal(state[name], found[name].float()) for name in state}
+    assert values.normal_().tolist() != [7.0] * 3

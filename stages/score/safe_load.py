@@ -89,7 +89,10 @@ class Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return the tensor in place of drawing; call everything else."""
-        return args[0] if getattr(func, "__name__", "") in _DRAWS and args else func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if getattr(func, "__name__", "") not in _DRAWS:
+            return func(*args, **named)
+        return args[0] if args else named["tensor"]  # torch.nn.init passes itself on, by name
 
 
 def plain_state(whole: Any) -> dict[str, torch.Tensor]:

@@ -1,10 +1,11 @@
 """What a look costs beside the training that it comes before, in CPU-seconds of one process.
 
-    python -m benchmarks.speed.look [--rows 2048] [--model benchmarks/evidence/model] [--safe 0.5]
+    python -m benchmarks.speed.look [--rows 2048] [--model FOLDER] [--safe 0.5] [--scout FOLDER]
 
 The bundled drawings as 256 px JPEGs in four tars. A run is warmed up and trained for a round; then the look before round 2 and
 the training of round 2 are taken by themselves, several times each from the same files. A look scores every row, once; a pass
-trains one view of each safe row and two of each risky one.
+trains one view of each safe row and two of each risky one. With --scout also a pass over all rows of the scout: of the model's
+own architecture, and of that one.
 """
 
 import argparse
@@ -44,19 +45,32 @@ def cpu_s(work: Any) -> float:
     return time.process_time() - start
 
 
+def scout_s(shards: Path, out: Path, model: str, scout: str | None) -> float:
+    """Return the CPU-seconds of one pass of a scout over all rows: the second, which has nothing to begin with."""
+    given = {"model": model, "executor": "local", "scorer": "scout", "scout_model": scout, "rounds": 1}
+
+    def passes(num: int) -> float:
+        chosen = {**given, "scout_passes": num, "train_batch_size": 64, "least_crop": 0.9}
+        config = load_config(None, chosen, command="run")
+        return cpu_s(lambda: loop.run([str(shards)], f"{out}-{num}", config, until_round=0))
+
+    return passes(2) - passes(1)
+
+
 def main() -> None:
     """Print the two costs and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--model", default=str(ROOT / "benchmarks" / "evidence" / "model"))
     parser.add_argument("--safe", type=float, default=0.5)
+    parser.add_argument("--scout", help="architecture of a smaller scout")
     args = parser.parse_args()
     header("speed.look")
     torch.set_num_threads(1)
     config = settings(args.model, args.safe)
     look = config.model_copy(update={"split": config.split.model_copy(update={"rule": "look-again", "keep_share": None})})
-    with tempfile.TemporaryDirectory() as name:
-        folder, found = Path(name), []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, found = Path(scratch), []
         (folder / "shards").mkdir()
         write_shards(folder / "shards", args.rows)
         loop.run([str(folder / "shards")], str(folder / "begun"), config, until_round=1)
@@ -68,10 +82,17 @@ def main() -> None:
             seconds = cpu_s(lambda run=run, looking=looking: rounds.rescore(str(run), looking))
             found.append((seconds, cpu_s(lambda run=run: loop.train(str(run), config, 2))))
             shutil.rmtree(run)
+        shards, scouts = folder / "shards", []
+        for name in (None, args.scout) if args.scout else ():
+            seconds = statistics.median(
+                scout_s(shards, folder / f"scout-{name is None}-{turn}", args.model, name) for turn in range(TURNS)
+            )
+            scouts.append(f"a pass of a scout, {Path(name or args.model).name}: {seconds:.1f} CPU-s")
     looks, trained = (statistics.median(column) for column in zip(*found, strict=True))
     ratio = statistics.median(mine / other for mine, other in found)
     print(f"{args.rows} rows, {args.safe:.0%} safe, {Path(args.model).name}: a look {looks:.1f} CPU-s, a pass {trained:.1f}")
     shares = ", ".join(f"{ratio / every:.0%} every {every}" for every in (1, 2, 3, 4))
+    print(*scouts, sep="\n", end="\n" if scouts else "")
     print(f"a look costs of the training between two looks: {shares} rounds")
 
 

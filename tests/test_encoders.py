@@ -11,10 +11,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
+from stages.read.images import decode_image
 from stages.read.shards import open_dataset, read_shard
-from stages.score.checkpoints import resolve_weights
+from stages.score.checkpoints import load_model, resolve_weights
 from stages.score.decode import Decode
-from stages.score.encoders import OpenClipEncoder, preprocess_config, shortened
+from stages.score.encoders import OpenClipEncoder, distinct_images, preprocess_config, shortened
 from stages.settings import ModelSettings, ReadSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -121,6 +122,46 @@ def test_features_do_not_depend_on_the_batch_size(encoder: tuple, captions: list
         assert np.abs(images - found[0][0]).max() < 1e-5
         assert np.abs(texts - found[0][1]).max() < 1e-5
     assert np.linalg.norm(found[0][0], axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_equal_images_are_encoded_once(encoder: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours, model = encoder
+    size = model.visual.image_size
+    pixels = pixels_of(ours, size if isinstance(size, int) else size[0])[:4]
+    almost = pixels[1].copy()
+    almost[5, 7, 1] ^= 1
+    rows = np.stack([pixels[0], pixels[1], pixels[0], almost, pixels[1], pixels[2]])
+    first, inverse = distinct_images(rows)
+    assert (first.tolist(), inverse.tolist()) == ([0, 1, 3, 5], [0, 1, 0, 2, 1, 3])
+    encoded, batch = [], ours._image_batch
+    monkeypatch.setattr(ours, "_image_batch", lambda images: encoded.append(len(images)) or batch(images))
+    features = ours.encode_images(rows)
+    assert sum(encoded) == 4
+    alone = np.concatenate([ours.encode_images(row[None]) for row in rows])
+    assert np.abs(features - alone).max() < 1e-5
+
+
+def test_an_image_that_a_row_nearby_has_had_is_decoded_once(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset([str(EMOJI / "eval")])
+    images = [p.image or b"" for p in list(read_shard(dataset.store, dataset.shards[0], ReadSettings()))[:3]]
+    shown = [images[0], images[0], b"no image", images[1], b"no image", images[0], images[2]]
+    rows = [(f"{number}.{end}", data) for number, image in enumerate(shown) for end, data in (("png", image), ("txt", b"a"))]
+    (tmp_path / "0.tar").write_bytes(make_tar(rows))
+    calls: list[bytes] = []
+    monkeypatch.setattr(
+        "stages.score.decode.decode_image", lambda image, *a, **k: calls.append(image) or decode_image(image, *a, **k)
+    )
+    config = preprocess_config(load_model(resolve_weights(ModelSettings(checkpoint=tiny))))
+    data = open_dataset([str(tmp_path)])
+    decode = Decode(data.store, ReadSettings(), config, num_threads=1)
+    decode.open()
+    [chunk] = decode.run(data.shards[0])
+    assert sorted(calls) == sorted({*images, b"no image"})
+    assert [pair.reason for pair in chunk.pairs] == [None, None, *("image_undecodable", None) * 2, None]
+    assert chunk.rows.tolist() == [0, 1, 3, 5, 6]
+    assert np.array_equal(chunk.pixels[0], chunk.pixels[1])
+    assert np.array_equal(chunk.pixels[0], chunk.pixels[3])
+    assert not np.array_equal(chunk.pixels[0], chunk.pixels[2])
 
 
 def test_equal_captions_are_encoded_once(encoder: tuple) -> None:

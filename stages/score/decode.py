@@ -1,7 +1,8 @@
 """Read a shard and decode its images, in threads, into chunks of pixels that can travel between processes."""
 
+import hashlib
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings
 
 _WAITING_PER_THREAD: Final = 8
+_RECENT: Final = 64  # decoded images that are kept for rows to come
 Item = TypeVar("Item")
 
 
@@ -110,24 +112,49 @@ class Decode:
                 yield Chunk([pair for pair, _ in rows], np.asarray([i for i, _ in found], np.int64), stacked)
 
     def _in_order(self, pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, npt.NDArray[np.uint8] | None]]:
-        """Decode in parallel; few encoded images wait at a time, since one may have `max_image_bytes`."""
-        waiting: deque[Future[tuple[Pair, npt.NDArray[np.uint8] | None]]] = deque()
+        """Decode in parallel; few encoded images wait at a time, since one may have `max_image_bytes`.
+
+        An image that one of the last few rows has had is not decoded again: several captions of a photograph stand together.
+        """
+        waiting: deque[tuple[Pair, Future[_Decoded]]] = deque()
+        recent: OrderedDict[bytes, Future[_Decoded]] = OrderedDict()
         for pair in pairs:
-            waiting.append(pool.submit(self._decode, pair))
+            image = None if pair.reason else pair.image
+            key = hashlib.sha256(image or b"").digest()
+            recent[key] = recent.pop(key) if key in recent else pool.submit(self._pixels, image)  # the newest is last
+            waiting.append((pair, recent[key]))
+            if len(recent) > _RECENT:
+                recent.popitem(last=False)
             if len(waiting) > _WAITING_PER_THREAD * self._num_threads:
-                yield waiting.popleft().result()
+                yield _with_pixels(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _with_pixels(*waiting.popleft())
 
     def _decode(self, pair: Pair) -> tuple[Pair, npt.NDArray[np.uint8] | None]:
-        if pair.reason is not None or pair.image is None:
-            return pair, None
-        limit = self._options.max_image_pixels
+        done: Future[_Decoded] = Future()
+        done.set_result(self._pixels(None if pair.reason else pair.image))
+        return _with_pixels(pair, done)
+
+    def _pixels(self, image: bytes | None) -> "_Decoded":
+        if image is None:
+            return None
         try:
-            pixels, edge = decode_image(pair.image, self._preprocess, size_px=self._size, max_pixels=limit)
+            return decode_image(image, self._preprocess, size_px=self._size, max_pixels=self._options.max_image_pixels)
         except UndecodableImage as error:
-            return pair.quarantine(error.reason, error.detail), None
-        return replace(pair, image=None, edge=edge), pixels
+            return error
+
+
+_Decoded = tuple[npt.NDArray[np.uint8], int] | UndecodableImage | None
+
+
+def _with_pixels(pair: Pair, decoded: "Future[_Decoded]") -> tuple[Pair, npt.NDArray[np.uint8] | None]:
+    """Return a pair with what its image turned out to be, and the pixels where there are any."""
+    found = decoded.result()
+    if found is None:
+        return pair, None
+    if isinstance(found, UndecodableImage):
+        return pair.quarantine(found.reason, found.detail), None
+    return replace(pair, image=None, edge=found[1]), found[0]
 
 
 def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:

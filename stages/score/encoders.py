@@ -30,6 +30,7 @@ TRIM_TOLERANCE: Final = 1e-5
 # fp32 means fp32: left to itself, cuDNN rounds what convolutions read to TF32, which moved cosines by up to .0015
 torch.backends.cudnn.allow_tf32 = False
 _MOST_CHARACTERS: Final = 20  # of a token, on average over a whole caption; common ones have 4
+_COMPARED_BYTES: Final = 64
 _PROBES: Final = (
     "a dog",
     "!",
@@ -122,8 +123,9 @@ class OpenClipEncoder:
         self.dim = self.encode_captions(_PROBES[:1]).shape[1]
 
     def encode_images(self, pixels: Pixels) -> Features:
-        """Return unit vectors, float32 (n, d), of uint8 RGB pixels (n, h, w, 3)."""
-        return self._in_batches(self._image_batch, np.ascontiguousarray(pixels))
+        """Return unit vectors, float32 (n, d), of uint8 RGB pixels (n, h, w, 3); each distinct image is encoded once."""
+        first, inverse = distinct_images(pixels)
+        return self._in_batches(self._image_batch, np.ascontiguousarray(pixels[first]))[inverse]
 
     def encode_captions(self, captions: Sequence[str]) -> Features:
         """Return unit vectors, float32 (n, d); each distinct caption is encoded once, short ones on few tokens."""
@@ -172,6 +174,26 @@ class OpenClipEncoder:
             done.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
             start += self.batch_size
         return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
+
+
+def distinct_images(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where each distinct image stands first, int64 (k,), and which of those each row shows, int64 (n,).
+
+    Images are compared whole where the same few of their bytes agree.
+    """
+    rows = pixels.reshape(len(pixels), -1)
+    few = np.ascontiguousarray(rows[:, :: max(1, rows.shape[1] // _COMPARED_BYTES)])
+    seen: dict[bytes, list[int]] = {}
+    first: list[int] = []
+    inverse = np.empty(len(rows), np.int64)
+    for number, row in enumerate(rows):
+        alike = seen.setdefault(few[number].tobytes(), [])
+        place = next((place for place in alike if np.array_equal(rows[first[place]], row)), len(first))
+        if place == len(first):
+            first.append(number)
+            alike.append(place)
+        inverse[number] = place
+    return np.asarray(first, np.int64), inverse
 
 
 def shortened(captions: Iterable[str], tokenizer: Any) -> list[str]:

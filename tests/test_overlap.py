@@ -6,17 +6,19 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from conftest import EMOJI, SMALL_MODEL, make_tar, parts_of
-from test_cluster import in_a_process
-from test_training import Pairsan
+from raylets import in_a_process
 
 from manifests import open_round
 
 pytestmark = [pytest.mark.whole]
 
+Pairsan = Callable[..., Result]
 # the first matching trains the model itself, on all pairs, so that there is something to look with after seconds
 SETTINGS = {
     **{"model": SMALL_MODEL, "scorer": "model", "warmup_passes": 1, "matching_passes": 1, "slow_learning_rate": 2e-3},

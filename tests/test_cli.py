@@ -34,10 +34,10 @@ FLAGS = {
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
-    "train": "--rounds --warmup-passes --scorer --look-again --risky --first-matching --matching-passes"
+    "train": "--rounds --warmup-passes --scorer --look-again --overlap --risky --first-matching --matching-passes"
     " --learning-rate --train-batch-size"
     " --train-workers --train-precision --warmup-views --train-seed",
-    "scout": "--scout-passes",
+    "scout": "--scout-passes --scout-model",
 }
 SURFACE = {
     "clean": "data --out --json",
@@ -45,7 +45,7 @@ SURFACE = {
     "repeats": "data --out --more-than --captions-more-than --json",
     "embed": "data --out --json",
     "split": "run --scores-round --json",
-    "rescore": "run --json",
+    "rescore": "run --trained-on --json",
     "watch": "run --checkpoints --every --settle --once --keep-last --on-sealed",
     "config": "--profile --for --markdown",
     "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key --sort --limit --columns --format"
@@ -149,7 +149,7 @@ def test_flags_named_in_the_docs_exist() -> None:
     known |= {"--benchmark", "--vs", "--no-index", "--strict", "--arm", "--reword", "--exchange", "--seeds", "--attack"}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = re.sub(r"`[^`]*python -m[^`]*`", "", page.read_text())  # flags of benchmarks
-        text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip |mkdocs).*$", "", text)
+        text = re.sub(r"(?m)^.*(python -m|python examples|docker build|pip |mkdocs|#SBATCH|srun ).*$", "", text)
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page.name
 
 

@@ -133,6 +133,7 @@ def test_equal_images_are_encoded_once(encoder: tuple, monkeypatch: pytest.Monke
     rows = np.stack([pixels[0], pixels[1], pixels[0], almost, pixels[1], pixels[2]])
     first, inverse = distinct_images(rows)
     assert (first.tolist(), inverse.tolist()) == ([0, 1, 3, 5], [0, 1, 0, 2, 1, 3])
+    assert [found.tolist() for found in distinct_images(rows[:0])] == [[], []]
     encoded, batch = [], ours._image_batch
     monkeypatch.setattr(ours, "_image_batch", lambda images: encoded.append(len(images)) or batch(images))
     features = ours.encode_images(rows)

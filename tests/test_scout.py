@@ -1,6 +1,8 @@
 """The scout: trained on everything, asked once, given up."""
 
+import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +60,25 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     history = position(open_store(run))["history"]
     assert [(entry["kind"], entry["manifest"]) for entry in history[-2:]] == [("round", 1), ("round", 1)]
     assert len(history) == 5
+
+
+def test_a_scout_may_be_a_smaller_model_and_the_printed_commands_work_from_anywhere(
+    tmp_path: Path, few: Path, pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, home = tmp_path / "run", tmp_path / "home"
+    shutil.copytree(SMALL_MODEL, home / "model")
+    config = json.loads((home / "model" / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] |= {"width": 8}
+    config["model_cfg"]["text_cfg"] |= {"layers": 1, "width": 32, "heads": 2}
+    (home / "small").mkdir()
+    (home / "small" / "open_clip_config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(home)
+    options = ("--model", "model", "--rounds", 1, "--scout-model", "small", "--scout-passes", 1, "--train-batch-size", 20)
+    options += ("--executor", "local")
+    said = pairsan("run", few, "--out", run, *options, "--crowded-share", 0.2, "--neighbours", 4, "--until-round", 0).output
+    monkeypatch.chdir(tmp_path)
+    pairsan(*shlex.split(said.split("next: pairsan ")[1].splitlines()[0]))
+    pairsan("train", run, "--round", 1)
+    scout, model = (load_file(run / "checkpoints" / f"{name}.safetensors") for name in ("scout-0000", "round-0001"))
+    sizes = [sum(values.numel() for values in weights.values()) for weights in (scout, model)]
+    assert sizes[0] < 0.7 * sizes[1]

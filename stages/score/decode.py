@@ -81,7 +81,8 @@ class Decode:
 
     def pixels(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
         """Return the pixels of each pair, uint8 (size, size, 3), decoded in the threads of a pool; None where it cannot be."""
-        return [pixels for _, pixels in pool.map(self._decode, pairs)]
+        found = pool.map(self._decode, [None if pair.reason else pair.image for pair in pairs])
+        return [decoded[0] if isinstance(decoded, tuple) else None for decoded in found]
 
     def views(
         self, pairs: list[Pair], crops: list[tuple[Crop, ...]], cutter: Crops, pool: ThreadPoolExecutor
@@ -121,21 +122,18 @@ class Decode:
         for pair in pairs:
             image = None if pair.reason else pair.image
             key = hashlib.sha256(image or b"").digest()
-            recent[key] = recent.pop(key) if key in recent else pool.submit(self._pixels, image)  # the newest is last
+            recent[key] = recent.pop(key) if key in recent else pool.submit(self._decode, image)  # the newest is last
             waiting.append((pair, recent[key]))
             if len(recent) > _RECENT:
                 recent.popitem(last=False)
             if len(waiting) > _WAITING_PER_THREAD * self._num_threads:
-                yield _with_pixels(*waiting.popleft())
+                oldest, decoded = waiting.popleft()
+                yield _with_pixels(oldest, decoded.result())
         while waiting:
-            yield _with_pixels(*waiting.popleft())
+            oldest, decoded = waiting.popleft()
+            yield _with_pixels(oldest, decoded.result())
 
-    def _decode(self, pair: Pair) -> tuple[Pair, npt.NDArray[np.uint8] | None]:
-        done: Future[_Decoded] = Future()
-        done.set_result(self._pixels(None if pair.reason else pair.image))
-        return _with_pixels(pair, done)
-
-    def _pixels(self, image: bytes | None) -> "_Decoded":
+    def _decode(self, image: bytes | None) -> "_Decoded":
         if image is None:
             return None
         try:
@@ -147,9 +145,8 @@ class Decode:
 _Decoded = tuple[npt.NDArray[np.uint8], int] | UndecodableImage | None
 
 
-def _with_pixels(pair: Pair, decoded: "Future[_Decoded]") -> tuple[Pair, npt.NDArray[np.uint8] | None]:
+def _with_pixels(pair: Pair, found: _Decoded) -> tuple[Pair, npt.NDArray[np.uint8] | None]:
     """Return a pair with what its image turned out to be, and the pixels where there are any."""
-    found = decoded.result()
     if found is None:
         return pair, None
     if isinstance(found, UndecodableImage):

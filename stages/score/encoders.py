@@ -6,6 +6,7 @@ is loaded, and a model for which the two differ gets the full length.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -181,7 +182,7 @@ def distinct_images(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 
     Images are compared whole where the same few of their bytes agree.
     """
-    rows = pixels.reshape(len(pixels), -1)
+    rows = pixels.reshape(len(pixels), math.prod(pixels.shape[1:]))
     few = np.ascontiguousarray(rows[:, :: max(1, rows.shape[1] // _COMPARED_BYTES)])
     seen: dict[bytes, list[int]] = {}
     first: list[int] = []

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from stages.stage import Stage
 pytestmark = pytest.mark.whole
 
 PAIRSAN = Path(sys.executable).parent / "pairsan"
+WORKER = "ray::Worker"  # what Ray calls the processes of our actor: its class, then the method in work
 SHARDS = [Shard(f"{i:05d}.tar", f"/x/{i:05d}.tar", "tar", 1) for i in range(6)]
 
 
@@ -219,9 +221,15 @@ def test_ray_gives_the_same_bytes_as_one_process(
     assert parts_of(tmp_path / "run") == parts_of(uncut)
 
 
-def begin(data: Path, out: Path, tiny: str) -> subprocess.Popen[str]:
+@contextmanager
+def begun(data: Path, out: Path, tiny: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `pairsan clean` beside the test, and no longer than it."""
     command = [PAIRSAN, "clean", data, "--checkpoint", tiny, "--out", out, "--keep-share", "0.5", "--workers", "1"]
-    return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+        try:
+            yield driver
+        finally:
+            driver.kill()
 
 
 def wait_for_parts(run: Path, number: int) -> None:
@@ -242,19 +250,17 @@ def test_kill_9_of_a_worker_and_of_the_driver_leaves_what_an_uncut_run_leaves(
 ) -> None:
     """One run loses its worker, then its driver, and is started again; another is never touched."""
     data, cut, whole = EMOJI / "train", tmp_path / "cut", tmp_path / "whole"
-    before = set(processes("ray::_Worker"))
-    driver = begin(data, cut, tiny)
-    wait_for_parts(cut, 2)
-    workers = set(processes("ray::_Worker")) - before
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    wait_for_parts(cut, 4)
-    driver.kill()
-    driver.communicate()
+    before = set(processes(WORKER))
+    with begun(data, cut, tiny) as driver:
+        wait_for_parts(cut, 2)
+        workers = set(processes(WORKER)) - before
+        assert workers, driver.poll()
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        wait_for_parts(cut, 4)
     assert not (cut / "rounds/0001/manifest.json").exists()
-    again = begin(data, cut, tiny)
-    output, _ = again.communicate(timeout=180)
+    with begun(data, cut, tiny) as again:
+        output, _ = again.communicate(timeout=180)
     assert again.returncode == 0, output
     done_before = re.search(r"embed: 11/11 shards, (\d+) done before", output)
     assert done_before is not None, output

@@ -22,7 +22,15 @@ Pairsan = Callable[..., Result]
 # the first matching trains the model itself, on all pairs, so that there is something to look with after seconds
 SETTINGS = {
     **{"model": SMALL_MODEL, "scorer": "model", "warmup_passes": 1, "matching_passes": 1, "slow_learning_rate": 2e-3},
-    **{"rounds": 4, "train_batch_size": 32, "keep_share": 0.4, "growth": 0.05, "sit_out_folds": 4, "look_again": 1},
+    **{
+        "rounds": 4,
+        "train_batch_size": 32,
+        "keep_share": 0.4,
+        "if_unseparable": "accept",
+        "growth": 0.05,
+        "sit_out_folds": 4,
+        "look_again": 1,
+    },
     **{"learning_rate": 1e-3, "least_crop": 0.85, "alpha": 0.5, "max_p_mismatch": 0.9},
 }
 GIVEN = [*(f"--set={name}={value}" for name, value in SETTINGS.items()), "--overlap", "--workers", "1"]

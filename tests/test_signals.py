@@ -19,7 +19,8 @@ from manifests.reading import open_round
 from manifests.schema import Reason, scores_schema
 from stages.histogram import Histogram, count
 from stages.label.crowds import crowd_cut
-from stages.label.decide import Limit, decide
+from stages.label.decide import decide
+from stages.label.limits import Limit
 from stages.label.settings import SplitSettings
 from stages.score.hashes import caption_hashes, image_hashes
 from stages.signals.neighbourhood import Neighbourhood

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
 from stages.histogram import NUM_BINS, grid_values
-from stages.label.decide import Limit, decide
+from stages.label.decide import decide
 from stages.label.label_table import label_table
+from stages.label.limits import Limit
 from stages.label.settings import SplitSettings
 from stages.score.embed import on_grid
 

@@ -104,7 +104,18 @@ def test_a_run_on_two_workers(tmp_path: Path, ray_cluster: None, pairsan: Any, e
     for shard in range(2):
         (data / f"{shard}.tar").write_bytes(make_tar(emoji_members[shard * 60 : (shard + 1) * 60]))
     options = ("--model", EMOJI / "demo-model", "--warmup-passes", 1, "--rounds", 1, "--train-workers", 2)
-    options += ("--rule", "keep-share", "--keep-share", 0.5, "--scorer", "locked", "--set", "scorer_folds=2")
+    options += (
+        "--rule",
+        "keep-share",
+        "--keep-share",
+        0.5,
+        "--if-unseparable",
+        "accept",
+        "--scorer",
+        "locked",
+        "--set",
+        "scorer_folds=2",
+    )
     result: Result = pairsan("run", data, "--out", run, *options, "--train-batch-size", 7, code=2)
     assert "train_batch_size = 7 cannot be shared evenly by 2 workers" in result.stderr
     run = tmp_path / "other"

@@ -32,7 +32,14 @@ def settings(model: str, safe: float) -> RunConfig:
     """Return the settings of a run that looks again each round."""
     given = {
         **{"model": model, "executor": "local", "scorer": "model", "warmup_passes": 1, "matching_passes": 1, "rounds": 2},
-        **{"keep_share": safe, "growth": 0.01, "sit_out_folds": 8, "look_again": 1, "train_batch_size": 64},
+        **{
+            "keep_share": safe,
+            "if_unseparable": "accept",
+            "growth": 0.01,
+            "sit_out_folds": 8,
+            "look_again": 1,
+            "train_batch_size": 64,
+        },
         **{"slow_learning_rate": 5e-4, "least_crop": 0.9},
     }
     return load_config(None, given, command="run")

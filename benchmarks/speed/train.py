@@ -97,7 +97,7 @@ def seal(folder: Path, share: float) -> Manifest:
     """Return a sealed round of the shards in which this share is safe."""
     run = folder / f"run-{share}"
     command = [Path(sys.executable).parent / "pairsan", "clean", folder / "shards", "--checkpoint", EMOJI / "tiny-clip"]
-    command += ["--out", run, "--executor", "local", "--keep-share", share]
+    command += ["--out", run, "--executor", "local", "--keep-share", share, "--if-unseparable", "accept"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
     return open_round(run)
 

@@ -37,7 +37,7 @@ MATRIX: Final[dict[str, list[str]]] = {
     "scout": ["run", DATA, "--out", "scout", "--model", DEMO, "--rounds", "2", *LOCAL],
     "locked": [
         *["run", DATA, "--out", "locked", "--model", DEMO, "--rounds", "2", "--scorer", "locked", "--warmup-passes", "1"],
-        *["--matching-passes", "1", "--keep-share", "0.4", *LOCAL],
+        *["--matching-passes", "1", "--keep-share", "0.4", "--if-unseparable", "accept", *LOCAL],
     ],
     "rescore": [
         "rescore",

@@ -64,7 +64,20 @@ def scored(cell: Cell, out: Path, rate: float) -> Path:
     )
     if not (run / "rounds/0001/manifest.json").exists():
         weights = run / "checkpoints/round-0000.safetensors"
-        pairsan("rescore", run, "--checkpoint", weights, "--canaries", 2000, "--rule", "keep-share", "--keep-share", 0.1)
+        pairsan(
+            "rescore",
+            run,
+            "--checkpoint",
+            weights,
+            "--canaries",
+            2000,
+            "--rule",
+            "keep-share",
+            "--keep-share",
+            0.1,
+            "--if-unseparable",
+            "accept",
+        )
     return run
 
 

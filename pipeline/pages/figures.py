@@ -11,7 +11,7 @@ from manifests.reading import Manifest, open_round
 from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
 from pipeline.queries.inspection import Query, sealed_off
-from pipeline.queries.summary import profile_of, voices_of
+from pipeline.queries.summary import known_of, mixture_ruled, profile_of, voices_of
 
 BINS: Final = 120
 _UNUSUAL: Final = 12
@@ -43,6 +43,8 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
             for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null", "strata")
         },
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
+        "known": known_of(manifest.seal),
+        "mixture_ruled": mixture_ruled(manifest.seal),
         "histogram": histogram(gallery),
         "rounds": list(rounds(manifest)),
         "spreads": spreads(manifest),

@@ -22,7 +22,7 @@ Axes = Any
 
 
 def cosines(figures: dict[str, Any]) -> str:
-    """Draw the histogram of cosines by label, both components of the mixture, and the cut."""
+    """Draw the histogram of cosines by label, the cut, and what decided: the null, or the mixture where that one ruled."""
 
     def draw(axes: Axes) -> None:
         bins = figures["histogram"]
@@ -34,7 +34,9 @@ def cosines(figures: dict[str, Any]) -> str:
                 left, heights, width, bottom=below, align="edge", color=COLOURS[label], alpha=0.75, label=label, linewidth=0
             )
             below += heights
-        mixture, total = figures["mixture"], below.sum()
+        mixture, total = figures["mixture"] if figures["mixture_ruled"] else None, below.sum()
+        if mixture is None and (figures["null"] or {}).get("mismatched_share"):
+            _null(axes, figures["null"], total, width)
         if mixture is not None:
             x = np.linspace(left[0], left[-1] + width, 400)
             for weight, mean, std, name in zip(
@@ -52,6 +54,15 @@ def cosines(figures: dict[str, Any]) -> str:
         axes.legend(frameon=False, fontsize=8)
 
     return _svg(draw, (8.0, 3.2)) if figures["histogram"] else ""
+
+
+def _null(axes: Axes, null: dict[str, Any], total: float, width: float) -> None:
+    """Draw how exchanged pairs score, as many of them as are estimated to be among the pairs."""
+    places, counts = np.asarray(null["cosines"]), np.asarray(null["counts"], float)
+    edges = np.arange(places.min(), places.max() + 4 * width, 2 * width)  # twice as coarse: the null is a fraction of the rows
+    heights = np.histogram(places, edges, weights=counts)[0] / counts.sum() * null["mismatched_share"] * total / 2
+    label = f"mismatched, estimated ({null['mismatched_share']:.1%} of all)"
+    axes.stairs(heights, edges, color="#222", linewidth=1.2, linestyle="--", label=label)
 
 
 def over_rounds(figures: dict[str, Any]) -> str:

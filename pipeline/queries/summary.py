@@ -23,14 +23,9 @@ def of_round(manifest: Manifest) -> str:
     if skipped := seal["plan"]["scores"]["dataset"].get("skipped"):
         lines.append(f"    {len(skipped)} of the data were left out, as they cannot be read, e.g. {printable(skipped[0], 200)}")
     lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]
-    if seal["mixture"]:
+    if seal["mixture"] and mixture_ruled(seal):
         lines += [f"  mixture   {_mixture(seal['mixture'])}"]
-    null = seal.get("null") or {}
-    if "mismatched_share" in null:
-        stated = f"{null['stated_mismatched_in_safe']:.2%} of the safe rows (asked: {seal['plan']['split']['alpha']:.2%})"
-        lines += [
-            f"  mismatch  estimated {null['mismatched_share']:.2%} of all rows, {stated}, by {null['num']:,} mismatched pairs"
-        ]
+    lines += [f"  {word:<10}{text}" for word, text in known_of(seal)]
     strata = seal.get("strata") or {}
     for found in strata.get("of", ()) if strata.get("by") != "before" else ():
         cut = "nothing is safe" if found["cut"] is None else f"safe where cosine >= {found['cut']:.4f}"
@@ -43,6 +38,31 @@ def of_round(manifest: Manifest) -> str:
     folder = f"rounds/{manifest.number:04d}/manifest"
     lines += [f"  manifest  {manifest.path if manifest.run.is_local else f'{manifest.run.uri} : {folder}'}"]
     return "\n".join(lines)
+
+
+def mixture_ruled(seal: dict[str, Any]) -> bool:
+    """Return whether the two Gaussians decided anything; under other rules they are fitted and ask to be believed in vain."""
+    return seal["rule"] in ("monotone", "published")
+
+
+def known_of(seal: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the null says of the score and of the safe rows: a word and a sentence each, whatever the rule."""
+    null = seal.get("null") or {}
+    if "separation" not in null:
+        few = f"only {null['num']:,} mismatched pairs" if null else "no mismatched pairs"
+        return [("score", f"not known how well it tells pairs apart: {few} to measure by")]
+    verdict = "" if null["separates"] else "; it says NOTHING about which pairs match"
+    lines = [
+        ("score", f"AUROC {null['separation']:.3f} against {null['num']:,} exchanged pairs (0.5: none told apart){verdict}")
+    ]
+    if null["stated_mismatched_in_safe"] is None:
+        return [*lines, ("mismatch", "not known of the safe rows: none of them sat out")] if seal.get("before") else lines
+    asked = seal["plan"]["split"]
+    goal = f", asked: {asked['alpha']:.2%}" if seal["rule"] == "calibrated" else ""
+    span = f"95 % interval {null['stated_low']:.2%} to {null['stated_high']:.2%}"
+    text = f"estimated {null['stated_mismatched_in_safe']:.2%} of the safe rows ({span}{goal})"
+    whole = null["mismatched_share"]
+    return [*lines, ("mismatch", text if whole is None else f"{text}, {whole:.2%} of all rows")]
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def decide_round(executor: Executor, round_: Round, totals: Totals, signals: Sig
     if round_.before is None:
         decision = decide(totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata)
     else:
-        past = read_seal(round_.run, round_.before).get("separation")
+        past = read_seal(round_.run, round_.before).get("separation")  # of rows out of sample; a split's is of all of them
         decision = look_again(totals.histogram, round_.split, totals.strata, signals=values, before=past)
     found = leaks(canaries, decision)
     check_leaks(found, round_.split)

@@ -1,5 +1,7 @@
 """Which round comes next, which one is meant, and how much of it may be safe."""
 
+from typing import Any
+
 from manifests.errors import ConfigError, RunError
 from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers, sealed_rounds
 from manifests.store import Store
@@ -47,17 +49,32 @@ def grown(run: Store, options: SplitSettings, *, before: int) -> SplitSettings:
         options: The settings; returned as they are without `growth`, where no round is sealed yet, and where the rule looks
             again, which takes that much back.
         before: Only rounds of lower numbers count.
+
+    Raises:
+        ConfigError: The cap lies below what is safe already.
     """
     sealed = sealed_rounds(run, before)
     if options.growth is None or not sealed or options.rule == "look-again":
         return options
-    seal = read_seal(run, max(sealed))
+    number = max(sealed)
+    seal = read_seal(run, number)
     last: float = (
         seal["share_above_cut"] if "share_above_cut" in seal else seal["safe_share"]
     )  # before limits of signals, which do not grow
+    if options.cap < last and not _ties_at(seal, options.cap):
+        raise ConfigError(
+            f"growth = {options.growth:g} has no effect: round {number} keeps {last:.2%} of the scored rows, above cap = "
+            f"{options.cap:g}, and growth never shrinks; give a higher --cap, or leave --growth out"
+        )
     share = round(min(options.cap, last + options.growth), 9)
     rule = "published" if options.rule == "published" else "keep-share"
     return options.model_copy(update={"rule": rule, "keep_share": share, "min_cosine": None})
+
+
+def _ties_at(seal: dict[str, Any], cap: float) -> bool:
+    """Return whether a round keeps more than a cap only because rows that tie at its cut are kept together."""
+    asked = seal["plan"]["split"].get("keep_share")
+    return asked is not None and asked <= cap
 
 
 def looked_at(run: Store, config: RunConfig, number: int, trained_on: int | None = None) -> dict[str, int]:

@@ -149,15 +149,15 @@ def _by_other_weights(round_: Round, number: int) -> bool:
 
 
 def _null(nulls: Histogram, decision: Decision) -> dict[str, Any] | None:
-    """Return what is known of mismatched pairs: their number, a coarse histogram, and the calibration, where it was used."""
+    """Return what is known of mismatched pairs, and by them of the score: whatever the rule; see `stages.label.reliability`."""
     if not nulls.num_rows:
         return None
     values, counts = nulls.coarse(_NULL_BINS)
     found = {"num": nulls.num_rows, "cosines": values.round(6).tolist(), "counts": counts.astype(int).tolist()}
-    known = decision.calibration
-    if known is not None and decision.cut is not None:
-        stated = known.tail_at(decision.cut)
-        found |= {"mismatched_share": known.mismatched_share, "stated_mismatched_in_safe": stated}
+    known = decision.reliability
+    if known is not None:
+        found |= {"separation": known.separation, "separates": known.separates, "mismatched_share": known.mismatched_share}
+        found |= {"stated_mismatched_in_safe": known.of_safe, "stated_low": known.low, "stated_high": known.high}
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import beta
 from sklearn.isotonic import IsotonicRegression
 
 from stages.histogram import NUM_BINS, Counts, Histogram, grid_bins, grid_values
@@ -20,6 +21,8 @@ from stages.histogram import NUM_BINS, Counts, Histogram, grid_bins, grid_values
 _STARTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 _COARSE: Final = 512
 FEWEST_NULLS: Final = 1_000
+LEAST_NULLS: Final = 200  # below `FEWEST_NULLS` the upper end of the interval stands in for the estimate
+_Z: Final = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +62,42 @@ def calibrate(pairs: Histogram, nulls: Histogram, *, errors: float = 1.0) -> Cal
 
     Args:
         pairs: Cosines of all scored pairs, one at least.
-        nulls: Cosines of mismatched pairs, `FEWEST_NULLS` at least for the result to mean anything.
+        nulls: Cosines of mismatched pairs, `LEAST_NULLS` at least for the result to mean anything.
         errors: Standard errors that are added to the estimate of pi0. Above 0 few rows do not let mismatches in; below 0 they
             do not throw matches out.
     """
     num, num_nulls = pairs.num_rows, max(1, nulls.num_rows)
     above, above_null = _at_least(pairs.counts) / num, _at_least(nulls.counts) / num_nulls
-    share = _mismatched_share(1.0 - above, 1.0 - above_null, num, errors)
+    few = num_nulls < FEWEST_NULLS
+    share = mismatched_share(pairs, nulls, max(errors, _Z) if few else errors)
+    if few:
+        above_null = _upper(above_null, num_nulls)
     with np.errstate(divide="ignore", invalid="ignore"):
         tail = np.where(above > 0, np.minimum(1.0, share * above_null / above), np.inf)  # nobody is there: nothing to claim
     return Calibration(share, nulls.num_rows, tail, _local(pairs.counts, nulls.counts, share))
+
+
+def _upper(shares: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.float64]:
+    """Return the upper ends of the 95 % intervals (Clopper-Pearson) of shares of so many."""
+    hits = np.rint(shares * num).astype(int)
+    ends = beta.ppf(0.975, np.arange(num) + 1, num - np.arange(num))
+    found: npt.NDArray[np.float64] = np.append(ends, 1.0)[hits]
+    return found
 
 
 def _at_least(counts: Counts) -> npt.NDArray[np.float64]:
     return counts[::-1].cumsum()[::-1].astype(np.float64)
 
 
-def _mismatched_share(below: npt.NDArray[np.float64], below_null: npt.NDArray[np.float64], num: int, errors: float) -> float:
+def mismatched_share(pairs: Histogram, nulls: Histogram, errors: float) -> float:
     """Return pi0: where only mismatches lie, the data hold pi0 times what the null does.
 
     Every starting point gives an estimate that matching pairs can only raise; the lowest is taken, each with some of its
     standard error on top.
     """
+    num = pairs.num_rows
+    below = 1.0 - _at_least(pairs.counts) / num
+    below_null = 1.0 - _at_least(nulls.counts) / max(1, nulls.num_rows)
     found = []
     for start in _STARTS:
         place = min(int(np.searchsorted(below_null, start)), NUM_BINS - 1)

@@ -1,49 +1,21 @@
 """Label policy: from the histogram of all cosines to one decision that every shard can apply by itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import SplitRefused
-from manifests.schema import COSINE_STEP, LIMITS, SIGNAL_TABLE, Bound, Reason
+from manifests.schema import NUM_NULLS
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
-from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate
-from stages.label.crowds import crowd_cut
+from stages.label.calibration import FEWEST_NULLS, LEAST_NULLS, Calibration, calibrate
+from stages.label.limits import Limit, limits_of
 from stages.label.mixture import Mixture, fit_mixture, published_mixture
+from stages.label.reliability import LEAST_SEPARATION, Reliability, reliability
 from stages.label.settings import SplitSettings
 from stages.label.strata import Codes, Strata, calibrate_strata
-
-_MOST_CROWDED: Final = 0.5
-_TOPS: Final = {signal.name: signal.top for signal in SIGNAL_TABLE}
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What a signal of a safe row may be at most and at least.
-
-    Attributes:
-        reason: Of the rows beyond it.
-        signal: Field of the `signals` column.
-        least: Lower values are not safe; None for no bound.
-        most: Higher values are not safe; None for no bound.
-    """
-
-    reason: Reason
-    signal: str
-    least: float | None = None
-    most: float | None = None
-
-    def allows(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Return which values are inside, bool (n,); NaN never is: what is not known is not safe."""
-        inside = ~np.isnan(values)
-        if self.least is not None:
-            inside &= values >= self.least
-        if self.most is not None:
-            inside &= values <= self.most
-        return inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +35,7 @@ class Decision:
         calibration: What was estimated from the measured null, under `calibrated`; else None.
         strata: The same for groups of rows, with cuts of their own; None without.
         separation: Of a round that looks again: AUROC of pairs against mismatched pairs, out of sample.
+        reliability: What the null says of the score, whatever the rule; None where there are too few mismatched pairs.
     """
 
     rule: str
@@ -77,6 +50,7 @@ class Decision:
     calibration: Calibration | None = None
     strata: Strata | None = None
     separation: float | None = None
+    reliability: Reliability | None = None
 
     @property
     def share_above_cut(self) -> float:
@@ -150,80 +124,67 @@ def decide(
         # strata may find safe rows where no single cut does; the seal's `cut` is then the lowest of theirs
         cut = cut if cut is not None or not groups.num_safe else float(groups.cuts.min())
     num_safe = groups.num_safe if groups else _num_safe(histogram, mixture, cut, min_posterior)
-    doubts = () if published else tuple(_doubts(mixture, cut, num_safe / num_scored, settings, calibration))
-    rule = settings.rule
-    if doubts:
-        if settings.if_unseparable == "fail" or settings.fallback_share is None:
-            raise SplitRefused(_refusal(doubts, num_scored, settings))
-        rule, cut = "quantile", histogram.cut_for_share(settings.fallback_share)  # type: ignore[assignment]
-        num_safe, calibration, groups = histogram.num_at_least(cut), None, None
-    limits = limits_of(settings, signals or {})
-    ranks = histogram.ranks()
-    return Decision(rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, doubts, limits, calibration, groups)
+    limits, ranks = limits_of(settings, signals or {}), histogram.ranks()
+    found = Decision(settings.rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, (), limits, calibration, groups)
+    found = _with_reliability(found, histogram, nulls, strata)
+    doubts = tuple(_doubts(found, settings))
+    return replace(found, doubts=doubts) if not doubts or published else _doubted(found, doubts, settings, histogram, nulls)
+
+
+def _doubted(
+    found: Decision, doubts: tuple[str, ...], settings: SplitSettings, histogram: Histogram, nulls: Histogram | None
+) -> Decision:
+    """Return what is sealed all the same, as was asked for by name: this split, or a share in its place.
+
+    Raises:
+        SplitRefused: It was not.
+    """
+    has_cut = found.cut is not None
+    if settings.if_unseparable == "accept" and has_cut:
+        return replace(found, doubts=doubts)
+    if settings.if_unseparable == "quantile" and found.rule == "keep-share":
+        return replace(found, doubts=doubts)  # a later round of a run that grows by a share
+    if settings.if_unseparable != "quantile" or settings.fallback_share is None:
+        raise SplitRefused(_refusal(found, doubts, settings))
+    cut = histogram.cut_for_share(settings.fallback_share)
+    share = replace(found, rule="quantile", cut=cut, min_posterior=None, num_safe=histogram.num_at_least(cut), doubts=doubts)
+    return _with_reliability(replace(share, calibration=None, strata=None), histogram, nulls, None)
+
+
+def _with_reliability(
+    found: Decision, histogram: Histogram, nulls: Histogram | None, strata: Mapping[int, tuple[Histogram, Histogram]] | None
+) -> Decision:
+    """Add what the null says of the score and of the rows that it calls safe; with strata, of those of each by its own cut."""
+    has_cut = found.cut is not None or found.min_posterior is not None
+    known = reliability(histogram, nulls, found.is_safe if has_cut and found.strata is None else None, found.num_safe)
+    if known is None or found.strata is None:
+        return replace(found, reliability=known)
+    parts = []
+    for code, (pairs, own) in (strata or {}).items():
+        cut, mine = found.strata.cuts[code], own if own.num_rows >= FEWEST_NULLS else nulls
+        num = pairs.num_at_least(cut) if cut <= 1.0 else 0
+        part = reliability(pairs, mine, partial(np.less_equal, np.float32(cut)), num)
+        parts += [(num, part)] if part else []
+    return replace(found, reliability=known.over(parts))
 
 
 def _calibrated(histogram: Histogram, nulls: Histogram | None) -> Calibration:
-    if nulls is None or nulls.num_rows < FEWEST_NULLS:
-        num = 0 if nulls is None else nulls.num_rows
-        raise SplitRefused(
-            f"rule 'calibrated' measures how mismatched pairs score, on {FEWEST_NULLS:,} of them at least, and there are "
-            f"{num:,}. Each row gives 4, in chunks of 8 rows or more; scores of pairsan 0.1.0 have none. Score again, or use "
-            "another rule."
-        )
-    return calibrate(histogram, nulls)
-
-
-def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return values of a signal as histograms hold them: on the grid of cosines, so that [0, 2] is counted as 1 - value."""
-    return (1.0 - values.astype(np.float64)).astype(np.float32) if _TOPS[signal] > 1.0 else values
-
-
-def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
-    """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which.
-
-    Args:
-        settings: They name signals and bounds.
-        counted: Values of signals over all shards, by name.
-
-    Raises:
-        SplitRefused: Crowds would be no minority.
-    """
-    limits: list[Limit] = []
-    for limit, signal in LIMITS:
-        asked = getattr(settings, limit.setting)
-        if not asked or (limit.counted is not None and limit.counted not in counted):
-            continue
-        if limit.counted is None:
-            limits.append(Limit(limit.reason, signal.name, most=asked))
-        else:
-            bound = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
-            limits.append(Limit(limit.reason, signal.name, **bound))
-    return tuple(limits)
-
-
-def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> dict[str, float]:
-    """Return where a share of the rows, or of the ordinary ones, ends; `mirrored` values are counted as 1 - value."""
-    if kind == Bound.CROWD:
-        return {"least": _believed(crowd_cut(values, share), values)}
-    between = COSINE_STEP / 2  # the middle to the next value on the grid: the rows at the cut are among those flagged
-    if kind == Bound.HIGHEST_SHARE:
-        return {"most": 1.0 - values.cut_above_share(share) if mirrored else values.cut_for_share(share) - between}
-    return {"least": 1.0 - values.cut_for_share(share) + between if mirrored else values.cut_above_share(share)}
-
-
-def _believed(cut: float, closeness: Histogram) -> float:
-    """Return a cut that leaves most rows.
-
-    Raises:
-        SplitRefused: It does not, so what was taken for the ordinary rows is no majority.
-    """
-    num = closeness.num_at_least(1.0 - cut + COSINE_STEP / 2)  # what lies at the cut is not nearer than it
-    if num > _MOST_CROWDED * closeness.num_rows:
-        raise SplitRefused(
-            f"{num:,} of {closeness.num_rows:,} scored rows would be crowded (nearer than {cut:.4f} to their k-th neighbour), "
-            f"believed is at most {_MOST_CROWDED:.0%}; choose a --crowded-share, or a larger --reference-rows"
-        )
-    return cut
+    num = 0 if nulls is None else nulls.num_rows
+    if nulls is not None and num >= LEAST_NULLS:
+        return calibrate(histogram, nulls)
+    rows = histogram.num_rows
+    why = (
+        "these scores hold none: its rows lie in shards of fewer than 8, or pairsan 0.1.0 made the scores; pack the data into "
+        "larger shards, or score again into another --out"
+        if num == 0 and rows >= LEAST_NULLS // NUM_NULLS
+        else f"{rows:,} scored rows gave {num:,}"
+    )
+    raise SplitRefused(
+        f"rule 'calibrated' measures how mismatched pairs score, on {LEAST_NULLS:,} of them at least, {NUM_NULLS} a row: "
+        f"{LEAST_NULLS // NUM_NULLS} rows are enough, and below {FEWEST_NULLS // NUM_NULLS} the cut is by the upper end of the "
+        f"interval of its estimate. Here {why}. So few pairs are looked at faster than they are estimated: "
+        "`pairsan split RUN --keep-share 0.9` or --min-cosine, then `pairsan review RUN`"
+    )
 
 
 def _cut(histogram: Histogram, mixture: Mixture | None, settings: SplitSettings) -> tuple[float | None, float | None]:
@@ -259,11 +220,24 @@ def _num_safe(histogram: Histogram, mixture: Mixture | None, cut: float | None, 
     return int(counts[mixture.posterior(values) >= min_posterior].sum())
 
 
-def _doubts(
-    mixture: Mixture | None, cut: float | None, safe_share: float, settings: SplitSettings, calibration: Calibration | None
-) -> list[str]:
+def _doubts(found: Decision, settings: SplitSettings) -> list[str]:
     """Return what speaks against the split. A share or cosine chosen by the user needs no mixture to be believed."""
     doubts: list[str] = []
+    mixture, cut, calibration, safe_share, known = (
+        found.mixture,
+        found.cut,
+        found.calibration,
+        found.share_above_cut,
+        found.reliability,
+    )
+    chooses = found.num_safe < found.num_scored  # a share of 1 leaves it all to the signals, as a scout does
+    if known is not None and chooses and not known.separates and (calibration is None or cut is None):
+        doubts.append(
+            f"the score does not tell pairs from exchanged ones: AUROC {known.separation:.3f} (0.5 says nothing; "
+            f"{LEAST_SEPARATION:g} lies above its 95 % interval)"
+        )
+    if settings.rule == "published":
+        return doubts
     if calibration is not None:
         if cut is None:
             best, share = float(calibration.tail.min()), calibration.mismatched_share
@@ -298,12 +272,27 @@ def _doubts(
     return doubts
 
 
-def _refusal(doubts: tuple[str, ...], num_scored: int, settings: SplitSettings) -> str:
+def _refusal(found: Decision, doubts: tuple[str, ...], settings: SplitSettings) -> str:
     lines = "".join(f"\n  - {doubt}" for doubt in doubts)
-    return (
-        f"the split of {num_scored} scored rows by rule {settings.rule!r} is not believed, so the round stays unsealed:"
+    start = (
+        f"the split of {found.num_scored} scored rows by rule {settings.rule!r} is not believed, so the round stays unsealed:"
         f"{lines}\n"
-        "The scores are kept. Decide with `pairsan split RUN` and one of: --keep-share 0.3 (a share you choose), "
-        "--min-cosine 0.2, --if-unseparable quantile --fallback-share 0.3, or --min-separation with a lower value. Where "
-        "little is mismatched, two components describe the bulk and not the mismatches; a share is then the honest choice."
+    )
+    known = found.reliability
+    if found.calibration is not None or (known is not None and not known.separates):
+        start += (
+            "The remedy is a checkpoint that tells such pairs apart: `pairsan rescore RUN --checkpoint BETTER`. The scores are "
+            "kept. "
+        )
+        if known is not None and not known.separates:
+            return start + (
+                "Any share of this score is a share drawn at random; whoever wants it all the same says so by name, and the "
+                "seal and the report repeat it: `pairsan split RUN --keep-share 0.3 --if-unseparable accept`."
+            )
+        return start + "With this one: `pairsan split RUN` with a larger --alpha, or a --keep-share that you choose."
+    return start + (
+        "The scores are kept. Decide with `pairsan split RUN` and one of: --rule calibrated, which measures how mismatched "
+        "pairs score, --keep-share 0.3 (a share you choose), --min-cosine 0.2, --if-unseparable quantile --fallback-share 0.3, "
+        "or --min-separation with a lower value. Where little is mismatched, two components describe the bulk and not the "
+        "mismatches."
     )

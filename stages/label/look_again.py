@@ -12,14 +12,15 @@ import numpy as np
 from manifests.errors import SplitRefused
 from manifests.schema import VETOES
 from stages.histogram import NUM_BINS, Histogram, grid_values
-from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate
-from stages.label.decide import Decision, limits_of
+from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate, mismatched_share
+from stages.label.decide import Decision
 from stages.label.history import OPEN, SAT_OUT, TRAINED, VETOED
+from stages.label.limits import limits_of
+from stages.label.reliability import LEAST_SEPARATION, Reliability, separation
 from stages.label.settings import SplitSettings
 from stages.label.strata import STRATA, Strata
 
 Groups = Mapping[int, tuple[Histogram, Histogram]]
-LEAST_SEPARATION: Final = 0.55
 LEAST_KEPT: Final = 0.5
 # below it matching pairs score so much like mismatched ones that the estimate of who is which is high by half, and a seventh
 # of the clean rows that sat out were put out (benchmarks/reports/2026-11-27-look-again.md)
@@ -65,6 +66,7 @@ def look_again(
     taken = _most(risky[0], back.cut(settings.alpha, settings.max_p_mismatch), most)
     cuts = {TRAINED: _EVERYTHING, OPEN: taken, SAT_OUT: _EVERYTHING if kept is None else kept, VETOED: _NOTHING}
     strata = _strata(groups, cuts, whole, left)
+    known = _reliability(told_apart, out[0], nulls)
     return Decision(
         rule=settings.rule,
         mixture=None,
@@ -78,13 +80,16 @@ def look_again(
         calibration=whole,
         strata=strata,
         separation=told_apart,
+        reliability=known,
     )
 
 
-def separation(pairs: Histogram, nulls: Histogram) -> float:
-    """Return how often a pair scores above a mismatched one, ties half: area under the ROC curve, in [0, 1]."""
-    below = nulls.counts.cumsum() - nulls.counts / 2
-    return float((pairs.counts * below).sum() / max(1, pairs.num_rows) / max(1, nulls.num_rows))
+def _reliability(told_apart: float, out: Histogram, nulls: Histogram) -> Reliability:
+    """Return what is known of the safe rows: those that sat out are a sample of them that the model has not trained on."""
+    if not out.num_rows:
+        return Reliability(told_apart, told_apart, None)
+    low, middle, high = (mismatched_share(out, nulls, errors) for errors in (-1.96, 1.0, 1.96))
+    return Reliability(told_apart, told_apart, None, middle, low, high)
 
 
 def _check(found: float, before: float | None) -> None:

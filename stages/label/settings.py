@@ -125,11 +125,16 @@ class SplitSettings(Settings):
         "refuse the seal where a larger share of a kind of canary with a foreign caption would be safe",
         when={"canaries": ()},
     )
-    if_unseparable: Literal["fail", "quantile"] = _belief(
-        "fail", "what to do where the mixture cannot be believed: leave unsealed, or keep --fallback-share", when=_MEASURED
+    if_unseparable: Literal["fail", "quantile", "accept"] = _belief(
+        "fail",
+        "what to do where the split cannot be believed: leave unsealed; keep --fallback-share; or seal the split all the same, "
+        "with the doubt in the seal and the report",
+        when={"rule": ("calibrated", "monotone", "min-cosine", "keep-share")},
     )
     fallback_share: Share | None = _belief(
-        None, "share of scored rows kept by `--if-unseparable quantile`", when={"if_unseparable": ("quantile",)}
+        None,
+        "share of scored rows kept by `--if-unseparable quantile`",
+        when={**_MEASURED, "if_unseparable": ("quantile",)},
     )
     min_separation: float = _mixture(
         2.0,

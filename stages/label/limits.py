@@ -1,0 +1,96 @@
+"""Limits of signals: which values a safe row may have, and where a share of all rows ends."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import SplitRefused
+from manifests.schema import COSINE_STEP, LIMITS, SIGNAL_TABLE, Bound, Reason
+from stages.histogram import Histogram
+from stages.label.crowds import crowd_cut
+from stages.label.settings import SplitSettings
+
+_MOST_CROWDED: Final = 0.5
+_TOPS: Final = {signal.name: signal.top for signal in SIGNAL_TABLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a signal of a safe row may be at most and at least.
+
+    Attributes:
+        reason: Of the rows beyond it.
+        signal: Field of the `signals` column.
+        least: Lower values are not safe; None for no bound.
+        most: Higher values are not safe; None for no bound.
+    """
+
+    reason: Reason
+    signal: str
+    least: float | None = None
+    most: float | None = None
+
+    def allows(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which values are inside, bool (n,); NaN never is: what is not known is not safe."""
+        inside = ~np.isnan(values)
+        if self.least is not None:
+            inside &= values >= self.least
+        if self.most is not None:
+            inside &= values <= self.most
+        return inside
+
+
+def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return values of a signal as histograms hold them: on the grid of cosines, so that [0, 2] is counted as 1 - value."""
+    return (1.0 - values.astype(np.float64)).astype(np.float32) if _TOPS[signal] > 1.0 else values
+
+
+def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
+    """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which.
+
+    Args:
+        settings: They name signals and bounds.
+        counted: Values of signals over all shards, by name.
+
+    Raises:
+        SplitRefused: Crowds would be no minority.
+    """
+    limits: list[Limit] = []
+    for limit, signal in LIMITS:
+        asked = getattr(settings, limit.setting)
+        if not asked or (limit.counted is not None and limit.counted not in counted):
+            continue
+        if limit.counted is None:
+            limits.append(Limit(limit.reason, signal.name, most=asked))
+        else:
+            bound = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
+            limits.append(Limit(limit.reason, signal.name, **bound))
+    return tuple(limits)
+
+
+def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> dict[str, float]:
+    """Return where a share of the rows, or of the ordinary ones, ends; `mirrored` values are counted as 1 - value."""
+    if kind == Bound.CROWD:
+        return {"least": _believed(crowd_cut(values, share), values)}
+    between = COSINE_STEP / 2  # the middle to the next value on the grid: the rows at the cut are among those flagged
+    if kind == Bound.HIGHEST_SHARE:
+        return {"most": 1.0 - values.cut_above_share(share) if mirrored else values.cut_for_share(share) - between}
+    return {"least": 1.0 - values.cut_for_share(share) + between if mirrored else values.cut_above_share(share)}
+
+
+def _believed(cut: float, closeness: Histogram) -> float:
+    """Return a cut that leaves most rows.
+
+    Raises:
+        SplitRefused: It does not, so what was taken for the ordinary rows is no majority.
+    """
+    num = closeness.num_at_least(1.0 - cut + COSINE_STEP / 2)  # what lies at the cut is not nearer than it
+    if num > _MOST_CROWDED * closeness.num_rows:
+        raise SplitRefused(
+            f"{num:,} of {closeness.num_rows:,} scored rows would be crowded (nearer than {cut:.4f} to their k-th neighbour), "
+            f"believed is at most {_MOST_CROWDED:.0%}; choose a --crowded-share, or a larger --reference-rows"
+        )
+    return cut

@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -34,6 +34,7 @@ class Reason(StrEnum):
 
     # risky: scored, and not believed
     BELOW_CUT = "below_cut"
+    EXACT_DUPLICATE = "exact_duplicate"  # the very same picture
     NEAR_DUPLICATE = "near_duplicate"
     REPEATED_CAPTION = "repeated_caption"
     CROWDED = "crowded"
@@ -71,7 +72,7 @@ class Voice(StrEnum):
 
 
 # what a later look does not take back, whatever its cosines say
-VETOES: Final = (Reason.NEAR_DUPLICATE, Reason.REPEATED_CAPTION, Reason.CROWDED, Reason.DUPLICATE_UID)
+VETOES: Final = (Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE, Reason.REPEATED_CAPTION, Reason.CROWDED, Reason.DUPLICATE_UID)
 
 
 class Bound(StrEnum):
@@ -92,12 +93,14 @@ class LimitSetting:
         reason: Of the rows beyond it.
         bound: How it bounds the signal.
         counted: Signal whose values over all rows place the bound; None where the setting is the bound itself.
+        witness: Signal, a p-value, that must doubt a row too before it is risky; None where the bound suffices.
     """
 
     setting: str
     reason: Reason
     bound: Bound = Bound.MOST
     counted: str | None = None
+    witness: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ SIGNAL_TABLE: Final = (
         _N,
         2,
         "rows of the whole dataset that share that hash",
-        (LimitSetting("max_image_repeats", Reason.NEAR_DUPLICATE),),
+        (LimitSetting("max_look_alikes", Reason.NEAR_DUPLICATE, witness="accord"),),
     ),
     Signal("caption_cluster_size", _N, 2, "rows of the whole dataset with this caption, but for case, digits and punctuation"),
     Signal("caption_agreement", _F, 2, "cosine of its caption vector with the mean one of its image's neighbours"),
@@ -200,6 +203,16 @@ SIGNAL_TABLE: Final = (
         (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),),
         top=2.0,
     ),
+    Signal(
+        "exact_copy_cluster", _ID, 6, "hash of the image's pixels as the encoder sees them; rows that share it are one picture"
+    ),
+    Signal(
+        "exact_copies",
+        _N,
+        6,
+        "rows of the whole dataset that share these pixels, itself too",
+        (LimitSetting("max_image_repeats", Reason.EXACT_DUPLICATE),),
+    ),
 )
 SIGNALS: Final = pa.struct([pa.field(signal.name, signal.type) for signal in SIGNAL_TABLE])
 # in the order in which they name a row's reason
@@ -228,9 +241,14 @@ SCORES = pa.schema(
         pa.field("image_bytes", pa.int64()),
         pa.field("null_cosines", pa.list_(pa.float32(), NUM_NULLS)),  # of the image with captions of other rows
         pa.field("image_edge", pa.int32()),  # since version 4: px of the encoded image's shorter side
+        pa.field("pixels_hash", pa.int64()),  # since version 6
     ]
 )
-_ADDED = {2: ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"), 4: ("image_edge",)}
+_ADDED = {
+    2: ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"),
+    4: ("image_edge",),
+    6: ("pixels_hash",),
+}
 
 
 def scores_schema(version: int) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""`pairsan repeats`: images that many pairs show and captions that many pairs carry, by hashes in one pass, with no model."""
+"""`pairsan repeats`: images that many pairs show, looks and captions that many have, by hashes in one pass, with no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +41,15 @@ class _Kind:
 
 _IMAGES: Final = _Kind(
     "repeats.parquet",
-    "SELECT image_hash AS common, count(*) AS num_rows FROM parts WHERE image_hash IS NOT NULL "
+    "SELECT pixels_hash AS common, count(*) AS num_rows FROM parts WHERE pixels_hash IS NOT NULL "
     "GROUP BY 1 HAVING num_rows > $most",
+    "SELECT shard, index, pixels_hash AS common FROM parts SEMI JOIN large ON pixels_hash = common",
+)
+# what is one image in all of its rows is listed above
+_LOOKS: Final = _Kind(
+    "look-alikes.parquet",
+    "SELECT image_hash AS common, count(*) AS num_rows FROM parts WHERE image_hash IS NOT NULL "
+    "GROUP BY 1 HAVING num_rows > $most AND count(DISTINCT pixels_hash) > 1",
     "SELECT shard, index, image_hash AS common FROM parts SEMI JOIN large ON image_hash = common",
 )
 # captions share some of six bands, not all: a row belongs to the largest group that has a band of it
@@ -70,19 +77,19 @@ def find_repeats(
     captions_more_than: int,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Hash all pairs; list those whose image, or wording, more than so many rows have.
+    """Hash all pairs; list those whose image, look, or wording more than so many rows have.
 
     Args:
         data: Folders, files, globs or brace patterns.
         out: Folder for the hashes, one part a shard, and for the two lists; an interrupted call goes on.
         config: How pairs are read, and where the work runs.
-        more_than: Rows that may show the same image.
+        more_than: Rows that may show the very same image, or look alike.
         captions_more_than: Rows that may have nearly the same caption.
         verbose: Whether to let Ray speak.
 
     Returns:
         `rows`, `without_image`, `repeated_rows`, `images` (how many such), `groups` (the largest: rows, captions, images, an
-        example), `file`; under `captions` the same for captions: `repeated_rows`, `wordings`, `groups`, `file`.
+        example), `file`; under `look_alikes` and `captions` the same: `repeated_rows`, `looks` or `wordings`, `groups`, `file`.
 
     Raises:
         PlanMismatch: The folder was begun with other data or settings.
@@ -106,9 +113,11 @@ def find_repeats(
     parts = [f"{PARTS}/{shard.name}.parquet" for shard in dataset.shards]
     with over_parts(store, parts, HASHES, _MEMORY_BYTES) as connection:
         total, missing = connection.sql("SELECT count(*), count(*) - count(image_hash) FROM parts").fetchall()[0]
-        images = _listed(connection, store, _IMAGES, more_than, "image_hash", fingerprint(plan))
+        images = _listed(connection, store, _IMAGES, more_than, "pixels_hash", fingerprint(plan))
+        looks = _listed(connection, store, _LOOKS, more_than, "image_hash", fingerprint(plan))
         captions = _listed(connection, store, _CAPTIONS, captions_more_than, "wording", fingerprint(plan))
     found = {"rows": total, "without_image": missing, "images": images.pop("shared"), **images}
+    found["look_alikes"] = {"looks": looks.pop("shared"), **looks}
     return {**found, "captions": {"wordings": captions.pop("shared"), **captions}}
 
 
@@ -120,7 +129,7 @@ def _listed(
     connection.execute(f"CREATE OR REPLACE TEMP TABLE members AS {kind.members}")
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE counted AS SELECT common, num_rows, count(DISTINCT caption_hash) AS num_captions, "
-        "count(DISTINCT image_hash) AS num_images, first(key ORDER BY shard, index) AS key, "
+        "count(DISTINCT pixels_hash) AS num_images, first(key ORDER BY shard, index) AS key, "
         "first(caption ORDER BY shard, index) AS caption "
         "FROM members JOIN parts USING (shard, index) JOIN large USING (common) GROUP BY 1, 2"
     )
@@ -137,13 +146,17 @@ def _listed(
 
 def as_text(found: dict[str, Any]) -> str:
     """Return the findings for a terminal."""
-    captions = found["captions"]
+    looks, captions = found["look_alikes"], found["captions"]
     return "\n".join(
         [
             f"{found['rows']:,} rows, {found['without_image']:,} without an image that can be decoded",
             f"{found['images']:,} images have more than {found['more_than']:,} rows each, {found['repeated_rows']:,} together:",
             *(_line(group, "captions") for group in found["groups"]),
             f"all of their rows: {found['file']}",
+            f"{looks['looks']:,} groups of different images look alike in more than {looks['more_than']:,} rows each, "
+            f"{looks['repeated_rows']:,} together:",
+            *(_line(group, "images") for group in looks["groups"]),
+            f"all of their rows: {looks['file']}",
             f"{captions['wordings']:,} wordings have more than {captions['more_than']:,} rows each, "
             f"{captions['repeated_rows']:,} together:",
             *(_line(group, "images") for group in captions["groups"]),

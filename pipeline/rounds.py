@@ -15,7 +15,7 @@ from pipeline.config.catalogue import RunConfig
 from pipeline.steps.count import count
 from pipeline.steps.decide_round import decide_round
 from pipeline.steps.numbering import grown, looked_at, newest_scores, rescore_number, split_number
-from pipeline.steps.plan import Round, begin_run, planned, read_run
+from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read_run
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import label, seal
 from pipeline.steps.signals import add_signals, asked_signals, signals_plan
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 FIRST_ROUND = 1
 
 
-def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = False) -> Manifest:
+def clean(data: Sequence[str], out: str, config: RunConfig, *, restart: bool = False, verbose: bool = False) -> Manifest:
     """Score all pairs of a dataset, split them, and seal the labels as round 1 of a run.
 
     Args:
         data: Folders, files, globs or brace patterns.
         out: Run folder; an interrupted run of the same plan is continued.
         config: The settings.
+        restart: Whether to delete first what was begun in that folder; not where a round is sealed.
         verbose: Whether to let Ray speak.
 
     Raises:
@@ -47,6 +48,8 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
     )
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
+        if restart:
+            forget_unsealed(run)
         begin_run(run, dataset, data, config)
         more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, FIRST_ROUND)}
         scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
@@ -54,11 +57,13 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = F
         return _take(round_, config, scoring)
 
 
-def embed(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool = False) -> Round:
+def embed(data: Sequence[str], out: str, config: RunConfig, *, restart: bool = False, verbose: bool = False) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
     run, dataset = open_store(out), open_dataset(data, skip_unreadable=config.data.skip_unreadable)
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
+        if restart:
+            forget_unsealed(run)
         begin_run(run, dataset, data, config)
         scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
         round_ = planned(run, FIRST_ROUND, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)

@@ -246,4 +246,5 @@ class SignalSettings(Settings):
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
         near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
         near |= {"neighbour_outlier": True} if near else {}  # parts written before there was one are made anew
-        return {"signals": self.signals, **near, **({"caption_shingles": True} if self.caption_shingles else {})}
+        shingles = {"caption_shingles": True} if self.caption_shingles else {}
+        return {"signals": self.signals, "exact_copies": True, **near, **shingles}

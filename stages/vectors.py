@@ -9,9 +9,9 @@ from manifests.store import Store
 
 
 def read_columns(run: Store, name: str, columns: list[str] | None) -> pa.Table:
-    """Return some columns of a part, or all."""
-    with run.fs.open_input_file(run.path(name)) as file:
-        return pq.read_table(file, columns=columns)
+    """Return those of some columns that a part has, or all; parts of older schemas have fewer."""
+    with run.fs.open_input_file(run.path(name)) as file, pq.ParquetFile(file) as parquet:
+        return parquet.read(columns=columns)
 
 
 def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float16]:

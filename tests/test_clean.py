@@ -108,6 +108,26 @@ def test_a_resume_under_another_plan_names_the_field(crawl: Path, tmp_path: Path
     assert "num_shards: 3 -> 4" in result.stderr
 
 
+def test_a_run_without_a_sealed_round_may_be_begun_anew(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    """The slip of a crawl's first evening: one setting of how rows are read, seen after a full pass."""
+    out = tmp_path / "run"
+    clean(pairsan, crawl, out, tiny, "--max-quarantined-share", 0.0, "--set", "max_caption_bytes=9", code=3)
+    refused = clean(pairsan, crawl, out, tiny, code=5)
+    assert "scores.read.max_caption_bytes: 9 -> 8192" in refused.stderr
+    assert "No round of it is sealed yet, so --restart may delete what is there and begin anew" in refused.stderr
+    wrong = clean(pairsan, crawl, out, tiny, "--restart", "--checkpoint", tmp_path / "no.pt", code=4)
+    assert "PlanMismatch" not in wrong.stderr
+    assert list(out.glob("rounds/0001/scores/*")), "what is wrong in the new command costs nothing of the old"
+    clean(pairsan, crawl, out, tiny, "--restart", "--keep-share", 0.5)
+    clean(pairsan, crawl, tmp_path / "fresh", tiny, "--keep-share", 0.5)
+    assert parts_of(out) == parts_of(tmp_path / "fresh")
+    kept = clean(pairsan, crawl, out, tiny, "--restart", code=5)
+    assert "holds sealed rounds (1), which --restart does not delete; give another --out" in kept.stderr
+    assert open_round(out).number == 1
+    other = clean(pairsan, EMOJI / "eval", out, tiny, code=5)
+    assert "--restart" not in other.stderr
+
+
 def test_split_makes_a_new_sealed_round_without_embedding(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     clean(pairsan, crawl, run, tiny, "--keep-share", 0.5)

@@ -29,8 +29,8 @@ FLAGS = {
     "split": "--rule --keep-share --min-cosine --sit-out-folds",
     "split.calibrated": "--alpha --max-p-mismatch --null-strata",
     "split.mixture": "--threshold --min-separation",
-    "split.limits": "--max-image-repeats --max-near-copies --max-pair-copies --max-caption-copies --crowded-share"
-    " --crowded-tail --outlier-share --discord-share",
+    "split.limits": "--max-image-repeats --max-look-alikes --max-near-copies --max-pair-copies --max-caption-copies"
+    " --crowded-share --crowded-tail --outlier-share --discord-share",
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
@@ -40,10 +40,10 @@ FLAGS = {
     "scout": "--scout-passes --scout-model",
 }
 SURFACE = {
-    "clean": "data --out --json",
+    "clean": "data --out --restart --json",
     "plan": "data --json",
     "repeats": "data --out --more-than --captions-more-than --json",
-    "embed": "data --out --json",
+    "embed": "data --out --restart --json",
     "split": "run --scores-round --json",
     "rescore": "run --trained-on --json",
     "watch": "run --checkpoints --every --settle --once --keep-last --on-sealed",
@@ -176,7 +176,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 5' in pairsan("schema", "--json").output
+    assert '"schema_version": 6' in pairsan("schema", "--json").output
     told = pairsan("schema").output
     assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 

@@ -149,7 +149,7 @@ def later_weights(tiny: str, path: Path, more: float) -> Path:
 def trained(tmp_path: Path, tiny: str, pairsan: Pairsan) -> tuple[Path, Path]:
     """A run whose first round keeps a fifth, a fold of which sits out; and weights that came later."""
     out = tmp_path / "run"
-    options = ("--keep-share", 0.2, "--max-image-repeats", 2, "--sit-out-folds", 3)
+    options = ("--keep-share", 0.2, "--near-copy-cosine", 0.98, "--max-near-copies", 2, "--sit-out-folds", 3)
     pairsan("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", out, "--executor", "local", *options)
     return out, later_weights(tiny, tmp_path / "epoch_1.pt", 0.02)
 
@@ -161,7 +161,7 @@ def test_a_look_moves_rows_by_three_voices_and_says_so(trained: tuple[Path, Path
     seal = open_round(run, 2).seal
     assert (old.key == new.key).all()
     sat_out = old.sits_out & (old.label == "safe")
-    assert seal["voices"]["taken_back"] == (new.voice == Voice.TAKEN_BACK).sum() == 140  # a tenth of 1,406
+    assert seal["voices"]["taken_back"] == (new.voice == Voice.TAKEN_BACK).sum() == 132  # a tenth of 1,406, but for ties
     assert set(old[new.voice == Voice.TAKEN_BACK].reason) == {Reason.BELOW_CUT}
     assert (new[new.voice == Voice.TAKEN_BACK].label == "safe").all()
     assert set(old[new.reason == Reason.PUT_OUT].label) <= {"safe"}
@@ -179,7 +179,7 @@ def test_a_look_moves_rows_by_three_voices_and_says_so(trained: tuple[Path, Path
     assert seal["sitting_out"] == new.sits_out.sum() > 60
     assert not (old.sits_out & new.sits_out).any()  # another fold's turn
     for text in (said, pairsan("status", run).output):
-        assert f"look-again at round 1: 140 taken back, {seal['voices'].get('put_out', 0)} put out" in text
+        assert f"look-again at round 1: 132 taken back, {seal['voices'].get('put_out', 0)} put out" in text
     assert "all as sealed" in pairsan("verify", run).output
 
 

@@ -21,12 +21,16 @@ def test_a_natural_backdoor_is_found_without_a_model(tmp_path: Path, pairsan: Pa
     out = tmp_path / "out"
     found = json.loads(pairsan("repeats", tmp_path / "poisoned" / "shards", "--out", out, *LOCAL, "--json").stdout)
     truth = pq.read_table(tmp_path / "poisoned" / "truth.parquet").to_pylist()
-    listed = pq.read_table(out / "repeats.parquet").to_pandas()
+    listed, copies = (pq.read_table(out / f"{name}.parquet").to_pandas() for name in ("look-alikes", "repeats"))
     planted = {row["key"] for row in truth}
     assert len(planted & set(listed["key"])) >= 0.7 * len(planted)  # shaken copies: some have a hash of their own
     assert listed["num_rows"].is_monotonic_decreasing
-    assert found["repeated_rows"] == len(listed)
-    assert found["groups"][0]["num_rows"] == listed["num_rows"].max() > 5
+    looks = found["look_alikes"]
+    assert looks["repeated_rows"] == len(listed)
+    assert looks["groups"][0]["num_rows"] == listed["num_rows"].max() > 5
+    assert looks["groups"][0]["num_images"] > 1
+    assert found["repeated_rows"] == len(copies) < len(listed)  # the others differ in some pixel
+    assert all(group["num_images"] == 1 for group in found["groups"])
     words = found["captions"]
     assert words["groups"][0]["num_rows"] >= 100  # the planted ones, and the icon itself where it is there
     assert words["groups"][0]["num_images"] > 5  # the same one, shaken
@@ -36,6 +40,7 @@ def test_a_natural_backdoor_is_found_without_a_model(tmp_path: Path, pairsan: Pa
     assert worded["num_rows"].is_monotonic_decreasing
     shown = pairsan("repeats", tmp_path / "poisoned" / "shards", "--out", out, *LOCAL).output
     assert "images have more than 2 rows each" in shown
+    assert f"{looks['looks']} groups of different images look alike in more than 2 rows each" in shown
     assert f"{words['wordings']} wordings have more than 50 rows each" in shown
 
 
@@ -70,7 +75,8 @@ def test_rows_without_an_image_are_counted_and_a_call_goes_on(crawl: Path, tmp_p
         found = json.loads(pairsan("repeats", crawl, "--out", out, *LOCAL, "--json").stdout)
         assert (found["rows"], found["without_image"], found["images"], found["groups"]) == (40, 2, 0, [])
     (cut / "hashes/00001.tar.parquet").unlink()
-    (cut / "repeats.parquet").unlink()
+    for name in ("repeats.parquet", "look-alikes.parquet"):
+        (cut / name).unlink()
     (cut / "repeated-captions.parquet").unlink()
     pairsan("repeats", crawl, "--out", cut, *LOCAL, "--more-than", 2)
     assert parts_of(whole) == parts_of(cut)

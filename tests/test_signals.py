@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from conftest import CLEAN, encode, make_tar, parts_of, table
+from conftest import CLEAN, EMOJI, encode, make_tar, parts_of, table
 from PIL import Image
 
 from manifests.errors import SplitRefused
@@ -20,9 +20,9 @@ from manifests.schema import Reason, scores_schema
 from stages.histogram import Histogram, count
 from stages.label.crowds import crowd_cut
 from stages.label.decide import decide
-from stages.label.limits import Limit
+from stages.label.limits import DOUBTS_UP_TO, Limit
 from stages.label.settings import SplitSettings
-from stages.score.hashes import caption_hashes, image_hashes
+from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference, Sampled, priorities, share_of
 from stages.vectors import unit
@@ -52,6 +52,25 @@ def test_copies_share_a_hash_and_other_pictures_do_not(emoji_members: list[tuple
         own != image_hashes(pixels_of(emoji_members, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
     ).mean() > 0.5
     assert image_hashes(np.zeros((0, 48, 48, 3), np.uint8)).shape == (0,)
+
+
+def test_only_the_same_pixels_are_an_exact_copy(emoji_members: list[tuple[str, bytes]]) -> None:
+    pixels = pixels_of(emoji_members)
+    own = pixel_hashes(pixels)
+    assert own.dtype == np.int64
+    assert len(np.unique(own)) == 40
+    assert (
+        own == pixel_hashes(np.ascontiguousarray(pixels.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3))
+    ).all()  # not of memory
+    pixels[7, 0, 0, 0] ^= 1
+    assert np.flatnonzero(own != pixel_hashes(pixels)).tolist() == [7]
+
+
+def test_look_alikes_need_a_second_witness() -> None:
+    limit = Limit(Reason.NEAR_DUPLICATE, "image_cluster_size", most=2.0, witness="accord")
+    sizes, accord = np.asarray([1.0, 2.0, 3.0, 3.0, np.nan, 3.0]), np.asarray([0.0, 0.0, 0.5, 0.1, 0.1, np.nan])
+    allowed = limit.allows({"image_cluster_size": sizes, "accord": accord})
+    assert allowed.tolist() == [True, True, True, False, False, False]
 
 
 def test_the_colour_of_a_shape_counts() -> None:
@@ -116,15 +135,18 @@ def test_budgets_become_limits_that_hold_their_share() -> None:
     closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
     options = SplitSettings(rule="keep-share", keep_share=1.0, crowded_share=0.25, outlier_share=0.1, max_image_repeats=3)
     limits = decide(histogram, options, signals={"outlier": closeness}).limits
-    assert [limit.reason for limit in limits] == [Reason.NEAR_DUPLICATE, Reason.CROWDED, Reason.LOCAL_OUTLIER]
+    assert [limit.reason for limit in limits] == [Reason.EXACT_DUPLICATE, Reason.CROWDED, Reason.LOCAL_OUTLIER]
     near, crowded, alone = limits
-    assert near.allows(np.asarray([1.0, 3.0, 4.0, np.nan])).tolist() == [True, True, False, False]
+    assert near.allows({near.signal: np.asarray([1.0, 3.0, 4.0, np.nan])}).tolist() == [True, True, False, False]
     for limit, share in ((crowded, 0.25), (alone, 0.1)):
-        out = ~limit.allows(outlier.astype(np.float64))
+        out = ~limit.allows({"outlier": outlier.astype(np.float64)})
         assert out.mean() == pytest.approx(share, abs=2e-3)
-    assert outlier[~crowded.allows(outlier.astype(np.float64))].max() < outlier[~alone.allows(outlier.astype(np.float64))].min()
+    assert (
+        outlier[~crowded.allows({crowded.signal: outlier.astype(np.float64)})].max()
+        < outlier[~alone.allows({alone.signal: outlier.astype(np.float64)})].min()
+    )
     assert decide(histogram, SplitSettings(rule="keep-share", keep_share=0.5)).limits == ()
-    assert Limit(Reason.CROWDED, "outlier").allows(np.asarray([0.0, np.nan])).tolist() == [True, False]
+    assert Limit(Reason.CROWDED, "outlier").allows({"outlier": np.asarray([0.0, np.nan])}).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("num_crowded", "flagged"), [(0, 0.05), (2000, 0.05)])
@@ -168,7 +190,7 @@ def test_a_crowd_takes_with_it_what_lies_among_its_members() -> None:
         (Reason.CROWDED, "neighbour_outlier"),
     ]
     assert limits[0].least == limits[1].least
-    assert limits[1].allows(np.asarray([0.05, 0.5])).tolist() == [False, True]
+    assert limits[1].allows({limits[1].signal: np.asarray([0.05, 0.5])}).tolist() == [False, True]
 
 
 def test_a_crowd_of_more_than_half_is_refused() -> None:
@@ -185,15 +207,15 @@ def test_repeats_are_counted_over_shards_and_label(copies: Path, tmp_path: Path,
     run = tmp_path / "run"
     pairsan("clean", copies, "--out", run, "--checkpoint", tiny, *CLEAN, "--max-image-repeats", 2)
     rows = table(run)
-    five = rows[rows["image_cluster_size"] == 5]
+    five = rows[rows["exact_copies"] == 5]
     assert sorted(five["shard"]) == ["0.tar"] * 2 + ["1.tar"] * 3
-    assert five["image_cluster"].nunique() == 1
-    assert set(five["reason"]) == {"near_duplicate"}
+    assert five["exact_copy_cluster"].nunique() == five["image_cluster"].nunique() == 1
+    assert set(five["reason"]) == {"exact_duplicate"}
     assert (rows.loc[rows["image_cluster_size"] <= 2, "label"] == "safe").all()
     assert rows["caption_cluster_size"].max() == 1
     assert rows["outlier"].isna().all()
     seal = open_round(run).seal
-    assert seal["counts"]["reasons"] == {"near_duplicate": 5}
+    assert seal["counts"]["reasons"] == {"exact_duplicate": 5}
     assert seal["safe_share"] == pytest.approx(51 / 56)
     assert seal["share_above_cut"] == 1.0
     assert "all as sealed" in pairsan("verify", run).output
@@ -204,6 +226,36 @@ def test_repeats_are_counted_over_shards_and_label(copies: Path, tmp_path: Path,
     broken = run / seal["parts"][0]["signals"]["name"]
     broken.write_bytes(b"other")
     assert "sha256 differs" in pairsan("verify", run, code=1).output
+
+
+def test_copies_and_look_alikes_are_limited_apart(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, pairsan: Pairsan
+) -> None:
+    """A picture four times, shrunk so that its look stays and its pixels do not: under its own caption, and under another's."""
+    pairs = [(name[:-5], data) for name, data in emoji_members if name.endswith(".webp")]
+    texts = {name[:-4]: data for name, data in emoji_members if name.endswith(".txt")}
+    shown = {key: Image.open(io.BytesIO(data)).convert("RGB") for key, data in pairs}
+    (kept, again), foreign = (pairs[0][0], pairs[1][0]), texts[pairs[20][0]]
+    rows = [(f"{key}.{end}", data) for key, data in pairs for end, data in (("webp", data), ("txt", texts[key]))]
+    for key, text in ((kept, texts[kept]), (again, foreign)):
+        for i in range(3):
+            edge = shown[key].width - i - 1
+            rows += [(f"{key}-{i}.png", encode(shown[key].resize((edge, edge), 3), "PNG")), (f"{key}-{i}.txt", text)]
+    (tmp_path / "0.tar").write_bytes(make_tar(rows))
+    run, demo = tmp_path / "run", str(EMOJI / "tiny-clip")
+    pairsan("clean", tmp_path / "0.tar", "--out", run, "--checkpoint", demo, *CLEAN, "--max-image-repeats", 2)
+    rows_of = table(run).set_index("key")
+    assert (rows_of["label"] == "safe").all()
+    assert rows_of["exact_copies"].max() == 1
+    alike = rows_of.index[rows_of["image_cluster_size"] > 2]
+    assert {key.rpartition("-")[0] or key for key in alike} >= {kept, again}
+    args = ("--signals", "all", "--max-look-alikes", 2, "--keep-share", 1.0)
+    pairsan("clean", tmp_path / "0.tar", "--out", tmp_path / "near", "--checkpoint", demo, *CLEAN, *args)
+    near = table(tmp_path / "near").set_index("key")
+    flagged = set(near.index[near["reason"] == "near_duplicate"])
+    assert flagged == set(near.index[(near["image_cluster_size"] > 2) & (near["accord"] <= DOUBTS_UP_TO)])
+    assert {f"{again}-{i}" for i in range(3)} <= flagged
+    assert not {kept, *(f"{kept}-{i}" for i in range(3))} & flagged
 
 
 def test_a_crowd_is_found_and_an_interrupted_run_ends_the_same(
@@ -240,7 +292,7 @@ def test_signals_are_asked_for_in_words(copies: Path, tmp_path: Path, tiny: str,
     assert "round 1 of" in refused.stderr
     assert "kept no embeddings" in refused.stderr
     pairsan("split", run, "--signals", "repeats", "--max-image-repeats", 1)
-    assert open_round(run, 2).seal["counts"]["reasons"] == {"near_duplicate": 5}
+    assert open_round(run, 2).seal["counts"]["reasons"] == {"exact_duplicate": 5}
 
 
 def test_scores_of_the_first_schema_are_still_split(copies: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

@@ -135,6 +135,7 @@ OUT: Final = option(
     help="run folder: a path, or any URI that pyarrow or fsspec opens",
     short="run folder: a path or URI",
 )
+RESTART: Final = option("--restart", is_flag=True, help="begin anew where no round is sealed")
 ROUND: Final = option("--round", "number", type=int, help="round; the newest sealed one by default")
 
 

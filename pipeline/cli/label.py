@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from manifests.store import open_store
-from pipeline.cli.flags import JSON, OTHER, OUT, Command, option, say, settings_of
+from pipeline.cli.flags import JSON, OTHER, OUT, RESTART, Command, option, say, settings_of
 from pipeline.config.catalogue import COMMANDS as TAKES
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import inherit, load_config
@@ -26,15 +26,18 @@ def _config_of(run: str, config_path: str | None, flags: dict[str, Any], command
 @click.command(cls=Command, example="pairsan clean crawl/ --model ViT-B-32 --checkpoint epoch_32.pt --out RUN")
 @click.argument("data", nargs=-1, required=True)
 @OUT
+@RESTART
 @settings_of("clean")
 @JSON
 @click.pass_obj
-def clean(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
+def clean(
+    verbose: bool, /, data: tuple[str, ...], out: str, restart: bool, as_json: bool, config_path: str | None, **flags: Any
+) -> None:
     """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
     from pipeline import rounds
     from pipeline.queries import summary
 
-    manifest = rounds.clean(data, out, load_config(config_path, flags), verbose=verbose)
+    manifest = rounds.clean(data, out, load_config(config_path, flags), restart=restart, verbose=verbose)
     say(summary.facts_of(manifest), summary.of_round(manifest), as_json=as_json)
 
 
@@ -53,14 +56,18 @@ def plan(data: tuple[str, ...], as_json: bool, config_path: str | None, **flags:
 @click.command(cls=Command)
 @click.argument("data", nargs=-1, required=True)
 @OUT
+@RESTART
 @settings_of("embed")
 @JSON
 @click.pass_obj
-def embed(verbose: bool, /, data: tuple[str, ...], out: str, as_json: bool, config_path: str | None, **flags: Any) -> None:
+def embed(
+    verbose: bool, /, data: tuple[str, ...], out: str, restart: bool, as_json: bool, config_path: str | None, **flags: Any
+) -> None:
     """Score DATA and stop there; `pairsan split` makes sealed rounds of the scores."""
     from pipeline import rounds
 
-    round_ = rounds.embed(data, out, load_config(config_path, flags, command="embed"), verbose=verbose)
+    config = load_config(config_path, flags, command="embed")
+    round_ = rounds.embed(data, out, config, restart=restart, verbose=verbose)
     told = {"round": round_.number, "shards": len(round_.shards), "next": f"pairsan split {shlex.quote(out)}"}
     text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: {told['next']}"
     say(told, text, as_json=as_json)

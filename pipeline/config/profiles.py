@@ -29,7 +29,7 @@ class Profile:
 
 
 _QUICK: Final[dict[str, Any]] = {"max_image_repeats": 2}
-_STANDARD: Final[dict[str, Any]] = {**_QUICK, "max_caption_copies": 50, "max_pair_copies": 4}
+_STANDARD: Final[dict[str, Any]] = {**_QUICK, "max_look_alikes": 2, "max_caption_copies": 50, "max_pair_copies": 4}
 _PAPER: Final[dict[str, Any]] = {
     "warmup_passes": 5,
     "matching_passes": 1,
@@ -44,7 +44,7 @@ _PAPER_SPLIT: Final[dict[str, Any]] = {"rule": "monotone", "threshold": 0.9, "gr
 PROFILES: Final[dict[str, Profile]] = {
     "quick": Profile("the cosine, and images that more than two rows show", {"split": _QUICK}),
     "standard": Profile(
-        "quick, and near copies under one caption, and wordings that more than 50 rows have; keeps embeddings",
+        "quick, and doubted look-alikes, near copies under one caption, wordings of more than 50 rows; keeps embeddings",
         {"signals": {"near_copy_cosine": 0.98}, "split": _STANDARD},
     ),
     "thorough": Profile(

@@ -16,6 +16,7 @@ def scouted(config: RunConfig) -> RunConfig:
     chosen: dict[str, Any] = {
         "crowded_tail": split.crowded_tail or (0.0 if split.crowded_share else train.scout_crowded_tail),
         "max_image_repeats": split.max_image_repeats or train.scout_image_repeats,
+        "max_look_alikes": split.max_look_alikes or (train.scout_image_repeats if signals.agreement_rows else None),
         "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
         "discord_share": split.discord_share or (train.scout_discord_share if signals.agreement_rows else 0.0),
     }

@@ -140,13 +140,20 @@ def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def groups(gallery: Gallery) -> list[dict[str, Any]]:
-    """Return the largest groups of rows that show the same image, near copies where they were sought, and some rows of each."""
+    """Return the largest groups of exact copies, then of look-alikes: near copies where they were sought; and rows of each."""
     near = "near_copy_cosine" in (gallery.manifest.seal["plan"].get("signals") or {})
-    cluster, size = ("near_copy_cluster", "near_copies") if near else ("image_cluster", "image_cluster_size")
+    alike = ("near_copy_cluster", "near_copies") if near else ("image_cluster", "image_cluster_size")
+    exact = _grouped(gallery, "exact_copy_cluster", "exact_copies", "TRUE")
+    # what is one picture in all of its rows was named already
+    different = _grouped(gallery, *alike, "count(DISTINCT signals.exact_copy_cluster) <> 1")
+    return [{**group, "exact": True} for group in exact] + [{**group, "exact": False} for group in different]
+
+
+def _grouped(gallery: Gallery, cluster: str, size: str, having: str) -> list[dict[str, Any]]:
     text = (
         f"SELECT signals.{cluster} AS cluster, count(*) AS num_rows, count(DISTINCT lower(caption)) AS num_captions, "  # noqa: S608
         "count(*) FILTER (label = 'safe') AS num_safe "
-        f"FROM pairs WHERE signals.{size} > 1 GROUP BY cluster ORDER BY num_rows DESC, cluster LIMIT {_GROUPS}"
+        f"FROM pairs WHERE signals.{size} > 1 GROUP BY cluster HAVING {having} ORDER BY num_rows DESC, cluster LIMIT {_GROUPS}"
     )
     names = ("cluster", "num_rows", "num_captions", "num_safe")
     found = [dict(zip(names, line, strict=True)) for line in gallery.query(text)]

@@ -121,7 +121,7 @@ class Gallery:
         return found
 
     def alike(self, row: Row, limit: int = 8) -> list[Place]:
-        """Return other pairs that show the same image: near copies where they were sought, else by its hash."""
+        """Return other pairs whose image looks the same: near copies where they were sought, else by its hash."""
         signals = row.get("signals") or {}
         by_vectors = signals.get("near_copies") is not None
         name, size = ("near_copy_cluster", "near_copies") if by_vectors else ("image_cluster", "image_cluster_size")

@@ -80,10 +80,10 @@ def interval(hits: int, num: int) -> tuple[float, float]:
 def _leak(kind: str, scores: CanaryScores, decision: Decision) -> dict[str, float]:
     safe = decision.is_safe(scores.cosines, scores.codes)
     for limit in decision.limits:
-        if limit.signal in scores.signals:
-            safe &= limit.allows(scores.signals[limit.signal])
+        if set(limit.reads()) <= scores.signals.keys():
+            safe &= limit.allows(scores.signals)
     # each of the copies has a caption of its own, so that a limit of pair copies does not see them
-    copies = [limit.most for limit in decision.limits if limit.signal in ("image_cluster_size", "near_copies")]
+    copies = [limit.most for limit in decision.limits if limit.signal in ("exact_copies", "near_copies")]
     if kind == REPEATED and any(most is not None and most < REPEATS for most in copies):
         safe = np.zeros(len(safe), bool)
     hits, num = int(safe.sum()), len(safe)

@@ -10,7 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from manifests.errors import RunError
-from manifests.layout import PLAN, RUN, Plan, fingerprint, is_sealed, read_plan, require_same_plan, round_folder, round_numbers
+from manifests.layout import (
+    CHECKPOINTS,
+    PLAN,
+    RUN,
+    Plan,
+    fingerprint,
+    is_sealed,
+    read_plan,
+    require_same_plan,
+    round_folder,
+    round_numbers,
+    sealed_rounds,
+)
 from manifests.parts import write_json
 from manifests.reviews import snapshot
 from manifests.schema import SCHEMA_VERSION
@@ -27,6 +39,7 @@ _OTHER_SETTINGS = (
     "Other reading settings need another --out; other weights make a new round by `pairsan rescore {run}`; other split "
     "settings need only `pairsan split {run}`, which reuses the scores."
 )
+_RESTART = " No round of it is sealed yet, so --restart may delete what is there and begin anew."
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class Round:
         """
         if self.number in round_numbers(self.run):
             old, where = read_plan(self.run, self.number), f"round {self.number} of {self.run.uri}"
-            require_same_plan(old, self.plan, where=where, hint=_OTHER_SETTINGS.format(run=shlex.quote(self.run.uri)))
+            begun_by_label = self.plan["kind"] in ("clean", "embed") and not sealed_rounds(self.run)
+            hint = _OTHER_SETTINGS.format(run=shlex.quote(self.run.uri)) + (_RESTART if begun_by_label else "")
+            require_same_plan(old, self.plan, where=where, hint=hint)
         else:
             write_json(self.run, f"{round_folder(self.number)}/{PLAN}", self.plan)
 
@@ -130,6 +145,23 @@ def _reviews(run: Store, number: int) -> Plan | None:
     return read_plan(run, number).get("reviews") if number in round_numbers(run) else snapshot(run)
 
 
+def forget_unsealed(run: Store) -> None:
+    """Delete all that was begun in a run folder of which nothing is sealed or trained, so that another run may begin there.
+
+    Raises:
+        RunError: There is a sealed round, or a checkpoint.
+    """
+    if not run.exists(RUN):
+        return
+    sealed, trained = sealed_rounds(run), run.exists(CHECKPOINTS)
+    if sealed or trained:
+        what = f"sealed rounds ({', '.join(map(str, sealed))})" if sealed else "checkpoints"
+        raise RunError(f"{run.uri} holds {what}, which --restart does not delete; give another --out")
+    if run.exists("rounds"):
+        run.delete_folder("rounds")
+    run.delete(RUN)  # last, so that a restart that was interrupted is one again
+
+
 def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConfig) -> None:
     """Write `run.json`, or check that the folder belongs to this dataset.
 
@@ -139,7 +171,8 @@ def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConf
     facts = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
     if run.exists(RUN):
         old = run.read_json(RUN)["dataset"]
-        require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint="Give another --out for other data.")
+        hint = "Give another --out for other data." + ("" if sealed_rounds(run) or run.folders(CHECKPOINTS) else _RESTART)
+        require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint=hint)
         return
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
     document = {

@@ -208,9 +208,10 @@ def _why(
     """
     why = np.where(scored & ~above, 0, _SAFE).astype(np.int32)
     limited = scored & (above if places is None else above | (places == OPEN))
+    names = {name for limit in decision.limits for name in limit.reads()}
+    signals = {name: pc.struct_field(scores["signals"], name).cast(pa.float64()).to_numpy() for name in names}
     for place, limit in enumerate(decision.limits, start=1):
-        values = pc.struct_field(scores["signals"], limit.signal).cast(pa.float64()).to_numpy()
-        why[limited & (why <= 0) & ~limit.allows(values)] = place
+        why[limited & (why <= 0) & ~limit.allows(signals)] = place
     why[limited & (why <= 0) & twin] = len(decision.limits) + 1
     return why
 

@@ -14,6 +14,8 @@ from stages.label.crowds import crowd_cut
 from stages.label.settings import SplitSettings
 
 _MOST_CROWDED: Final = 0.5
+# a weak doubt suffices beside a bound that is broken; docs/method.md has what it finds and lets go
+DOUBTS_UP_TO: Final = 0.1
 _TOPS: Final = {signal.name: signal.top for signal in SIGNAL_TABLE}
 
 
@@ -26,21 +28,32 @@ class Limit:
         signal: Field of the `signals` column.
         least: Lower values are not safe; None for no bound.
         most: Higher values are not safe; None for no bound.
+        witness: Signal, a p-value, that must doubt a row as well before the bound makes it risky; None where it suffices.
     """
 
     reason: Reason
     signal: str
     least: float | None = None
     most: float | None = None
+    witness: str | None = None
 
-    def allows(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Return which values are inside, bool (n,); NaN never is: what is not known is not safe."""
+    def allows(self, signals: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
+        """Return which rows the limit leaves safe, bool (n,); NaN never is: what is not known is not safe.
+
+        Args:
+            signals: By name, (n,) each.
+        """
+        values = signals[self.signal]
         inside = ~np.isnan(values)
         if self.least is not None:
             inside &= values >= self.least
         if self.most is not None:
             inside &= values <= self.most
-        return inside
+        return inside if self.witness is None else inside | (signals[self.witness] > DOUBTS_UP_TO)
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the signals that it looks at."""
+        return (self.signal,) if self.witness is None else (self.signal, self.witness)
 
 
 def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -64,21 +77,21 @@ def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tupl
         if not asked or (limit.counted is not None and limit.counted not in counted):
             continue
         if limit.counted is None:
-            limits.append(Limit(limit.reason, signal.name, most=asked))
+            limits.append(Limit(limit.reason, signal.name, most=asked, witness=limit.witness))
         else:
-            bound = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
-            limits.append(Limit(limit.reason, signal.name, **bound))
+            least, most = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
+            limits.append(Limit(limit.reason, signal.name, least, most, limit.witness))
     return tuple(limits)
 
 
-def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> dict[str, float]:
-    """Return where a share of the rows, or of the ordinary ones, ends; `mirrored` values are counted as 1 - value."""
+def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> tuple[float | None, float | None]:
+    """Return the least and most that a share of the rows, or of the ordinary ones, leaves; `mirrored`: counted as 1 - value."""
     if kind == Bound.CROWD:
-        return {"least": _believed(crowd_cut(values, share), values)}
+        return _believed(crowd_cut(values, share), values), None
     between = COSINE_STEP / 2  # the middle to the next value on the grid: the rows at the cut are among those flagged
     if kind == Bound.HIGHEST_SHARE:
-        return {"most": 1.0 - values.cut_above_share(share) if mirrored else values.cut_for_share(share) - between}
-    return {"least": 1.0 - values.cut_for_share(share) + between if mirrored else values.cut_above_share(share)}
+        return None, 1.0 - values.cut_above_share(share) if mirrored else values.cut_for_share(share) - between
+    return 1.0 - values.cut_for_share(share) + between if mirrored else values.cut_above_share(share), None
 
 
 def _believed(cut: float, closeness: Histogram) -> float:

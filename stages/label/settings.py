@@ -81,10 +81,15 @@ class SplitSettings(Settings):
     )
     max_image_repeats: int | None = _limit(
         None,
-        "rows are risky (near_duplicate) where more than so many show the same image",
+        "rows are risky (exact_duplicate) where more than so many show the very same image",
         ge=1,
         group=CLOSER,
         short="rows that may show one image",
+    )
+    max_look_alikes: int | None = _limit(
+        None,
+        "rows are risky (near_duplicate) where more than so many look alike (perceptual hash) and accord doubts the pair",
+        ge=1,
     )
     max_near_copies: int | None = _limit(
         None, "rows are risky (near_duplicate) with more near copies than so many, by near_copy_cosine", ge=1

@@ -22,7 +22,7 @@ from stages.score.checkpoints import Weights
 from stages.score.cross_fit import make_encoder
 from stages.score.decode import Chunk, Decode
 from stages.score.encoders import Encoder
-from stages.score.hashes import caption_hashes, image_hashes
+from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.score.null_cosines import null_cosines
 from stages.stage import Stage
 from stages.vectors import packed
@@ -159,7 +159,8 @@ class ScoredChunk:
         pairs: The rows, in order; those without a score carry a reason.
         cosines: float32 (n,) on the grid of `COSINE_STEP`; NaN where there is none.
         rows: Positions in `pairs` that were encoded, int64 (m,).
-        hashes: Of their images, int64 (m,).
+        hashes: Of how their images look, int64 (m,).
+        pixels: Of their images' pixels, int64 (m,).
         nulls: Cosines of their images with captions of other rows, float32 (m, 4), NaN where there is none.
         images: Their unit vectors, float32 (m, d).
         texts: Their captions' unit vectors, float32 (m, d).
@@ -169,6 +170,7 @@ class ScoredChunk:
     cosines: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.int64]
     nulls: npt.NDArray[np.float32]
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
@@ -186,14 +188,15 @@ def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
         nulls = null_cosines(images, texts, caption_hashes([pairs[row].caption or "" for row in chunk.rows]))
     for row in chunk.rows[~np.isfinite(cosines[chunk.rows])]:
         pairs[row] = pairs[row].quarantine(Reason.NOT_FINITE, "the model's features are NaN or infinite for this pair")
-    return ScoredChunk(pairs, cosines, chunk.rows, image_hashes(chunk.pixels), nulls, images, texts)
+    hashes = (image_hashes(chunk.pixels), pixel_hashes(chunk.pixels))
+    return ScoredChunk(pairs, cosines, chunk.rows, *hashes, nulls, images, texts)
 
 
 def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordBatch:
     """Return a scored chunk as rows of the scores part."""
     pairs, cosines = chunk.pairs, chunk.cosines
-    hashes, has_image = np.zeros(len(pairs), np.int64), np.zeros(len(pairs), bool)
-    hashes[chunk.rows], has_image[chunk.rows] = chunk.hashes, True
+    (hashes, pixels), has_image = np.zeros((2, len(pairs)), np.int64), np.zeros(len(pairs), bool)
+    hashes[chunk.rows], pixels[chunk.rows], has_image[chunk.rows] = chunk.hashes, chunk.pixels, True
     no_caption = np.asarray([not pair.caption for pair in pairs], bool)
     columns = {
         "uid": pa.array([pair.uid for pair in pairs], pa.binary(16)),
@@ -205,6 +208,7 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "detail": _texts([pair.detail for pair in pairs]),
         "signals": pa.nulls(len(pairs), SIGNALS),
         "image_hash": pa.array(hashes, mask=~has_image),
+        "pixels_hash": pa.array(pixels, mask=~has_image),
         "image_offset": pa.array([pair.place[0] if pair.place else None for pair in pairs], pa.int64()),
         "image_bytes": pa.array([pair.place[1] if pair.place else None for pair in pairs], pa.int64()),
         "null_cosines": _nulls(chunk),

@@ -43,6 +43,11 @@ def image_hashes(pixels: npt.NDArray[np.uint8]) -> Hashes:
     return np.asarray([_int64(row.tobytes()) for row in np.concatenate([brighter, steps], axis=1)], np.int64)
 
 
+def pixel_hashes(pixels: npt.NDArray[np.uint8]) -> Hashes:
+    """Return a hash of each image's pixels, equal for exact copies only: uint8 (n, h, w, 3) to int64 (n,)."""
+    return np.asarray([_int64(image.tobytes()) for image in pixels], np.int64)
+
+
 def caption_hashes(captions: Sequence[str]) -> Hashes:
     """Return a hash of each caption that overlooks case, digits, punctuation and white space: int64 (n,)."""
     return np.asarray([_int64(normalised(caption).encode("utf-8", "surrogatepass")) for caption in captions], np.int64)

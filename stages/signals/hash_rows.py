@@ -11,7 +11,7 @@ from manifests.parts import write_part
 from manifests.store import Store
 from stages.pair import Shard
 from stages.score.decode import Chunk, Decode
-from stages.score.hashes import caption_hashes, image_hashes
+from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.signals.shingles import BAND_SCHEMA, band_lists
 from stages.stage import Stage
 
@@ -26,8 +26,9 @@ HASHES: Final = pa.schema(
         pa.field("index", pa.int32(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
         pa.field("caption", pa.string()),
-        pa.field("image_hash", pa.int64()),  # null where there is no image, as is the next without a caption
-        pa.field("caption_hash", pa.int64()),
+        pa.field("image_hash", pa.int64()),  # null where there is no image, as is the next
+        pa.field("pixels_hash", pa.int64()),
+        pa.field("caption_hash", pa.int64()),  # null where there is no caption
         BAND_SCHEMA.field("bands"),  # of the caption's wording
     ]
 )
@@ -73,8 +74,9 @@ class HashRows(Stage[HashTarget, tuple[int, int]]):
 
 
 def _batch(shard: str, chunk: Chunk) -> pa.RecordBatch:
-    pairs, images, shown = chunk.pairs, np.zeros(len(chunk.pairs), np.int64), np.zeros(len(chunk.pairs), bool)
-    images[chunk.rows], shown[chunk.rows] = image_hashes(chunk.pixels), True
+    pairs, shown = chunk.pairs, np.zeros(len(chunk.pairs), bool)
+    images, pixels = np.zeros((2, len(pairs)), np.int64)
+    images[chunk.rows], pixels[chunk.rows], shown[chunk.rows] = image_hashes(chunk.pixels), pixel_hashes(chunk.pixels), True
     captions = [pair.caption or "" for pair in pairs]
     said = np.asarray([bool(text) for text in captions], bool)
     columns = {
@@ -83,6 +85,7 @@ def _batch(shard: str, chunk: Chunk) -> pa.RecordBatch:
         "key": pa.array([pair.key for pair in pairs]),
         "caption": pa.array([pair.caption for pair in pairs], pa.string()),
         "image_hash": pa.array(images, mask=~shown),
+        "pixels_hash": pa.array(pixels, mask=~shown),
         "caption_hash": pa.array(caption_hashes(captions), mask=~said),
         "bands": band_lists(captions, said),
     }

@@ -19,8 +19,8 @@ from stages.signals.components import components
 from stages.signals.signal_parts import CLUSTERS, Known, SignalParts, Source
 from stages.vectors import read_columns
 
-Kind = Literal["image", "caption"]
-KINDS: Final[tuple[Kind, ...]] = ("image", "caption")
+Kind = Literal["image", "caption", "pixels"]
+KINDS: Final[tuple[Kind, ...]] = ("image", "caption", "pixels")
 REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
 CLUSTER_SCHEMA: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
 _HASHES: Final = pa.schema([pa.field(f"{kind}_hash", pa.int64()) for kind in KINDS])
@@ -36,8 +36,9 @@ def write_repeats(parts: SignalParts) -> None:
     names = [part_name(parts.scores_round, SCORES, shard) for shard in parts.shards]
     with over_parts(parts.run, names, _HASHES, parts.memory_bytes) as connection:
         for kind in KINDS:
+            column = "coalesce(pixels_hash, image_hash)" if kind == "pixels" else f"{kind}_hash"  # the first schemas have none
             found = connection.sql(
-                f"SELECT {kind}_hash AS hash, count(*) AS num_rows FROM parts WHERE {kind}_hash IS NOT NULL "  # noqa: S608
+                f"SELECT {column} AS hash, count(*) AS num_rows FROM parts WHERE hash IS NOT NULL "  # noqa: S608
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
             write_answer(found, parts.run, parts.name(repeats_name(kind)), REPEATS, fingerprint=parts.fingerprint)
@@ -165,6 +166,11 @@ class Counts:
         return Repeats.read(self.parts.run, self.parts.name(repeats_name("caption")))
 
     @cached_property
+    def pixels(self) -> Repeats:
+        """Of exact copies."""
+        return Repeats.read(self.parts.run, self.parts.name(repeats_name("pixels")))
+
+    @cached_property
     def clusters(self) -> Repeats | None:
         """Of near copies; None where only equal hashes are one picture."""
         return Repeats.read(self.parts.run, self.parts.name(CLUSTERS)) if self.parts.asked.copies else None
@@ -179,6 +185,8 @@ def repeat_signals(counts: Counts) -> Source:
 
     def source(rows: Known) -> dict[str, npt.NDArray[np.int64]]:
         found = {"image_cluster": rows.images, "image_cluster_size": counts.images.of(rows.images)}
-        return found if rows.captions is None else {**found, "caption_cluster_size": counts.captions.of(rows.captions)}
+        if rows.pixels is not None:
+            found |= {"exact_copy_cluster": rows.pixels, "exact_copies": counts.pixels.of(rows.pixels)}
+        return found if rows.captions is None else found | {"caption_cluster_size": counts.captions.of(rows.captions)}
 
     return source

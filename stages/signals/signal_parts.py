@@ -20,11 +20,13 @@ class Asked:
     """The `signals` of a plan; the fields are the settings of `[signals]` that can change one.
 
     Attributes:
-        neighbour_outlier: Whether the parts have that field; those of before it are made anew.
+        exact_copies: Whether the parts have that field; those of before it are made anew.
+        neighbour_outlier: The same of this one.
         reference_encoder: Name, sha256 and size_px of the tower; None without one.
     """
 
     signals: str = "repeats"
+    exact_copies: bool = False
     neighbours: int = 0
     reference_rows: int = 0
     signals_seed: int = 0
@@ -102,13 +104,14 @@ class Known:
     """What is known of some rows that have a cosine: the scored ones of a shard, or its canaries.
 
     Attributes:
-        images: Hashes of the images, int64 (n,).
+        images: Hashes of how the images look, int64 (n,).
         captions: Hashes of the captions, int64 (n,); None where captions are not known.
         v: Unit vectors of the images, float32 (n, d); None where no vectors were kept, as is the next.
         t: Unit vectors of the captions, float32 (n, d).
         others: Unit vectors of the images by the reference encoder, float32 (n, e); None without one.
         words: The captions, with a reference encoder; else none.
         bands: Of the captions' wording, int64 (n, 6), and which rows have them, bool (n,); None where wording is not counted.
+        pixels: Hashes of the images' pixels, int64 (n,); None where they are not known.
     """
 
     images: npt.NDArray[np.int64]
@@ -118,6 +121,7 @@ class Known:
     others: npt.NDArray[np.float32] | None = None
     words: tuple[str, ...] = ()
     bands: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None = None
+    pixels: npt.NDArray[np.int64] | None = None
 
 
 # from rows to fields of the `signals` column, (n,) each

@@ -54,7 +54,7 @@ class WriteSignals(Stage[SignalParts, int]):
     def run(self, shard: Shard, /) -> int:
         """Write the signals of one shard, row for row."""
         parts = self.target
-        columns = ["cosine", "image_hash", "caption_hash", *(["caption"] if parts.others else [])]
+        columns = ["cosine", "image_hash", "pixels_hash", "caption_hash", *(["caption"] if parts.others else [])]
         scores = read_columns(parts.run, part_name(parts.scores_round, SCORES, shard.name), columns)
         scored = scores["cosine"].is_valid().to_numpy()
         signals, name = self._signals(self._known(scores, shard.name, scored), scored), parts.part(shard.name)
@@ -84,12 +84,14 @@ class WriteSignals(Stage[SignalParts, int]):
         mine = scores.filter(pa.array(scored))
         images, captions = (mine[name].fill_null(0).to_numpy() for name in ("image_hash", "caption_hash"))
         bands = read_bands(parts, shard, scored) if asked.caption_shingles else None
+        # scores of before schema 6 do not tell copies from look-alikes, and are labelled as they were
+        pixels = mine["pixels_hash"].fill_null(0).to_numpy() if "pixels_hash" in mine.column_names else images
         if not asked.near:
-            return Known(images, captions, bands=bands)
+            return Known(images, captions, bands=bands, pixels=pixels)
         vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard), ["image", "text"])
         v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
         if parts.others is None:
-            return Known(images, captions, v, t, bands=bands)
+            return Known(images, captions, v, t, bands=bands, pixels=pixels)
         others = read_columns(parts.run, f"{parts.others}/{shard}.parquet", ["image"])["image"]
         words = mine["caption"].fill_null("").to_pylist()
-        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands)
+        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands, pixels)

@@ -53,7 +53,9 @@ class TrainSettings(Settings):
     scout_crowded_tail: float = _scout(
         0.02, "crowded_tail of a scout's split, where [split] sets neither it nor crowded_share", ge=0.0, lt=0.5
     )
-    scout_image_repeats: int = _scout(2, "max_image_repeats of a scout's split, where [split] sets none", ge=1)
+    scout_image_repeats: int = _scout(
+        2, "max_image_repeats and max_look_alikes of a scout's split, where [split] sets none", ge=1
+    )
     scout_near_copy_cosine: float = _scout(
         0.98, "near_copy_cosine of a scout's split, where [signals] sets none; 0: hashes only", ge=0.0, le=1.0
     )

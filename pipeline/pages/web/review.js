@@ -99,7 +99,7 @@ async function detail(pair) {
     ...(review ? [make("h3", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
     make("h3", {}, "Rounds"), rowsOf(history), make("h3", {}, "Row"), rowsOf(Object.entries(facts)),
     ...(signals ? [make("h3", {}, "Signals"), rowsOf(Object.entries(signals))] : []),
-    ...strip("The same image", found.alike), ...strip("Nearest images of its shard", found.neighbours));
+    ...strip("Look the same", found.alike), ...strip("Nearest images of its shard", found.neighbours));
 }
 
 async function judge(verdict) {

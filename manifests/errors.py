@@ -63,6 +63,12 @@ class SplitRefused(PairsanError):
     exit_code = 7
 
 
+class PlaceError(PairsanError):
+    """A file, folder, port or address outside of pairsan does not do what is asked of it, or a package is missing."""
+
+    exit_code = 9
+
+
 class TrainingFailed(PairsanError):
     """The loss is not finite; the last checkpoint is kept."""
 

@@ -11,6 +11,8 @@ import pyarrow.fs as pafs
 
 from manifests.errors import DataError
 
+_ANSWER_S = 30
+
 
 @dataclass(frozen=True)
 class Store:
@@ -87,10 +89,17 @@ def open_store(uri: str | Path) -> Store:
     if "://" not in text:
         return Store(text, pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
     try:
-        fs, root = pafs.FileSystem.from_uri(text)
+        fs, root = pafs.FileSystem.from_uri(_patient(text))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         fs, root = _open_with_fsspec(text)
     return Store(text, fs, root.rstrip("/"))
+
+
+def _patient(uri: str) -> str:
+    """Return a URI with an end to how long an answer is waited for: Google's client tries for a quarter of an hour."""
+    if not uri.startswith("gs://") or "retry_limit_seconds" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={_ANSWER_S}"
 
 
 def _open_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 
+from manifests.errors import PairsanError
+from pipeline.cli.mistakes import explained
 from pipeline.config.catalogue import CATALOGUE, COMMANDS, Entry
 from pipeline.config.load import RENAMED
 from pipeline.config.profiles import PROFILES
@@ -66,6 +68,21 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             name = error.option_name.removeprefix("--").removeprefix("no-").replace("-", "_")
             raise click.UsageError(_why_not(name, self.name or "") or error.format_message(), ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors of the machine become one line.
+
+        Raises:
+            PlaceError: What was asked of the machine cannot be done.
+        """
+        try:
+            return super().invoke(ctx)
+        except (PairsanError, click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # libraries of the network raise many unrelated types
+            if (mistake := explained(error, ctx.params)) is None:
+                raise
+            raise mistake from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options by group or, in the long help, by table of the settings file."""

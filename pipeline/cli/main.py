@@ -1,6 +1,7 @@
 """The `pairsan` command: its group, its exit codes, and where its commands are."""
 
 import logging
+import os
 from typing import Any
 
 import click
@@ -36,9 +37,12 @@ def main(ctx: click.Context, verbose: bool) -> None:
     """Label every image-caption pair of a dataset safe or risky.
 
     Exit codes: 0 done; 1 verify found something; 2 settings; 3 input data; 4 checkpoint; 5 run folder; 6 shards failed;
-    7 the split is not believed, the round stays unsealed; 8 training failed; 130 interrupted.
+    7 the split is not believed, the round stays unsealed; 8 training failed; 9 a file, port, address or package outside;
+    130 interrupted.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; what comes of them is told
     ctx.obj = verbose
 
 

@@ -204,7 +204,7 @@ def reviews() -> None:
     """List, export, import or withdraw the human verdicts on RUN."""
 
 
-@reviews.command("list")
+@reviews.command("list", cls=Command)
 @click.argument("run")
 @option("--all", "every", is_flag=True, help="Every act ever, not only the newest verdict of each pair.")
 @JSON
@@ -216,7 +216,7 @@ def list_reviews(run: str, every: bool, as_json: bool) -> None:
     say(found, verdicts.as_text(found), as_json=as_json)
 
 
-@reviews.command("export")
+@reviews.command("export", cls=Command)
 @click.argument("run")
 @click.argument("file")
 def export_reviews(run: str, file: str) -> None:
@@ -226,7 +226,7 @@ def export_reviews(run: str, file: str) -> None:
     click.echo(f"{verdicts.export(open_store(run), Path(file)):,} verdicts in {file}")
 
 
-@reviews.command("import")
+@reviews.command("import", cls=Command)
 @click.argument("run")
 @click.argument("file")
 @option("--who", metavar="NAME", help="Name that the verdicts carry; by default that in FILE, else the user's.")
@@ -238,7 +238,7 @@ def import_reviews(run: str, file: str, who: str | None) -> None:
     click.echo(f"{num:,} verdicts taken up; `pairsan split {shlex.quote(run)}` honours them")
 
 
-@reviews.command("revoke")
+@reviews.command("revoke", cls=Command)
 @click.argument("run")
 @option("--uid", multiple=True, help="Of a pair, 32 hex digits; may be repeated.")
 @option("--who", metavar="NAME", help="All verdicts of this reviewer.")

@@ -21,6 +21,7 @@ _DRAWN_ROUNDS: Final = 24  # a report of one round stays a few passes over it, h
 _SPREAD_BINS: Final = 200  # to a cosine of 1
 _QUANTILES: Final = (0.1, 0.5, 0.9)
 _BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.PUT_OUT, Reason.REVIEW}
+_EXACT_SINCE: Final = 6  # manifests of before it do not tell copies from look-alikes
 Figures = dict[str, Any]
 
 
@@ -143,6 +144,8 @@ def groups(gallery: Gallery) -> list[dict[str, Any]]:
     """Return the largest groups of exact copies, then of look-alikes: near copies where they were sought; and rows of each."""
     near = "near_copy_cosine" in (gallery.manifest.seal["plan"].get("signals") or {})
     alike = ("near_copy_cluster", "near_copies") if near else ("image_cluster", "image_cluster_size")
+    if gallery.manifest.seal["schema_version"] < _EXACT_SINCE:
+        return [{**group, "exact": False} for group in _grouped(gallery, *alike, "TRUE")]
     exact = _grouped(gallery, "exact_copy_cluster", "exact_copies", "TRUE")
     # what is one picture in all of its rows was named already
     different = _grouped(gallery, *alike, "count(DISTINCT signals.exact_copy_cluster) <> 1")

@@ -112,9 +112,22 @@ def _globbed(store: Store) -> list[pafs.FileInfo]:
     parts, fixed = store.root.split("/"), _num_fixed(store)
     pattern = "/".join(parts[fixed:])
     if not _WILD.search(pattern):
-        raise DataError(f"{store.uri} does not exist (looked for {store.root})")
+        raise DataError(f"{store.uri} {_why_missing(store)} (looked for {store.root})")
     base = Store(store.uri, store.fs, "/".join(parts[:fixed]))
     return [info for info in base.files() if _glob(info.path.removeprefix(f"{base.root}/"), pattern) and format_of(info.path)]
+
+
+def _why_missing(store: Store) -> str:
+    """Return what is said of a name at which nothing was found; fsspec calls a server that does not answer missing, too."""
+    if not store.uri.startswith(("http://", "https://")):
+        return "does not exist"
+    try:
+        store.fs.handler.fs.cat_file(store.root, start=0, end=1)
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be reached: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return "cannot be listed"
 
 
 def is_folder(store: Store, parts: list[str]) -> bool:

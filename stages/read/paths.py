@@ -3,6 +3,7 @@
 import errno
 import os
 import posixpath
+import shlex
 import stat
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from manifests.store import Store
 
 _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EACCES)
 _DESCRIPTORS: Final = Path("/proc/self/fd")
+_URL_COLUMNS: Final = ("url", "urls", "image_url", "img_url", "link")
+_INDEX_FORMATS: Final = ("parquet", "tsv.gz", "tsv", "csv.gz", "csv", "jsonl.gz", "jsonl")  # as img2dataset calls them
 Trouble = tuple[Reason, str]
 
 
@@ -94,6 +97,28 @@ class Roots:
 
     def _outside(self, path: str) -> Trouble:
         return Reason.OUTSIDE_ROOT, f"{path[:200]!r} leads out of {self._root.uri}; see --image-root, --allow-outside"
+
+
+def how_to_fetch(path: str, names: list[str], captions: tuple[str, ...]) -> str | None:
+    """Return how to download what a table only lists the addresses of, as a command; None where it has no column of them.
+
+    Args:
+        path: Of the table.
+        names: Of its columns.
+        captions: What caption columns are usually called.
+    """
+    folded = {name.strip().casefold(): name for name in reversed(names)}
+    url = next((folded[name] for name in _URL_COLUMNS if name in folded), None)
+    if url is None:
+        return None
+    caption = next((folded[name] for name in captions if name in folded), None)
+    form = next((end for end in _INDEX_FORMATS if path.lower().endswith(f".{end}")), "csv")
+    given = {"url_list": path, "input_format": form, "url_col": url, "caption_col": caption}
+    words = " ".join(f"--{name} {shlex.quote(word)}" for name, word in given.items() if word)
+    return (
+        f"It lists addresses of images (column {url!r}) and holds none. Fetch them first: `img2dataset {words} --output_format "
+        "webdataset --output_folder images`, then name that folder"
+    )
 
 
 def too_large(size: int, limit: int) -> Trouble:

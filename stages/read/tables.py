@@ -28,7 +28,7 @@ from manifests.schema import Reason
 from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import captioned
-from stages.read.paths import Roots, too_large
+from stages.read.paths import Roots, how_to_fetch, too_large
 from stages.settings import ReadSettings
 
 BYTES_COLUMNS: Final = ("jpg", "jpeg", "png", "webp", "image", "img", "image_bytes", "bytes")
@@ -238,7 +238,9 @@ def _choose(
     folded = {name.strip().casefold(): name for name in reversed(names)}
     found = next((folded[name] for name in usual if name in folded), None)
     if found is None and required:
+        advice = how_to_fetch(shard.path, names, CAPTION_COLUMNS) if what == "image" else None
         raise DataError(
-            f"{shard.name} has none of the usual {what} columns {list(usual)}; it has {names}. Name it with --{what}-column."
+            f"{shard.name} has none of the usual {what} columns {list(usual)}; it has {names}. "
+            + (advice or f"Name it with --{what}-column.")
         )
     return found

@@ -1,5 +1,6 @@
 """Load CLIP weights through open_clip, never through a pickle, and say exactly which weights they are."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -63,6 +64,8 @@ def resolve_weights(options: ModelSettings) -> Weights:
         raise CheckpointError("--checkpoint and --pretrained both name weights; give one of them")
     if checkpoint is not None and "://" in checkpoint:
         uri, checkpoint = checkpoint, fetch(checkpoint)
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise CheckpointError(f"no checkpoint at {checkpoint}")
     if checkpoint is not None and Path(checkpoint).is_dir():
         model = model or checkpoint
         checkpoint = str(weights_in(Path(checkpoint)))
@@ -73,6 +76,7 @@ def resolve_weights(options: ModelSettings) -> Weights:
         model = f"local-dir:{Path(model).absolute()}"
     if model is None:
         raise CheckpointError("which architecture? Give --model NAME, or a --checkpoint folder with open_clip_config.json")
+    _check_name(model)
     tokenizer = find_tokenizer(options.tokenizer, model)
     if not options.allow_hub:
         _check_config(model, tokenizer)
@@ -80,10 +84,28 @@ def resolve_weights(options: ModelSettings) -> Weights:
         if options.pretrained is None and not model.startswith("hf-hub:"):
             raise CheckpointError("which weights? Give --checkpoint FILE or --pretrained TAG")
         return Weights(model, None, options.pretrained, _tag_sha256(model, options.pretrained), tokenizer=tokenizer)
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f"no checkpoint at {checkpoint}")
     path = Path(checkpoint).absolute()
     return Weights(model, str(path), None, file_sha256(path), uri, _num_folds(path), tokenizer)
+
+
+def _check_name(model: str) -> None:
+    """Refuse the name of an architecture that open_clip does not know.
+
+    Raises:
+        CheckpointError: Says which are like it.
+    """
+    if (
+        not model.startswith(_SCHEMAS)
+        and not model.endswith(".json")
+        and model.replace("/", "-") not in open_clip.list_models()
+    ):
+        raise CheckpointError(f"open_clip knows no architecture {model!r}{_like(model, open_clip.list_models())}")
+
+
+def _like(word: str, known: list[str]) -> str:
+    """Return the end of a sentence that names what a word may have been meant for."""
+    near = difflib.get_close_matches(word, known, 3, 0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it knows {', '.join(known[:8])}, ..."
 
 
 def _check_config(model: str, tokenizer: str | None) -> None:
@@ -122,11 +144,16 @@ def _tag_sha256(model: str, tag: str | None) -> str | None:
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise CheckpointError(f"open_clip has no weights {tag!r} for {model!r}; its tags: {', '.join(tags) or 'none'}")
+        raise CheckpointError(
+            f"open_clip has no weights {tag!r} for {model!r}{_like(tag, tags) if tags else ', nor any others'}"
+        )
     try:
         return file_sha256(Path(open_clip.download_pretrained(config)))
     except Exception as error:  # the hub client raises many unrelated types
-        raise CheckpointError(f"cannot fetch {tag} of {model}: {type(error).__name__}: {str(error)[:300]}") from error
+        raise CheckpointError(
+            f"cannot fetch {tag} of {model} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Where this machine "
+            "has no way to the hub, fetch the file elsewhere and name it: --checkpoint FILE"
+        ) from error
 
 
 def weights_in(folder: Path) -> Path:

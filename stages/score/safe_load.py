@@ -123,6 +123,12 @@ def refuse_unsafe(path: Path) -> None:
     """Refuse pickles that hold more than tensors, and TorchScript archives, before open_clip touches the file."""
     if path.suffix in (".safetensors", ".npz"):
         return
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head.startswith(_PICKLED):
+        raise CheckpointError(
+            f"{path} holds no weights: it begins with {head!r}, neither as torch.save writes nor as safetensors"
+        )
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()):
@@ -140,6 +146,7 @@ def refuse_unsafe(path: Path) -> None:
         raise CheckpointError(f"cannot read {path}: {type(error).__name__}: {str(error)[:300]}") from error
 
 
+_PICKLED: Final = (b"PK\x03\x04", b"\x80")  # a zip archive, or a pickle as torch wrote it before 1.6
 _REMEDY: Final = (
     "where you trust its source, convert it once: "
     "safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, 'model.safetensors')"

@@ -228,4 +228,4 @@ def as_text(report: Report, out: str) -> str:
     missing = f", {report['missing']:,} left out since their image cannot be read" if report["missing"] else ""
     files = report["files"]
     some = f"{len(files)} files" if len(files) > 1 else files[0]["name"]
-    return f"{report['rows']:,} pairs of round {report['round']} in {some} of {out}{missing}; seal {report['fingerprint'][:12]}"
+    return f"{report['rows']:,} pairs of round {report['round']} in {some} of {out}{missing}"

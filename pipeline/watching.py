@@ -32,6 +32,7 @@ log = logging.getLogger("pairsan.watch")
 
 LOCK: Final = "watch.lock"
 _HEADER_LIMIT: Final = 100 << 20
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Watch:
         for path in self._new(run):
             model = self.config.model.model_copy(update={"checkpoint": str(path), "pretrained": None})
             try:
-                log.warning("re-scoring with %s", path)
+                log.info("re-scoring with %s", path)
                 manifest = self.rescore(self.run, self.config.model_copy(update={"model": model}))
                 num_done += 1
                 prune_embeddings(run, self.keep_embeddings)
@@ -86,12 +87,27 @@ class Watch:
     def forever(self) -> None:
         """Look until interrupted; a checkpoint that fails is tried again at the next look, while no later one has a round."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        told = ""
         while True:
             try:
                 self.once()
             except PairsanError as error:
                 log.error("%s: %s", type(error).__name__, error)
+            if told != (told := self.waits_for()):  # again only where it changes
+                log.info("%s", told)
             time.sleep(self.every_s)
+
+    def waits_for(self) -> str:
+        """Return what would be taken next, how many checkpoints have their round, and which files are passed over and why."""
+        ready, others = _looked_at(self.pattern, self.settle_s)
+        scored = scored_checkpoints(open_store(self.run))
+        num = sum(_sha256(path) in scored for path in ready)
+        found = [
+            f"waiting for a new file that matches {self.pattern}; {num} of {len(ready) + len(others)} there have their round"
+        ]
+        found += [f"{path.name}: {why}" for path, why in sorted(others.items())[:_NAMED]]
+        more = len(others) - _NAMED
+        return "; ".join([*found, f"and {more} more"] if more > 0 else found)
 
     def _new(self, run: Store) -> list[Path]:
         """Return the checkpoints behind the newest one that has a sealed round.
@@ -125,13 +141,27 @@ def checkpoints(pattern: str, settle_s: float) -> list[Path]:
     Raises:
         ConfigError: The pattern names a URI.
     """
+    return _looked_at(pattern, settle_s)[0]
+
+
+def _looked_at(pattern: str, settle_s: float) -> tuple[list[Path], dict[Path, str]]:
+    """Return the complete checkpoint files that match, in order, and why each other match is none."""
     if "://" in pattern:
         raise ConfigError(f"--checkpoints looks at local or mounted paths, not at {pattern!r}")
     found = [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  # Path.glob takes no absolute pattern
     changed = {path: _changed_at(path) for path in found}
     # by a writer's clock that is ahead of ours a file may stay "new" for hours, so the difference counts, not the age
-    ready = [path for path, when in changed.items() if when and abs(time.time() - when) >= settle_s and is_complete(path)]
-    return sorted(ready, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], changed[path], str(path)))
+    ready, others = list[Path](), dict[Path, str]()
+    for path, when in changed.items():
+        if when is None:
+            others[path] = "is no file"
+        elif abs(time.time() - when) < settle_s:
+            others[path] = f"changed less than {settle_s:g} s ago"
+        elif not is_complete(path):
+            others[path] = "is not whole, or no checkpoint"
+        else:
+            ready.append(path)
+    return sorted(ready, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], changed[path], str(path))), others
 
 
 def _changed_at(path: Path) -> float | None:

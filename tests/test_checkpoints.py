@@ -96,8 +96,8 @@ def test_a_model_config_json_names_an_architecture(tiny: str, tmp_path: Path) ->
         ({"model": "RN50"}, "which weights"),
         ({"model": "RN50", "checkpoint": "/none.pt"}, "no checkpoint at /none.pt"),
         ({"checkpoint": "a", "pretrained": "b"}, "give one of them"),
-        ({"model": "no-such-model", "pretrained": "x"}, "its tags: none"),
-        ({"model": "RN50", "pretrained": "x"}, "its tags: openai, yfcc15m, cc12m"),
+        ({"model": "no-such-model", "pretrained": "x"}, "knows no architecture 'no-such-model'; it knows coca_base"),
+        ({"model": "RN50", "pretrained": "x"}, "no weights 'x' for 'RN50'; it knows openai, yfcc15m, cc12m"),
     ],
 )
 def test_settings_that_name_no_model_say_what_is_missing(options: dict[str, str], message: str) -> None:

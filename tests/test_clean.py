@@ -32,6 +32,12 @@ def frame(run: Path, *columns: str) -> pd.DataFrame:
 
 def test_every_row_gets_one_row_and_the_counts_add_up(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     output = clean(pairsan, crawl, tmp_path / "run", tiny, "--keep-share", 0.5).output
+    run = tmp_path / "run"
+    assert output.endswith(
+        f"next:\npairsan report {run} --out report.html\npairsan review {run}\n"
+        f"pairsan export {run} --format webdataset --out safe-pairs\n"
+    )
+    assert ", weights tiny-clip, " in pairsan("status", run).output
     seal = open_round(tmp_path / "run").seal
     assert seal["counts"]["labels"] == {"safe": 19, "risky": 19, "quarantined": 2}
     assert seal["counts"]["reasons"] == {"below_cut": 19, "image_undecodable": 1, "caption_empty": 1}
@@ -148,7 +154,7 @@ def test_split_makes_a_new_sealed_round_without_embedding(crawl: Path, tmp_path:
 def test_embed_alone_leaves_scores_that_split_can_seal(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("--checkpoint", tiny, "--out", run, "--executor", "local", "--keep-embeddings", "--no-keep-captions")
-    assert "next: pairsan split" in pairsan("embed", crawl, *args).output
+    assert "next:\npairsan split" in pairsan("embed", crawl, *args).output
     assert "round 1  scored" in pairsan("status", run).output
     pairsan("split", run, "--keep-share", 0.5, "--executor", "local")
     scores = pq.read_table(run / "rounds/0001/scores/00002.tar.parquet")

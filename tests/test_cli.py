@@ -166,7 +166,7 @@ def test_the_manifest_page_lists_every_column_and_reason() -> None:
 def test_exit_codes_are_documented(pairsan: Pairsan) -> None:
     page = (ROOT / "docs" / "commands.md").read_text()
     codes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PairsanError)}
-    assert codes == {1, 2, 3, 4, 5, 6, 7, 8}
+    assert codes == {1, 2, 3, 4, 5, 6, 7, 8, 9}
     assert all(f"| {code} |" in page for code in codes | {0, 130})
     assert "7 the split is not believed" in pairsan("--help").output.replace("\n", " ").replace("  ", " ")
 
@@ -204,8 +204,8 @@ def test_mistakes_end_with_a_message_not_a_trace(pairsan: Pairsan, tmp_path: Pat
     assert "needs --executor ray" in pairsan("clean", tmp_path / "d", *options, "--decode", "cluster", code=2).stderr
     assert "is no run folder" in pairsan("status", tmp_path, code=5).stderr
     assert "is no run folder" in pairsan("split", tmp_path, code=5).stderr
-    assert "no sealed round" in pairsan("verify", tmp_path, code=5).stderr
-    assert "no sealed round" in pairsan("inspect", tmp_path, code=5).stderr
+    assert "is no run folder" in pairsan("verify", tmp_path, code=5).stderr
+    assert "is no run folder" in pairsan("inspect", tmp_path, code=5).stderr
     assert "No such option" in pairsan("clean", "--nope", code=2).stderr
 
 

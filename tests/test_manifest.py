@@ -88,7 +88,7 @@ def test_a_sealed_round_verifies_and_an_unsealed_one_is_refused(run: Path) -> No
         open_round(run)
     with pytest.raises(NotSealed, match="no seal on round 1"):
         open_round(run, 1)
-    with pytest.raises(NotSealed, match="no sealed round"):
+    with pytest.raises(NotSealed, match="is no run folder"):
         open_round(run / "nowhere")
 
 

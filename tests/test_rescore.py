@@ -171,7 +171,11 @@ def test_a_checkpoint_that_comes_after_its_successor_is_passed_over(
     weights(2)
     assert "1 new checkpoints" in pairsan(*args).output
     weights(1)
+    (tmp_path / "logs/x/checkpoints/epoch_9.pt").write_bytes(b"half")
     result = pairsan(*args)
+    assert "there have their round; epoch_9.pt: is not whole, or no checkpoint" in result.output
+    assert f"waiting for a new file that matches {tmp_path}/logs/x/checkpoints/epoch_*; 1 of 3" in result.output
+    (tmp_path / "logs/x/checkpoints/epoch_9.pt").unlink()
     assert "epoch_1.pt: passed over, as" in caplog.text
     assert "0 new checkpoints" in result.output
     weights(3)

@@ -26,7 +26,7 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 2, "--train-batch-size", 20, "--executor", "local")
     args += ("--crowded-share", 0.2, "--risky", "skip", "--neighbours", 4)
     told = pairsan(*args, "--until-round", 0).output.splitlines()[-1]
-    command = shlex.split(told.removeprefix("next: pairsan "))
+    command = shlex.split(told.removeprefix("pairsan "))
     assert command[:2] == ["rescore", str(run)]
     pairsan(*command)  # the round that `run` itself would make, from the settings file that the command names
     by_hand = open_round(run).seal["plan"]
@@ -77,7 +77,7 @@ def test_a_scout_may_be_a_smaller_model_and_the_printed_commands_work_from_anywh
     options += ("--executor", "local")
     said = pairsan("run", few, "--out", run, *options, "--crowded-share", 0.2, "--neighbours", 4, "--until-round", 0).output
     monkeypatch.chdir(tmp_path)
-    pairsan(*shlex.split(said.split("next: pairsan ")[1].splitlines()[0]))
+    pairsan(*shlex.split(said.split("next:\npairsan ")[1].splitlines()[0]))
     pairsan("train", run, "--round", 1)
     scout, model = (load_file(run / "checkpoints" / f"{name}.safetensors") for name in ("scout-0000", "round-0001"))
     sizes = [sum(values.numel() for values in weights.values()) for weights in (scout, model)]

@@ -6,7 +6,7 @@ plain text, which tests compare and any terminal shows; and there is nothing mor
 
 import json
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal, get_args, get_origin
 
 import click
@@ -16,6 +16,7 @@ from pipeline.cli.mistakes import explained
 from pipeline.config.catalogue import CATALOGUE, COMMANDS, Entry
 from pipeline.config.load import RENAMED
 from pipeline.config.profiles import PROFILES
+from pipeline.queries.following import as_text
 from stages.settings import CLOSER, DATA, SAFE, WEIGHTS, WHERE
 
 OTHER: Final = "Other"
@@ -63,6 +64,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the line; an option that this command does not take is explained."""
+        ctx.meta["given"] = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -212,6 +214,7 @@ def _click_type(annotation: Any) -> Any:
     return annotation
 
 
-def say(value: Any, text: str, *, as_json: bool) -> None:
-    """Print an answer, for people or for machines."""
-    click.echo(json.dumps(value, indent=1) if as_json else text)
+def say(value: Any, text: str, *, as_json: bool, following: Sequence[str] = ()) -> None:
+    """Print an answer, for people, with the commands that come next, or for machines."""
+    told = {**value, "next": list(following)} if following else value
+    click.echo(json.dumps(told, indent=1) if as_json else text + as_text(following))

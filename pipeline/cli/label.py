@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,11 @@ from pipeline.config.catalogue import COMMANDS as TAKES
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import inherit, load_config
 from pipeline.config.profiles import PROFILES
+from pipeline.queries.following import after_plan, after_seal
 from stages.settings import DATA, WEIGHTS
+
+if TYPE_CHECKING:
+    from manifests.reading import Manifest
 
 
 def _config_of(run: str, config_path: str | None, flags: dict[str, Any], command: str, **new: Any) -> RunConfig:
@@ -21,6 +25,13 @@ def _config_of(run: str, config_path: str | None, flags: dict[str, Any], command
 
     base = inherit(read_run(open_store(run)).config, {**flags, **new})
     return load_config(config_path, flags, base, command=command)
+
+
+def _say_round(manifest: "Manifest", *, as_json: bool, verbose: bool) -> None:
+    from pipeline.queries import summary
+
+    following = after_seal(manifest.run.uri, manifest.number)
+    say(summary.facts_of(manifest), summary.of_round(manifest, verbose=verbose), as_json=as_json, following=following)
 
 
 @click.command(cls=Command, example="pairsan clean crawl/ --model ViT-B-32 --checkpoint epoch_32.pt --out RUN")
@@ -35,10 +46,9 @@ def clean(
 ) -> None:
     """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
     from pipeline import rounds
-    from pipeline.queries import summary
 
     manifest = rounds.clean(data, out, load_config(config_path, flags), restart=restart, verbose=verbose)
-    say(summary.facts_of(manifest), summary.of_round(manifest), as_json=as_json)
+    _say_round(manifest, as_json=as_json, verbose=verbose)
 
 
 @click.command(cls=Command, example="pairsan plan crawl/ --model ViT-B-32 --checkpoint epoch_32.pt --workers 64")
@@ -50,7 +60,8 @@ def plan(data: tuple[str, ...], as_json: bool, config_path: str | None, **flags:
     from pipeline import estimate
 
     found = estimate.of_data(data, load_config(config_path, flags, command="plan"))
-    say(found, estimate.as_text(found), as_json=as_json)
+    following = after_plan(click.get_current_context().meta["given"], has_weights=found["model"] is not None)
+    say(found, estimate.as_text(found), as_json=as_json, following=following)
 
 
 @click.command(cls=Command)
@@ -68,9 +79,9 @@ def embed(
 
     config = load_config(config_path, flags, command="embed")
     round_ = rounds.embed(data, out, config, restart=restart, verbose=verbose)
-    told = {"round": round_.number, "shards": len(round_.shards), "next": f"pairsan split {shlex.quote(out)}"}
-    text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}; next: {told['next']}"
-    say(told, text, as_json=as_json)
+    told = {"round": round_.number, "shards": len(round_.shards)}
+    text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}"
+    say(told, text, as_json=as_json, following=[f"pairsan split {shlex.quote(out)}"])
 
 
 @click.command(cls=Command, example="pairsan split RUN --keep-share 0.7")
@@ -82,11 +93,10 @@ def embed(
 def split(verbose: bool, /, run: str, scores_round: int | None, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN from scores it already has, with other settings of the split."""
     from pipeline import rounds
-    from pipeline.queries import summary
 
     config = _config_of(run, config_path, flags, "split")
     manifest = rounds.split(run, config, scores_round=scores_round, verbose=verbose)
-    say(summary.facts_of(manifest), summary.of_round(manifest), as_json=as_json)
+    _say_round(manifest, as_json=as_json, verbose=verbose)
 
 
 @click.command(cls=Command, example="pairsan rescore RUN --checkpoint logs/epoch_3.pt --growth 0.01")
@@ -103,11 +113,10 @@ def split(verbose: bool, /, run: str, scores_round: int | None, as_json: bool, c
 def rescore(verbose: bool, /, run: str, trained_on: int | None, as_json: bool, config_path: str | None, **flags: Any) -> None:
     """Make a new sealed round of RUN with other weights, e.g. --checkpoint epoch_3.pt; the round they have already, if any."""
     from pipeline import rounds
-    from pipeline.queries import summary
 
     config = _config_of(run, config_path, flags, "rescore")
     manifest = rounds.rescore(run, config, trained_on=trained_on, verbose=verbose)
-    say(summary.facts_of(manifest), summary.of_round(manifest), as_json=as_json)
+    _say_round(manifest, as_json=as_json, verbose=verbose)
 
 
 @click.command(cls=Command, example="pairsan watch RUN --checkpoints 'logs/*/epoch_*.pt' --growth 0.01")
@@ -132,7 +141,7 @@ def watch(
     task = watching.Watch(run, checkpoints, config, rescore_with, every, settle, keep_last, on_sealed)
     with watching.lock(run):
         if once:
-            click.echo(f"{task.once()} new checkpoints")
+            click.echo(f"{task.once()} new checkpoints\n{task.waits_for()}")
         else:
             task.forever()
 

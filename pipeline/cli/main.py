@@ -41,6 +41,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
     130 interrupted.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pairsan").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; what comes of them is told
     ctx.obj = verbose

@@ -13,6 +13,7 @@ from manifests.reviews import reviewer_name
 from manifests.store import open_store
 from manifests.verify import problems
 from pipeline.cli.flags import JSON, ROUND, Command, option, say, settings_of
+from pipeline.queries import following
 
 
 @click.command(cls=Command)
@@ -99,7 +100,8 @@ def review(run: str, number: int | None, port: int, who: str | None) -> None:
     images = thumbnails.Thumbnails.of_round(manifest)
     reviewer = page.Reviewer(gallery.Gallery(manifest), images, who or reviewer_name())
     click.echo(page.where_to_look(reviewer))
-    page.serve(reviewer, port, told=lambda address: click.echo(f"open {address}   (Ctrl-C ends)"))
+    page.serve(reviewer, port, told=lambda address: click.echo(f"open, and Ctrl-C to end:\n{address}"))
+    click.echo(following.as_text(following.after_review(run)).strip())
 
 
 @click.command(cls=Command)
@@ -127,7 +129,8 @@ def report(run: str, number: int | None, out: str, pairs: int, no_images: bool, 
     images = None if no_images else Thumbnails.of_round(manifest)
     page, twin = report_.write(manifest, images, Path(out), num_pairs=pairs)
     told = {"report": str(page.absolute()), "json": str(twin.absolute())}
-    say(told, f"report: {told['report']}\nfigures: {told['json']}", as_json=as_json)
+    text = f"report: {told['report']}\nfigures: {told['json']}"
+    say(told, text, as_json=as_json, following=[f"pairsan review {shlex.quote(run)}"])
 
 
 @click.command(cls=Command)
@@ -183,7 +186,7 @@ def export(verbose: bool, /, run: str, number: int | None, out: str, config_path
     )
     config = load_config(config_path, given, command="export")
     done = exporting.export(open_round(run, number), out, options, config.executor, verbose=verbose)
-    say(done, exporting.as_text(done, out), as_json=own["as_json"])
+    say(done, exporting.as_text(done, out), as_json=own["as_json"], following=following.after_export(done, out))
 
 
 @click.command(cls=Command)
@@ -235,7 +238,7 @@ def import_reviews(run: str, file: str, who: str | None) -> None:
     from pipeline.queries import verdicts
 
     num = verdicts.import_(open_round(run), Path(file), who)
-    click.echo(f"{num:,} verdicts taken up; `pairsan split {shlex.quote(run)}` honours them")
+    click.echo(f"{num:,} verdicts taken up{following.as_text(following.after_review(run))}")
 
 
 @reviews.command("revoke", cls=Command)
@@ -248,7 +251,7 @@ def revoke_reviews(run: str, uid: tuple[str, ...], who: str | None, verdict: str
     from pipeline.queries import verdicts
 
     num = verdicts.revoke(open_round(run), uids=uid, who=who, verdict=verdict)
-    click.echo(f"{num:,} verdicts taken back; `pairsan split {shlex.quote(run)}` labels without them")
+    click.echo(f"{num:,} verdicts taken back{following.as_text(following.after_review(run))}")
 
 
 @click.command("open", cls=Command)

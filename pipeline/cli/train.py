@@ -33,11 +33,11 @@ def run(
 
     config = load_config(config_path, flags, command="run")
     loop.run(data, out, config, until_round=until_round, verbose=verbose)
-    store, following = open_store(out), None
+    store, following = open_store(out), list[str]()
     report = status.of_run(store)
     if until_round is not None and until_round < config.train.rounds:
-        report["next"] = following = which_round.next_command(store, out, config)
-    say(report, status.as_text(report) + (f"\nnext: {following}" if following else ""), as_json=as_json)
+        following = [which_round.next_command(store, out, config)]
+    say(report, status.as_text(report), as_json=as_json, following=following)
 
 
 @click.command(cls=Command, example="pairsan train RUN --round 1")
@@ -55,7 +55,7 @@ def train(verbose: bool, /, run: str, number: int, as_json: bool, config_path: s
     config = load_config(config_path, flags, read_run(store).config, command="train")
     loop.train(run, config, number, verbose=verbose)
     following = which_round.next_command(store, run, config)
-    say({"round": number, "next": following}, f"trained on round {number}; next: {following}", as_json=as_json)
+    say({"round": number}, f"trained on round {number}", as_json=as_json, following=[following])
 
 
 @click.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

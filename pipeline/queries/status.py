@@ -34,6 +34,7 @@ def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -
         "scores_round": plan["scores_round"],
         "architecture": plan["scores"]["model"]["architecture"],
         "state_sha256": plan["scores"]["model"]["state_sha256"],
+        "weights": plan.get("weights"),  # plans before schema 6 have no name
         "shards_scored": scored,
         "shards_labelled": _num_parts(run, f"{folder}/{LABELS}"),
         "failed": run.read_json(f"{folder}/{FAILURES}")["failed"] if run.exists(f"{folder}/{FAILURES}") else [],
@@ -106,9 +107,6 @@ def _facts(entry: Report, total: int) -> str:
         f"{labels['quarantined']:,} quarantined",
         voices_of(entry) if entry["before"] is not None else f"{entry['rule']} {where}",
     ]
-    if entry["mixture"]:
-        low, high = entry["mixture"]["means"]
-        facts.append(f"means {low:.3f} / {high:.3f}, D {entry['mixture']['ashman_d']:.2f}")
     if entry["canaries"]:
         shares = ", ".join(f"{kind} {leak['share']:.1%}" for kind, leak in entry["canaries"].items())
         facts.append(f"canaries called safe: {shares}")
@@ -117,7 +115,9 @@ def _facts(entry: Report, total: int) -> str:
         facts.append(f"{num:,} labels changed since round {entry['changes']['from_round']}")
     if entry["sitting_out"]:
         facts.append(f"{entry['sitting_out']:,} sit out")
-    facts.append(f"scores of round {entry['scores_round']}, weights {entry['state_sha256'][:12]}")
+    scored = "" if entry["scores_round"] == entry["round"] else f"scores of round {entry['scores_round']}, "
+    named = entry["weights"] or f"{entry['architecture']}, state {entry['state_sha256'][:12]}"
+    facts.append(f"{scored}weights {named}")
     return ", ".join([*facts, f"profile {entry['profile']}"])
 
 

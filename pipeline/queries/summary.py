@@ -7,8 +7,8 @@ from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, L
 from pipeline.queries.terminal import printable
 
 
-def of_round(manifest: Manifest) -> str:
-    """Return counts per label and reason, the cut, the mixture and the path of a sealed round."""
+def of_round(manifest: Manifest, *, verbose: bool = False) -> str:
+    """Return counts per label and reason, the cut and the path of a sealed round; `verbose`: the mixture's numbers, too."""
     seal = manifest.seal
     counts = seal["counts"]
     rows = max(1, counts["rows"])
@@ -24,7 +24,7 @@ def of_round(manifest: Manifest) -> str:
         lines.append(f"    {len(skipped)} of the data were left out, as they cannot be read, e.g. {printable(skipped[0], 200)}")
     lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]
     if seal["mixture"] and mixture_ruled(seal):
-        lines += [f"  mixture   {_mixture(seal['mixture'])}"]
+        lines += [f"  mixture   {_mixture(seal['mixture'], verbose=verbose)}"]
     lines += [f"  {word:<10}{text}" for word, text in known_of(seal)]
     strata = seal.get("strata") or {}
     for found in strata.get("of", ()) if strata.get("by") != "before" else ():
@@ -108,10 +108,18 @@ def _at(cut: float | None, what: str) -> str:
     return f"none is {what.partition(' from')[0].partition(' below')[0]}" if cut is None else f"{what} {cut:.4f}"
 
 
-def _mixture(mixture: dict[str, Any]) -> str:
+def _mixture(mixture: dict[str, Any], *, verbose: bool) -> str:
+    low, high = mixture["means"]
+    text = f"{mixture['weights'][0]:.1%} of the pairs around cosine {low:.3f}, the others around {high:.3f}"
+    if not verbose:
+        return text
     parts = zip(mixture["weights"], mixture["means"], mixture["stds"], strict=True)
-    text = " + ".join(f"{weight:.3f} N({mean:.4f}, {std:.4f})" for weight, mean, std in parts)
-    return f"{text}, Ashman's D {mixture['ashman_d']:.2f}, BIC gain {mixture['bic_one'] - mixture['bic_two']:.1f}"
+    fit = " + ".join(f"{weight:.3f} N({mean:.4f}, {std:.4f})" for weight, mean, std in parts)
+    return (
+        f"{text}\n            {fit}\n"
+        f"            Ashman's D {mixture['ashman_d']:.2f}: distance of the means in spreads, a valley lies between from 2 on; "
+        f"BIC gain {mixture['bic_one'] - mixture['bic_two']:.1f} over one Gaussian: two are the better story above 0"
+    )
 
 
 def schema_document() -> dict[str, Any]:

@@ -135,14 +135,22 @@ def planned(
         more: `split` and `signals`; None where nothing is labelled.
     """
     profile = {"profile": config.profile} if config.profile else {}
-    verdicts = {"reviews": _reviews(run, number)}
-    plan = {"schema_version": SCHEMA_VERSION, "round": number, "kind": kind, **scores, **more, **verdicts, **profile}
+    begun = read_plan(run, number) if number in round_numbers(run) else None
+    kept = {
+        "reviews": snapshot(run),
+        "weights": _weights(run, scores["scores_round"], config),
+    }  # as they were when it was begun
+    known = {name: value if begun is None else begun.get(name) for name, value in kept.items()}
+    plan = {"schema_version": SCHEMA_VERSION, "round": number, "kind": kind, **scores, **more, **known, **profile}
     return Round(run, number, plan, shards)
 
 
-def _reviews(run: Store, number: int) -> Plan | None:
-    """Return which human verdicts a round honours: those of when it was begun."""
-    return read_plan(run, number).get("reviews") if number in round_numbers(run) else snapshot(run)
+def _weights(run: Store, scores_round: int, config: RunConfig) -> str | None:
+    """Return what the weights of some scores are called, for people: their file, folder or tag."""
+    if scores_round in round_numbers(run):
+        return read_plan(run, scores_round).get("weights")
+    name = config.model.checkpoint or config.model.pretrained or config.model.model
+    return name and name.rstrip("/").rpartition("/")[2]
 
 
 def forget_unsealed(run: Store) -> None:

@@ -149,7 +149,7 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     else:
         take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
     history = position(training.store)["history"]
-    log.warning("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
+    log.info("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
 
 
 def _architecture(config: RunConfig) -> str:

@@ -56,7 +56,7 @@ class RayExecutor:
             raise ConfigError(f"--threads-per-worker {self.num_threads} exceeds the {largest:g} CPUs of the largest node")
         room = self._places(nodes)
         if options.workers and options.workers > room:
-            log.warning("%d workers are asked for, there is room for %d; others start when there is", options.workers, room)
+            log.info("%d workers are asked for, there is room for %d; others start when there is", options.workers, room)
         self._idle: list[_Ready] = []
         self._starting: dict[Any, Any] = {}
         self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
@@ -91,7 +91,7 @@ class RayExecutor:
             if running or self._idle:
                 waiting_since = time.monotonic()
             elif time.monotonic() - waiting_since > _WORD_S:
-                log.warning("%d shards wait for a worker; the cluster has %s", len(queue), _described(_nodes()))
+                log.info("%d shards wait for a worker; the cluster has %s", len(queue), _described(_nodes()))
                 waiting_since = time.monotonic()
         for call in running.values():  # slow ones, whose shards others have finished
             ray.kill(call.worker.actor)

@@ -91,7 +91,7 @@ class Embed(Stage[EmbedTarget, Embedded]):
         self._encoder = make_encoder(
             target.weights, device=target.device, precision=target.precision, batch_size=target.batch_size
         )
-        log.info("model loaded; captions trimmed: %s", self._encoder.trims)
+        log.debug("model loaded; captions trimmed: %s", self._encoder.trims)
 
     def run(self, shard: Shard, /) -> Embedded:
         """Score one shard and write its parts, each whole or not at all; the scores last, since they say "done"."""

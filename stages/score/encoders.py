@@ -229,10 +229,10 @@ def trimming_is_exact(model: Any, tokenizer: Any) -> bool:
                 short = encode_short_text(model, tokens[row : row + 1, : int(length)].to(device))
                 worst = max(worst, float((torch.nn.functional.normalize(short, dim=-1) - full[row]).abs().max()))
     except (AttributeError, RuntimeError, IndexError, TypeError) as error:
-        log.info("captions are not trimmed: the text tower has another form (%s)", error)
+        log.debug("captions are not trimmed: the text tower has another form (%s)", error)
         return False
     if worst > TRIM_TOLERANCE:
-        log.info("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
+        log.debug("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
     return worst <= TRIM_TOLERANCE
 
 

@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from conftest import make_tar
 from starlette.testclient import TestClient
 
+from benchmarks.speed.review import build
 from manifests.errors import ConfigError
 from manifests.reading import open_round
 from manifests.reviews import newest, read_all
@@ -20,6 +23,8 @@ from pipeline.pages.gallery import Gallery, Wanted
 from pipeline.pages.review import Reviewer, make_app
 from pipeline.pages.thumbnails import Thumbnails
 from pipeline.queries.inspection import Query
+from stages.export.single_images import Originals
+from stages.settings import ReadSettings
 
 Pairsan = Callable[..., Result]
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> evil drawing"
@@ -80,10 +85,23 @@ def test_verdicts_are_given_undone_and_filtered(client: TestClient, run: Path) -
     act = client.post("/token/verdict-all", json={**body, "count": 24}).json()
     assert act["num"] == 24
     assert client.post("/token/count", json={"filter": {"verdict": "drop"}}).json()["count"] == 24
-    assert client.post("/token/undo", json={"act": act["act"]}).json()["num"] == 24
+    assert client.get("/token/about").json()["undoable"] == 2  # a page that is loaded again can undo both
+    assert client.post("/token/undo", json={}).json() == {"num": 24, "left": 1}
     verdicts = newest(read_all(open_store(run)))
     assert verdicts["verdict"].to_pylist() == ["safe"]
     assert verdicts["who"].to_pylist() == ["ann"]
+
+
+def test_a_page_to_show_takes_no_verdicts(run: Path) -> None:
+    reviewer = Reviewer(Gallery(open_round(run)), Thumbnails.of_round(open_round(run)), "ann", read_only=True)
+    app = make_app(reviewer, "token", 80)
+    with TestClient(app, base_url="http://127.0.0.1:80", headers={"host": "127.0.0.1:80"}) as client:
+        assert client.get("/token/about").json()["read_only"]
+        pair = client.post("/token/pairs", json={"filter": {}}).json()["pairs"][0]
+        said = {"places": [[pair["shard"], pair["index"]]], "verdict": "drop", "filter": {}, "count": 40}
+        for route in ("verdict", "verdict-all", "undo"):
+            assert client.post(f"/token/{route}", json=said).status_code == 404
+    assert read_all(open_store(run)).num_rows == 0
 
 
 def test_what_does_not_come_from_the_page_is_refused(client: TestClient) -> None:
@@ -114,16 +132,28 @@ def test_an_expression_can_read_nothing_but_the_round(run: Path, where: str) -> 
     assert gallery.count(Wanted(Query(), where="length(caption) > 0 AND signals.image_cluster_size = 1")) == 40
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+@contextmanager
+def served(run: Path) -> Iterator[tuple[Any, str]]:
+    """Yield a browser, and the address of the page of a run."""
+    from playwright.sync_api import sync_playwright
 
-    program = str(Path(sys.executable).parent / "pairsan")
-    command = [program, "review", str(run), "--who", "ann"]
+    command = [str(Path(sys.executable).parent / "pairsan"), "review", str(run), "--who", "ann"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as browsers:
         assert server.stdout is not None
-        address = next(found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/\S+/", line)))
+        address = next(found[0] for line in server.stdout if (found := re.fullmatch(r"http://127\.0\.0\.1:\d+/\S+/\n", line)))
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser, address.strip()
+        finally:
+            browser.close()
+            server.terminate()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
         page, errors = browser.new_page(viewport={"width": 1400, "height": 900}), []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
@@ -142,6 +172,8 @@ def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
         page.keyboard.press("u")
         expect(page.locator("#gallery .tag.said")).to_have_count(0)
         page.click("button[type=reset]")
+        expect(page.locator("#count")).to_have_text("24 pairs")  # the filter that one begins with
+        page.select_option("select[name=label]", "")
         expect(page.locator("#count")).to_have_text("40 pairs")
         other = browser.new_page()
         other.goto(address)
@@ -160,10 +192,92 @@ def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
         unnamed = "e => !e.labels?.length && !e.ariaLabel && !e.innerText.trim()"
         assert page.evaluate(f"[...document.querySelectorAll('input, select, button')].filter({unnamed}).length") == 0
         page.screenshot(path=tmp_path / "page.png")
-        browser.close()
-        server.terminate()
     assert errors == []
     assert (tmp_path / "page.png").stat().st_size > 20_000
     acts = read_all(open_store(run))
     assert sorted(acts["verdict"].to_pylist()[:4], key=str) == [None, "drop", "risky", "safe"]
     assert newest(acts).num_rows == 40
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_the_address_holds_the_view_and_mistakes_say_what_is_wrong(run: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        expect(page.locator("#count")).to_have_text("24 pairs")
+        page.select_option("select[name=label]", "safe")
+        expect(page.locator("#count")).to_have_text("16 pairs")
+        page.keyboard.press("Escape")
+        page.locator("#gallery button").nth(4).click()
+        chosen = page.locator("#gallery button[aria-pressed=true] .caption").inner_text()
+        assert page.url.endswith("?label=safe&sort=cosine&at=5")
+        page.keyboard.press("r")
+        expect(page.locator("#said")).to_have_text("risky: 1 pair")
+        page.locator("#gallery button").nth(4).click()
+        page.reload()
+        expect(page.locator("#count")).to_have_text("16 pairs")
+        expect(page.locator("#gallery button[aria-pressed=true] .caption")).to_have_text(chosen)
+        page.click("#undo")  # what was done before the reload
+        expect(page.locator("#said")).to_have_text("undone on 1 pair")
+        expect(page.locator("#undo")).to_be_disabled()
+        page.go_back()
+        expect(page.locator("#count")).to_have_text("24 pairs")
+        assert page.input_value("select[name=label]") == "risky"
+        page.go_forward()
+        expect(page.locator("#count")).to_have_text("16 pairs")
+        page.fill("input[name=cosine_low]", "0.5")
+        page.fill("input[name=cosine_high]", "0.2")
+        page.click("button[type=submit]")
+        for place in ("#said", "#detail"):
+            expect(page.locator(place)).to_contain_text("cosine from 0.5 to 0.2 is no range")
+        page.goto(f"{address}?where=nonsense+%3D+1&sort=cosine")
+        expect(page.locator("#detail")).to_contain_text("the filter is not understood")
+        expect(page.locator("#count")).to_have_text("not counted")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("width", [1280, 640, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_the_page(run: Path, width: int, scheme: str, tmp_path: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.goto(address)
+        expect(page.locator("#words")).to_be_in_viewport()  # the chosen pair is in sight, on a narrow screen too
+        found = Axe().run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] in ("serious", "critical")] == []
+        assert [one["id"] for one in found if one["id"] in ("heading-order", "region", "landmark-one-main")] == []
+        stops = "e => e.tabIndex >= 0 && !e.disabled && e.offsetParent !== null"
+        assert (
+            page.evaluate(f"[...document.querySelectorAll('a, input, select, button, [tabindex]')].filter({stops}).length") < 30
+        )
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
+        page.screenshot(path=f"{tmp_path}/{width}-{scheme}.png")
+
+
+def test_pages_go_on_to_the_last_pair_whatever_they_are_sorted_by(tmp_path: Path) -> None:
+    build(tmp_path, 1)  # 10,000 rows, 20 of which have no cosine
+    gallery = Gallery(open_round(tmp_path / "run"))
+    for sort in ("cosine", "-cosine", "label", "-key", "uid"):
+        wanted = Wanted(Query(sort=sort))
+        rows = [row for number in (0, 99, 100, 101, 166) for row in gallery.page(wanted, number)]
+        assert [len(gallery.page(wanted, number)) for number in (99, 100, 166, 167, 400)] == [60, 60, 40, 0, 0]
+        assert len({(row["shard"], row["index"]) for row in rows}) == 4 * 60 + 40
+        whole = gallery.places(wanted, 10_000)
+        places = [whole[number * 60 : number * 60 + 60] for number in (0, 99, 100, 101, 166)]
+        assert [(row["shard"], row["index"]) for row in rows] == [place for page in places for place in page]
+
+
+def test_ids_of_64_bits_reach_the_page_whole(tmp_path: Path) -> None:
+    build(tmp_path, 1)
+    manifest = open_round(tmp_path / "run")
+    images = Thumbnails(Originals(manifest.run, (), ReadSettings(), {}), ReadSettings())  # none is asked for
+    app = make_app(Reviewer(Gallery(manifest), images, "ann"), "token", 80)
+    with TestClient(app, base_url="http://127.0.0.1:80", headers={"host": "127.0.0.1:80"}) as client:
+        rows = client.post("/token/pairs", json={"filter": {}}).json()["pairs"]
+    wanted = manifest.table("00000.tar")["signals"].to_pylist()
+    assert all(row["signals"]["exact_copy_cluster"] == str(wanted[row["index"]]["exact_copy_cluster"]) for row in rows)

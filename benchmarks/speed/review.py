@@ -23,11 +23,12 @@ from starlette.testclient import TestClient
 from benchmarks.attacks.world import load_rows, suffix_of
 from benchmarks.common import header
 from benchmarks.evidence.data import BUNDLED
-from manifests.layout import fingerprint
+from manifests.layout import RUN, fingerprint
 from manifests.parts import write_json, write_part
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, SIGNALS
+from manifests.schema import MANIFEST, SCHEMA_VERSION, SIGNALS
 from manifests.store import open_store
+from pipeline.config.catalogue import RunConfig
 from pipeline.pages import report
 from pipeline.pages.gallery import Gallery
 from pipeline.pages.review import Reviewer, make_app
@@ -57,7 +58,8 @@ def build(folder: Path, num_shards: int) -> None:
                 info = tarfile.TarInfo(f"{i:06d}.{end}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    places = [pair.place for pair in read_tar((data / "00000.tar").open("rb"), Shard("x", "", "tar", 0), ReadSettings())]
+    with (data / "00000.tar").open("rb") as file:
+        places = [pair.place for pair in read_tar(file, Shard("x", "", "tar", 0), ReadSettings())]
     offsets = pa.table({name: pa.array([p[i] for p in places if p]) for i, name in enumerate(PLACES.names)})
     rng, parts, totals = np.random.default_rng(0), [], {"safe": 0, "risky": 0, "quarantined": 0}
     captions = pa.array([f"{rows[i % len(rows)].caption} no {i}" for i in range(SHARD_ROWS)])
@@ -73,6 +75,8 @@ def build(folder: Path, num_shards: int) -> None:
         write_part(run, places["name"], PLACES, [offsets], fingerprint="x")
         parts.append({"shard": name, "rows": SHARD_ROWS, "labels": labels, "manifest": entry, "scores": places})
         totals = {label: totals[label] + labels[label] for label in totals}
+    shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in open_dataset([str(data)]).shards]
+    write_json(run, RUN, {"data": [str(data)], "dataset": {"shards": shards}, "config": RunConfig().model_dump()})
     write_json(run, "rounds/0001/plan.json", {"round": 1})
     write_json(run, "rounds/0001/manifest.json", _seal(parts, totals))
 
@@ -82,17 +86,17 @@ def _part(name: str, rng: np.random.Generator, captions: pa.Array) -> tuple[pa.T
     code = np.where(cosine >= CUT, 0, 1).astype(np.int32)
     code[:20] = 2
     near = np.where(rng.random(SHARD_ROWS) < 0.01, rng.integers(0, 2000, SHARD_ROWS), -rng.integers(1, 2**40, SHARD_ROWS))
-    signals = pa.StructArray.from_arrays(
-        [
-            pa.nulls(SHARD_ROWS, pa.float32()),
-            pa.array(rng.random(SHARD_ROWS, np.float32)),
-            pa.array(near),
-            pa.array(np.where(near >= 0, 50, 1).astype(np.int32)),
-            pa.array(np.ones(SHARD_ROWS, np.int32)),
-            pa.array(rng.random(SHARD_ROWS, np.float32)),
-        ],
-        fields=list(SIGNALS),
-    )
+    known = {
+        "outlier": pa.array(rng.random(SHARD_ROWS, np.float32)),
+        "image_cluster": pa.array(near),
+        "image_cluster_size": pa.array(np.where(near >= 0, 50, 1).astype(np.int32)),
+        "caption_cluster_size": pa.array(np.ones(SHARD_ROWS, np.int32)),
+        "caption_agreement": pa.array(rng.random(SHARD_ROWS, np.float32)),
+        "exact_copy_cluster": pa.array(rng.integers(-(2**63), 2**63 - 1, SHARD_ROWS)),
+        "exact_copies": pa.array(np.ones(SHARD_ROWS, np.int32)),
+    }
+    columns = [known.get(field.name, pa.nulls(SHARD_ROWS, field.type)) for field in SIGNALS]
+    signals = pa.StructArray.from_arrays(columns, fields=list(SIGNALS))
     words = pa.array(["safe", "risky", "quarantined"])
     reasons = pa.array([None if c == 0 else "below_cut" if c == 1 else "image_missing" for c in code]).dictionary_encode()
     table = pa.table(
@@ -109,6 +113,9 @@ def _part(name: str, rng: np.random.Generator, captions: pa.Array) -> tuple[pa.T
             "reason": reasons,
             "detail": pa.nulls(SHARD_ROWS, pa.string()),
             "signals": signals,
+            "voice": pa.nulls(SHARD_ROWS, MANIFEST.field("voice").type),
+            "since": pa.array(np.ones(SHARD_ROWS, np.int32)),
+            "sits_out": pa.array(np.zeros(SHARD_ROWS, bool)),
         }
     )
     return table, {str(word): int((code == i).sum()) for i, word in enumerate(words.to_pylist())}
@@ -119,7 +126,13 @@ def _seal(parts: list[dict[str, object]], totals: dict[str, int]) -> dict[str, o
     rows = sum(totals.values())
     reasons = {"below_cut": totals["risky"], "image_missing": totals["quarantined"]}
     return {
-        **{"schema_version": 2, "fingerprint": fingerprint(plan), "plan": plan, "parts": parts, "rule": "min-cosine"},
+        **{
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": fingerprint(plan),
+            "plan": plan,
+            "parts": parts,
+            "rule": "min-cosine",
+        },
         **{"counts": {"rows": rows, "scored": rows - totals["quarantined"], "labels": totals, "reasons": reasons}},
         **{"cut": CUT, "safe_share": totals["safe"] / rows, "limits": [], "doubts": [], "mixture": None, "overruled": {}},
     }
@@ -176,6 +189,13 @@ def main() -> None:
     for what, given in filters.items():
         timed(what + ", page", lambda given=given: ask("pairs", **given), bare)  # type: ignore[misc]
         timed(what + ", count", lambda given=given: ask("count", **given), bare)  # type: ignore[misc]
+
+    def page(number: int) -> None:
+        assert client.post("/t/pairs", json={"filter": {"sort": "-cosine"}, "page": number}).json()["pairs"]
+
+    timed("page 99 of all pairs", lambda: page(99), bare)
+    timed("page 100, of the next query", lambda: page(100), bare)
+    timed("page 1,000 at once, nine queries on", lambda: page(1000), bare)
     pairs = client.post("/t/pairs", json={"filter": {"label": "risky"}}).json()["pairs"]
     timed(
         "one thumbnail", lambda: client.get("/t/image", params={"shard": pairs[0]["shard"], "index": pairs[0]["index"]}), bare

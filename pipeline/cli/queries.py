@@ -91,16 +91,24 @@ def inspect(run: str, number: int | None, form: str, output: str | None, **filte
 @ROUND
 @option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; a free one by default.")
 @option("--who", metavar="NAME", help="Name that verdicts carry; by default the user's.")
-def review(run: str, number: int | None, port: int, who: str | None) -> None:
+@option("--open", "in_browser", is_flag=True, help="Open the page in a browser here.")
+@option("--read-only", is_flag=True, help="Take no verdicts; to show a round to others.")
+def review(run: str, number: int | None, port: int, who: str | None, in_browser: bool, read_only: bool) -> None:
     """Serve a page on this machine to look through a sealed round of RUN and overrule it; later rounds honour the verdicts."""
     from pipeline.pages import gallery, thumbnails
     from pipeline.pages import review as page
 
     manifest = open_round(run, number)
     images = thumbnails.Thumbnails.of_round(manifest)
-    reviewer = page.Reviewer(gallery.Gallery(manifest), images, who or reviewer_name())
+    reviewer = page.Reviewer(gallery.Gallery(manifest), images, who or reviewer_name(), read_only=read_only)
     click.echo(page.where_to_look(reviewer))
-    page.serve(reviewer, port, told=lambda address: click.echo(f"open, and Ctrl-C to end:\n{address}"))
+
+    def told(address: str) -> None:
+        click.echo(f"open, and Ctrl-C to end:\n{address}")
+        if in_browser:
+            click.launch(address)
+
+    page.serve(reviewer, port, told=told)
     click.echo(following.as_text(following.after_review(run)).strip())
 
 

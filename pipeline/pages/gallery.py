@@ -21,7 +21,7 @@ from pipeline.queries.inspection import Query, sealed_off
 from stages.vectors import read_columns, vectors_of
 
 PAGE_ROWS: Final = 60
-DEEPEST: Final = 6_000
+_AT_ONCE: Final = 100 * PAGE_ROWS  # places of one query, of which pages are cut
 _KEPT_ANSWERS: Final = 64
 _THREADS: Final = 8
 Row = dict[str, Any]
@@ -76,12 +76,17 @@ class Gallery:
         """
         return int(self._answer("count", wanted, "count(*)", "")[0][0])
 
-    def places(self, wanted: Wanted, limit: int = DEEPEST) -> list[Place]:
-        """Return shard and row of the first pairs that a filter finds, sorted."""
-        sort = wanted.query.sort
-        order = f"{_column(sort.removeprefix('-'))} {'DESC' if sort.startswith('-') else 'ASC'} NULLS LAST, shard, index"
-        found = self._answer("places", wanted, "shard, index", f"ORDER BY {order} LIMIT {limit}")
+    def places(self, wanted: Wanted, limit: int = _AT_ONCE, after: Place | None = None) -> list[Place]:
+        """Return shard and row of the first pairs that a filter finds, sorted; of those behind a place, where one is given."""
+        column, downwards = _column(wanted.query.sort.removeprefix("-")), wanted.query.sort.startswith("-")
+        order = f"{column} {'DESC' if downwards else 'ASC'} NULLS LAST, shard, index"
+        test, values = ("", ()) if after is None else _behind(column, downwards, self._value(column, after), after)
+        found = self._answer("places", wanted, "shard, index", f"ORDER BY {order} LIMIT {limit}", test, values)
         return [(shard, index) for shard, index in found]
+
+    def _value(self, column: str, place: Place) -> Any:
+        """Return what a pair has in a column."""
+        return _take(self.manifest, place[0], [place[1]])[column.strip('"')].to_pylist()[0]
 
     def first(self, wanted: Wanted, num: int) -> list[Row]:
         """Return the first rows that a filter finds."""
@@ -92,8 +97,12 @@ class Gallery:
         return self._run(text, values or []).fetchall()
 
     def page(self, wanted: Wanted, number: int) -> list[Row]:
-        """Return the rows of a page, from 0, with their newest verdicts."""
-        return self.rows(self.places(wanted)[number * PAGE_ROWS : (number + 1) * PAGE_ROWS])
+        """Return the rows of a page, from 0, with their newest verdicts; however deep, each query goes on where one ended."""
+        stretch, first = divmod(number * PAGE_ROWS, _AT_ONCE)
+        places = self.places(wanted)
+        for _ in range(stretch):
+            places = self.places(wanted, after=places[-1]) if len(places) == _AT_ONCE else []
+        return self.rows(places[first : first + PAGE_ROWS])
 
     def rows(self, places: list[Place], manifest: Manifest | None = None) -> list[Row]:
         """Return whole rows, in the order of their places."""
@@ -146,14 +155,16 @@ class Gallery:
     def _with_verdict(self, row: Row) -> Row:
         return {**row, "review": self._verdicts.get(row["uid"])}
 
-    def _answer(self, kind: str, wanted: Wanted, columns: str, tail: str) -> list[tuple[Any, ...]]:
-        key = (kind, wanted, tail)
+    def _answer(
+        self, kind: str, wanted: Wanted, columns: str, tail: str, test: str = "", more: tuple[Any, ...] = ()
+    ) -> list[tuple[Any, ...]]:
+        key = (kind, wanted, tail, test, more)
         with self._lock:
             if key in self._answers:
                 self._answers.move_to_end(key)
                 return list(self._answers[key])
-        text, values = self._sql(wanted, columns, tail)
-        found = self._run(text, values).fetchall()
+        text, values = self._sql(wanted, columns, f"{test and f'AND {test} '}{tail}")
+        found = self._run(text, [*values, *more]).fetchall()
         with self._lock:
             self._answers[key] = found
             while len(self._answers) > _KEPT_ANSWERS:
@@ -189,6 +200,15 @@ def _explained() -> Iterator[None]:
         yield
     except duckdb.Error as error:
         raise ConfigError(f"the filter is not understood: {str(error).splitlines()[0]}") from None
+
+
+def _behind(column: str, downwards: bool, value: Any, place: Place) -> tuple[str, tuple[Any, ...]]:
+    """Return a test, and its values, of which pairs come after one in an order that ends in shard and index."""
+    later = "(shard > ? OR (shard = ? AND index > ?))"
+    if value is None:  # nulls are last
+        return f"({column} IS NULL AND {later})", (place[0], *place)
+    beyond = f"{column} {'<' if downwards else '>'} ?"
+    return f"({beyond} OR ({column} = ? AND {later}) OR {column} IS NULL)", (value, value, place[0], *place)
 
 
 def _column(name: str) -> str:

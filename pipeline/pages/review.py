@@ -9,34 +9,29 @@ web can reach it by another name (DNS rebinding), and what changes something mus
 import functools
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Final
 
+import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from manifests.errors import PairsanError
+from manifests.errors import ConfigError, PairsanError
 from manifests.layout import round_folder
 from manifests.reviews import append, undo
-from manifests.schema import MANIFEST, Label, Reason
+from manifests.schema import MANIFEST, SIGNAL_TABLE, Label, Reason
 from pipeline.pages.gallery import PAGE_ROWS, Gallery, Wanted
+from pipeline.pages.guard import Guard
 from pipeline.pages.thumbnails import Thumbnails
 from pipeline.queries.inspection import Query
 
 Answer = Callable[[Request], Awaitable[Response]]
-_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
+_IDS: Final = frozenset(signal.name for signal in SIGNAL_TABLE if pa.types.is_int64(signal.type))
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "html": "text/html"}
 _STATIC: Final = ("review.css", "review.js")
 
@@ -49,11 +44,15 @@ class Reviewer:
         gallery: The round.
         thumbnails: Its images.
         who: Name that verdicts carry.
+        read_only: Whether no verdicts are taken.
+        acts: What was done since the server started and not undone, newest last; a page that is loaded again still undoes it.
     """
 
     gallery: Gallery
     thumbnails: Thumbnails
     who: str
+    read_only: bool = False
+    acts: list[str] = field(default_factory=list)
 
 
 def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
@@ -63,16 +62,15 @@ def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
         ("pairs", _pairs, "POST"),
         ("count", _count, "POST"),
         ("pair", _pair, "POST"),
-        ("verdict", _verdict, "POST"),
-        ("verdict-all", _verdict_all, "POST"),
-        ("undo", _undo, "POST"),
     ]
+    if not reviewer.read_only:
+        routes += [("verdict", _verdict, "POST"), ("verdict-all", _verdict_all, "POST"), ("undo", _undo, "POST")]
     made = [Route(f"/{token}/{name}", _json(answer, reviewer), methods=[method]) for name, answer, method in routes]
     made.append(Route(f"/{token}/", _file("review.html")))
     made += [Route(f"/{token}/{name}", _file(name)) for name in _STATIC]
     made.append(Route(f"/{token}/image", functools.partial(_image, reviewer)))
     hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
-    return Starlette(routes=made, middleware=[Middleware(_Guard, hosts=hosts)])
+    return Starlette(routes=made, middleware=[Middleware(Guard, hosts=hosts)])
 
 
 def serve(reviewer: Reviewer, port: int, *, told: Callable[[str], None]) -> None:
@@ -94,40 +92,6 @@ def serve(reviewer: Reviewer, port: int, *, told: Callable[[str], None]) -> None
         told(f"http://127.0.0.1:{taken}/{token}/")
         config = uvicorn.Config(make_app(reviewer, token, taken), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-class _Guard:
-    """Refuses other Host headers, and changes that do not come as JSON from the page; adds the security headers."""
-
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
-        self._app, self._hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refused = self._why_not(scope["method"], headers)
-        if refused is not None:
-            await Response(refused, status_code=403)(scope, receive, send)
-            return
-
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-    def _why_not(self, method: str, headers: dict[str, str]) -> str | None:
-        if headers.get("host") not in self._hosts:
-            return "wrong Host header"
-        origin = headers.get("origin")
-        if origin is not None and origin.removeprefix("http://") not in self._hosts:
-            return "wrong Origin header"
-        if method == "POST" and headers.get("content-type", "").partition(";")[0] != "application/json":
-            return "JSON only"
-        return None
 
 
 def _json(answer: Callable[[Reviewer, dict[str, Any]], Any], reviewer: Reviewer) -> Answer:
@@ -169,6 +133,7 @@ def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
     columns = [name for name in MANIFEST.names if name != "signals"]
     return {
         "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, **words, **facts,
+        "undoable": len(reviewer.acts), "read_only": reviewer.read_only,
     }  # fmt: skip
 
 
@@ -178,8 +143,12 @@ def _wanted(body: dict[str, Any]) -> Wanted:
 
     def bounds(name: str) -> tuple[float, float] | None:
         low, high = given.get(f"{name}_low"), given.get(f"{name}_high")
-        none = low in (None, "") and high in (None, "")
-        return None if none else (float(low) if low not in (None, "") else -1e9, float(high) if high not in (None, "") else 1e9)
+        if low in (None, "") and high in (None, ""):
+            return None
+        found = float(low) if low not in (None, "") else -1e9, float(high) if high not in (None, "") else 1e9
+        if found[0] > found[1]:
+            raise ConfigError(f"{name} from {low} to {high} is no range: the first number is the larger one")
+        return found
 
     query = Query(
         label=(given["label"],) if given.get("label") else (),
@@ -216,8 +185,6 @@ def _pair(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
-    import pyarrow as pa
-
     gallery = reviewer.gallery
     rows = gallery.rows([(str(shard), int(index)) for shard, index in body["places"]])
     table = pa.Table.from_pylist([{name: row[name] for name in ("uid", "shard", "index", "key")} for row in rows])
@@ -236,20 +203,26 @@ def _append(reviewer: Reviewer, table: Any, body: dict[str, Any]) -> str:
     manifest, note = reviewer.gallery.manifest, str(body.get("note") or "")[:2000] or None
     said = {"verdict": body["verdict"] or None, "note": note, "who": reviewer.who}
     name = append(manifest.run, table, **said, round_number=manifest.number)
+    reviewer.acts.append(name)
     reviewer.gallery.refresh()
     return name
 
 
-def _undo(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+def _undo(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
+    """Undo the newest act that is not undone yet."""
     manifest = reviewer.gallery.manifest
-    num = undo(manifest.run, str(body["act"]), who=reviewer.who, round_number=manifest.number)
+    if not reviewer.acts:
+        raise ConfigError("nothing was done here that is left to undo")
+    num = undo(manifest.run, reviewer.acts.pop(), who=reviewer.who, round_number=manifest.number)
     reviewer.gallery.refresh()
-    return {"num": num}
+    return {"num": num, "left": len(reviewer.acts)}
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    review = row.get("review")
+    review, signals = row.get("review"), row.get("signals")
     shown = {key: value for key, value in row.items() if key != "review"} | {"uid": row["uid"].hex()}
+    if signals is not None:  # numbers of JavaScript have 53 bits, hashes 64
+        shown["signals"] = {key: str(value) if key in _IDS and value is not None else value for key, value in signals.items()}
     if review is not None:
         shown["review"] = {key: review[key] for key in ("verdict", "note", "who", "round")} | {
             "when": review["when"].isoformat()

@@ -1,7 +1,8 @@
 "use strict";
 // All words from the data go into the page by textContent, never as HTML.
 const $ = (id) => document.getElementById(id);
-const state = { pairs: [], chosen: -1, page: 0, count: 0, filter: {}, acts: [], asked: 0 };
+const state = { pairs: [], chosen: -1, page: 0, count: 0, filter: {}, asked: 0 };
+const first = { label: "risky", sort: "cosine" };
 
 async function ask(name, body) {
   const answer = await fetch(name, body === undefined ? {} : {
@@ -38,10 +39,29 @@ function readFilter() {
   return Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value !== ""));
 }
 
-async function show(page = 0) {
+// The address holds the view, so that a link, "back" and "reload" lead to it.
+function address(place = 0) {
+  const words = new URLSearchParams(state.filter);
+  if (state.page) words.set("page", state.page + 1);
+  if (place > 0) words.set("at", place + 1);
+  return `?${words}`;
+}
+
+function fill(words) {
+  for (const field of $("filter").elements) if (field.name) field.value = words.get(field.name) ?? "";
+}
+
+async function restore() {
+  const words = new URLSearchParams(location.search || first);
+  fill(words);
+  await show(Math.max(0, (Number(words.get("page")) || 1) - 1), Math.max(0, (Number(words.get("at")) || 1) - 1), false);
+}
+
+async function show(page = 0, place = 0, isNew = true) {
   state.filter = readFilter();
   state.page = page;
   const mine = ++state.asked;
+  let trouble = "";
   $("gallery").setAttribute("aria-busy", "true");
   try {
     const [rows, count] = await Promise.all([
@@ -49,20 +69,25 @@ async function show(page = 0) {
     if (mine !== state.asked) return;
     state.pairs = rows.pairs; state.count = count.count;
     say("");
-  } catch (error) { if (mine === state.asked) { state.pairs = []; state.count = 0; failed(error); } }
-  draw();
-  choose(state.pairs.length ? 0 : -1);
+  } catch (error) {
+    if (mine !== state.asked) return;
+    [state.pairs, state.count, trouble] = [[], 0, error.message];
+    failed(error);
+  }
+  if (isNew) history.pushState(null, "", address());
+  draw(trouble);
+  choose(Math.min(place, state.pairs.length - 1), trouble);
   $("gallery").removeAttribute("aria-busy");
 }
 
-function draw() {
-  $("count").textContent = `${state.count.toLocaleString("en")} pairs`;
+function draw(trouble = "") {
+  $("count").textContent = trouble ? "not counted" : `${state.count.toLocaleString("en")} pairs`;
   const pages = Math.max(1, Math.ceil(state.count / about.page_rows));
   $("page").textContent = `page ${state.page + 1} of ${pages.toLocaleString("en")}`;
   $("before").disabled = state.page === 0;
   $("after").disabled = state.pairs.length < about.page_rows;
   $("gallery").replaceChildren(...state.pairs.map((pair, place) => {
-    const card = make("button", { type: "button", class: "pair", "aria-pressed": "false" }, picture(pair, 192),
+    const card = make("button", { type: "button", class: "pair", "aria-pressed": "false", tabindex: "-1" }, picture(pair, 192),
       make("span", { class: "caption" }, pair.caption ?? ""),
       make("span", { class: "facts" }, ...tags(pair), `${number(pair.cosine)} ${pair.reason ?? ""}`));
     card.addEventListener("click", () => choose(place));
@@ -70,12 +95,15 @@ function draw() {
   }));
 }
 
-function choose(place) {
+function choose(place, trouble = "") {
   const cards = $("gallery").children;
   cards[state.chosen]?.setAttribute("aria-pressed", "false");
+  cards[state.chosen]?.setAttribute("tabindex", "-1");
   state.chosen = place;
-  if (place < 0) { $("detail").replaceChildren(make("p", {}, "No pair matches.")); return; }
+  if (place < 0) { $("detail").replaceChildren(make("p", {}, trouble || "No pair matches.")); return; }
+  history.replaceState(null, "", address(place));
   cards[place].setAttribute("aria-pressed", "true");
+  cards[place].setAttribute("tabindex", "0");  // one stop of the tab key for all pairs; the arrows move among them
   cards[place].focus({ preventScroll: false });
   detail(state.pairs[place]).catch(failed);
 }
@@ -86,7 +114,7 @@ function rowsOf(entries) {
 }
 
 function strip(title, pairs) {
-  return pairs.length ? [make("h3", {}, title), make("div", { class: "strip" }, ...pairs.map((pair) =>
+  return pairs.length ? [make("h2", {}, title), make("div", { class: "strip" }, ...pairs.map((pair) =>
     make("figure", {}, picture(pair, 96), make("figcaption", {}, pair.caption ?? ""))))] : [];
 }
 
@@ -96,13 +124,14 @@ async function detail(pair) {
   const { signals, review, caption, ...facts } = found.pair;
   const history = found.history.map((old) => [`round ${old.round}`, `${old.label}${old.reason ? ` (${old.reason})` : ""}, ${number(old.cosine)}`]);
   $("detail").replaceChildren(picture(pair, 512, "big"), make("p", { id: "words" }, caption ?? ""), make("p", {}, ...tags(found.pair)),
-    ...(review ? [make("h3", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
-    make("h3", {}, "Rounds"), rowsOf(history), make("h3", {}, "Row"), rowsOf(Object.entries(facts)),
-    ...(signals ? [make("h3", {}, "Signals"), rowsOf(Object.entries(signals))] : []),
+    ...(review ? [make("h2", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
+    make("h2", {}, "Rounds"), rowsOf(history), make("h2", {}, "Row"), rowsOf(Object.entries(facts)),
+    ...(signals ? [make("h2", {}, "Signals"), rowsOf(Object.entries(signals))] : []),
     ...strip("Look the same", found.alike), ...strip("Nearest images of its shard", found.neighbours));
 }
 
 async function judge(verdict) {
+  if (about.read_only) return;
   const note = $("note").value;
   try {
     let done;
@@ -119,7 +148,6 @@ async function judge(verdict) {
       if (!pair) return;
       done = await ask("verdict", { places: [[pair.shard, pair.index]], verdict, note });
     }
-    state.acts.push(done.act);
     $("undo").disabled = false;
     const next = state.chosen + (done.num === 1 ? 1 : 0);
     await reload(Math.min(next, state.pairs.length - 1));
@@ -128,10 +156,10 @@ async function judge(verdict) {
 }
 
 async function undo() {
-  if (!state.acts.length) return;
+  if ($("undo").disabled) return;
   try {
-    const { num } = await ask("undo", { act: state.acts.pop() });
-    $("undo").disabled = !state.acts.length;
+    const { num, left } = await ask("undo", {});
+    $("undo").disabled = !left;
     await reload(state.chosen);
     say(`undone on ${num.toLocaleString("en")} ${num === 1 ? "pair" : "pairs"}`);
   } catch (error) { failed(error); }
@@ -181,10 +209,11 @@ async function begin() {
   for (const column of about.columns) {
     select("sort").append(make("option", { value: column }, `${column} ↑`), make("option", { value: `-${column}` }, `${column} ↓`));
   }
-  select("sort").value = "cosine";
-  select("label").value = "risky";
+  $("undo").disabled = !about.undoable;
+  $("act").hidden = about.read_only;
   $("filter").addEventListener("submit", (event) => { event.preventDefault(); show(); });
-  $("filter").addEventListener("reset", () => setTimeout(() => { select("sort").value = "cosine"; show(); }));
+  $("filter").addEventListener("reset", () => setTimeout(() => { fill(new URLSearchParams(first)); show(); }));
+  addEventListener("popstate", () => restore());
   $("filter").addEventListener("change", (event) => { if (event.target.tagName === "SELECT") show(); });
   $("before").addEventListener("click", () => show(state.page - 1));
   $("after").addEventListener("click", () => show(state.page + 1));
@@ -192,7 +221,7 @@ async function begin() {
   for (const button of document.querySelectorAll("[data-verdict]")) {
     button.addEventListener("click", () => judge(button.dataset.verdict));
   }
-  await show();
+  await restore();
   document.body.dataset.ready = "yes";
 }
 begin().catch(failed);

@@ -99,3 +99,17 @@ def test_the_notebook_explores_a_round(
     printed = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in printed if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in printed) == 2
+
+
+@pytest.mark.slow
+def test_the_first_hour_goes_by_the_printed_next_commands_alone(tmp_path: Path) -> None:
+    page = tmp_path / "walk.md"
+    command = [sys.executable, str(EMOJI / "walk.py"), str(tmp_path / "walk"), "--page", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked, kept = (re.findall(r"^\$ .*", path.read_text(), re.MULTILINE) for path in (page, ROOT / "docs" / "walk.md"))
+    assert asked == kept, "docs/walk.md is of another release; make it anew with examples/emoji/walk.py"
+    assert [line.split()[2] for line in asked[:6]] == ["plan", "clean", "report", "review", "split", "export"]
+    assert "Train Epoch: 0 [" in page.read_text()
+    seal = open_round(tmp_path / "walk" / "run", 2).seal
+    assert seal["overruled"] == {"risky>safe": 30}

@@ -9,6 +9,7 @@ web can reach it by another name (DNS rebinding), and what changes something mus
 import functools
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Final
@@ -88,10 +89,12 @@ def serve(reviewer: Reviewer, port: int, *, told: Callable[[str], None]) -> None
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # before anybody is told: who is quicker than the server then waits, and is not refused
         taken, token = listener.getsockname()[1], secrets.token_urlsafe(24)
         told(f"http://127.0.0.1:{taken}/{token}/")
         config = uvicorn.Config(make_app(reviewer, token, taken), log_level="warning", access_log=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # how a reviewer ends it; uvicorn raises it again after it has closed
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _json(answer: Callable[[Reviewer, dict[str, Any]], Any], reviewer: Reviewer) -> Answer:

@@ -1,11 +1,23 @@
 import io
 import re
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from manifests.store import open_store
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.config.load import load_config
+from pipeline.steps.score import prepare
 from pipeline.workers import progress as progress_
+from pipeline.workers.executors import LocalExecutor
 from pipeline.workers.progress import Progress
+from pipeline.workers.ray_pool import RayExecutor
+from stages.pair import Shard
+from stages.read.shards import open_dataset
+from stages.score.embed import Embedded
+from stages.stage import Stage
 
 
 class Log(io.StringIO):
@@ -30,6 +42,61 @@ def test_a_line_says_shards_rows_rate_and_what_is_left() -> None:
     assert re.fullmatch(
         r"embed: 3/10 shards, 2 done before, 500 rows, [\d,]+ rows/s, \d+:\d\d:\d\d left, 3 quarantined, 1 shards FAILED", line
     )
+
+
+def test_rows_of_unfinished_shards_count_before_any_is_finished() -> None:
+    progress = Progress("embed", 2, 0, io.StringIO(), under_way=lambda: (5120, 7))
+    assert re.fullmatch(
+        r"embed: 0/2 shards, none finished after 0:00:00, 5,120 rows, [\d,]+ rows/s, 7 quarantined", progress.line()
+    )
+    progress.shard_done(1000, 1)
+    assert "1/2 shards, 6,120 rows" in progress.line()
+    assert progress.line().endswith("left, 8 quarantined")
+
+
+def test_a_worker_in_this_process_says_how_far_it_is(crawl: Path, tmp_path: Path, tiny: str) -> None:
+    dataset, config = open_dataset([str(crawl)]), load_config(None, {"checkpoint": tiny, "executor": "local"})
+    stage = prepare(config, dataset).stage(open_store(tmp_path / "run"), 1, num_shards=3, num_threads=1)
+    executor, plain = LocalExecutor(0, 1), stage.run
+    seen: list[tuple[int, int]] = []
+
+    def run(shard: Shard) -> Embedded:
+        done = plain(shard)
+        seen.append(executor.under_way())
+        return done
+
+    stage.run = run  # type: ignore[method-assign]
+    outcomes = [outcome.output for outcome in executor.map(stage, dataset.shards)]
+    assert seen == [(output.num_rows, output.num_quarantined) for output in outcomes]
+    assert sum(rows for rows, _ in seen) == 40
+    assert executor.under_way() == (0, 0)  # counted as done now
+
+
+@pytest.mark.whole
+def test_a_worker_on_ray_says_how_far_it_is_while_it_works(ray_cluster: None) -> None:
+    class Slow(Stage[None, int]):
+        def run(self, shard: Shard, /) -> int:
+            for rows in range(60):
+                self.so_far = (rows + 1, 1)
+                time.sleep(0.1)
+            return 60
+
+    executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0)
+    seen: set[tuple[int, int]] = set()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            seen.add(executor.under_way())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outcomes = list(executor.map(Slow(None), [Shard("a.tar", "a.tar", "tar", 0)]))
+    stop.set()
+    watcher.join()
+    assert [outcome.output for outcome in outcomes] == [60]
+    assert any(0 < rows < 60 for rows, _ in seen)
+    assert executor.under_way() == (0, 0)
 
 
 def test_a_terminal_gets_one_changing_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,10 @@ class Executor(Protocol):
 
     num_threads: int
 
+    def under_way(self) -> tuple[int, int]:
+        """Return rows, and quarantined rows, of the shards that are being worked on, as far as is known."""
+        ...
+
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
 
@@ -60,17 +64,26 @@ class LocalExecutor:
     def __init__(self, max_retries: int, num_threads: int) -> None:
         """Set how often a failed read is tried again, and how many threads the stage may use."""
         self._max_retries, self.num_threads = max_retries, num_threads
+        self._stage: Stage[Any, Any] | None = None
+
+    def under_way(self) -> tuple[int, int]:
+        """Return rows, and quarantined rows, of the shard that is being worked on."""
+        return (0, 0) if self._stage is None else self._stage.so_far
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in order."""
         if shards:
             stage.open()
+        self._stage = stage
         for shard in shards:
-            yield self._run(stage, shard)
+            outcome = self._run(stage, shard)
+            stage.so_far = (0, 0)
+            yield outcome
 
     def _run(self, stage: Stage[Any, Out], shard: Shard) -> Done[Out] | Failed:
         for attempt in range(self._max_retries + 1):
             try:
+                stage.so_far = (0, 0)
                 return Done(shard, stage.run(shard))
             except Exception as error:  # noqa: BLE001  # whatever a shard raises is its outcome
                 if not is_transient(error) or attempt == self._max_retries:

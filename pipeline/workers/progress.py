@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, TextIO
 
 _TERMINAL_EVERY_S: Final = 0.5
@@ -12,7 +13,14 @@ _PLAIN_EVERY_S: Final = 30.0
 class Progress:
     """Counts shards and rows of one stage and prints them until it is closed."""
 
-    def __init__(self, what: str, num_shards: int, num_done_before: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        num_shards: int,
+        num_done_before: int = 0,
+        stream: TextIO | None = None,
+        under_way: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
         """Start the clock.
 
         Args:
@@ -20,9 +28,10 @@ class Progress:
             num_shards: Shards of the round.
             num_done_before: Those that an earlier run has finished.
             stream: Where to print; standard error if unset.
+            under_way: Says how many rows, and quarantined rows, of unfinished shards are done.
         """
         self._what, self._num_shards, self._num_before = what, num_shards, num_done_before
-        self._stream = stream or sys.stderr
+        self._stream, self._under_way = stream or sys.stderr, under_way
         self._terminal = self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
         self._width = 0
         self._num_done = self._num_rows = self._num_quarantined = self._num_failed = 0
@@ -59,14 +68,16 @@ class Progress:
         parts = [f"{self._what}: {done}/{self._num_shards} shards"]
         if self._num_before:
             parts.append(f"{self._num_before} done before")
-        if self._num_done:
-            parts.append(f"{self._num_rows:,} rows, {self._num_rows / seconds:,.0f} rows/s")
-        else:
+        rows, quarantined = self._under_way()
+        rows, quarantined = rows + self._num_rows, quarantined + self._num_quarantined
+        if not self._num_done:
             parts.append(f"none finished after {_clock(seconds)}")  # workers start, load weights, or shards are large
+        if self._num_done or rows:
+            parts.append(f"{rows:,} rows, {rows / seconds:,.0f} rows/s")
         if self._num_done and done < self._num_shards:
             parts.append(f"{_clock(seconds / self._num_done * (self._num_shards - done))} left")
-        if self._num_quarantined:
-            parts.append(f"{self._num_quarantined:,} quarantined")
+        if quarantined:
+            parts.append(f"{quarantined:,} quarantined")
         if self._num_failed:
             parts.append(f"{self._num_failed} shards FAILED")
         return ", ".join(parts)

@@ -18,6 +18,7 @@ from manifests.errors import ConfigError, PairsanError
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.config.provenance import code_sha256
 from pipeline.workers.executors import Done, Failed, ShardQueue, is_transient
+from pipeline.workers.listening import Listener
 from pipeline.workers.ray_worker import NotOpened, Worker, run_marker
 from stages.pair import Shard
 from stages.stage import Stage
@@ -60,6 +61,11 @@ class RayExecutor:
         self._idle: list[_Ready] = []
         self._starting: dict[Any, Any] = {}
         self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
+        self._listener = Listener()
+
+    def under_way(self) -> tuple[int, int]:
+        """Return rows, and quarantined rows, of shards that are being worked on, as workers said last."""
+        return self._listener.total()
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
@@ -74,11 +80,13 @@ class RayExecutor:
         while len(ended) < len(shards):
             self._hand_out(work, queue, running)
             self._grow(len(queue), len(running))
+            self._listener.listen({call.shard: call.worker.actor for call in running.values()})
             for ref in self._ready(running, queue):
                 if ref not in running:
                     self._started(ref)
                     continue
                 call = running.pop(ref)
+                self._listener.forget(call.shard)
                 outcome = self._outcome(ref, call)
                 if call.shard in ended or (not isinstance(outcome, Done) and _runs(call.shard, running)):
                     continue  # it was started twice, and the other one says what becomes of it

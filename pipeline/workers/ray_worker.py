@@ -19,9 +19,9 @@ class NotOpened(Exception):
     """A stage could not be opened: that is no shard's fault and would happen to every one of them."""
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"word": 1})
 class Worker:
-    """One process that keeps its stage open from shard to shard."""
+    """One process that keeps its stage open from shard to shard, and says meanwhile how far it is."""
 
     def __init__(self, decode_elsewhere: bool) -> None:
         """Set whether pixels come from tasks on other nodes."""
@@ -55,7 +55,13 @@ class Worker:
             except PairsanError as error:
                 raise NotOpened(error) from error
             self._stage, self._stage_id = stage, stage_id
+        self._stage.so_far = (0, 0)
         return self._stage.run(shard)
+
+    @ray.method(concurrency_group="word")  # type: ignore[untyped-decorator]  # ray ships no types for it
+    def so_far(self) -> tuple[int, int]:
+        """Return rows, and quarantined rows, of the shard that is being worked on; while `run` runs."""
+        return (0, 0) if self._stage is None else self._stage.so_far
 
 
 def run_marker(stage: Any) -> str | None:

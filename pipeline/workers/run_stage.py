@@ -43,7 +43,7 @@ def run_stage(
     """
     failed: list[Failed] = []
     run, number = folder
-    with Progress(what, len(shards) + num_done_before, num_done_before) as progress:
+    with Progress(what, len(shards) + num_done_before, num_done_before, under_way=executor.under_way) as progress:
         for outcome in executor.map(stage, shards):
             if isinstance(outcome, Done):
                 progress.shard_done(*collect(outcome.shard, outcome.output))

@@ -121,7 +121,12 @@ class Embed(Stage[EmbedTarget, Embedded]):
         chunks: Iterable[Chunk] = self._chunks(shard)
         if self.target.num_canaries:
             chunks = self._with_canaries(shard, chunks)
-        return (score_chunk(chunk, self._encoder) for chunk in chunks)
+        return (self._counted(score_chunk(chunk, self._encoder)) for chunk in chunks)
+
+    def _counted(self, chunk: "ScoredChunk") -> "ScoredChunk":
+        rows, quarantined = self.so_far
+        self.so_far = rows + len(chunk.pairs), quarantined + sum(pair.reason is not None for pair in chunk.pairs)
+        return chunk
 
     def _with_canaries(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Pass chunks on; make canaries of the first one that has the rows for it, and write their part."""

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +16,30 @@ import pytest
 from click.testing import Result
 from conftest import make_tar
 
-from manifests.reading import open_round
+from manifests.reading import Manifest, open_round
+from manifests.store import open_store
+from pipeline.pages.figures import unusual_shards
 
 pytestmark = pytest.mark.whole
 
 Pairsan = Callable[..., Result]
 ATTACK = "<script>alert(1)</script><b onmouseover=x>caption"
+
+
+def test_shards_are_listed_only_where_they_stand_out(tmp_path: Path) -> None:
+    def sealed(not_safe: list[int]) -> Manifest:
+        parts = [
+            {"shard": f"{i}.tar", "rows": 1000, "labels": {"safe": 1000 - num, "risky": num, "quarantined": 0}}
+            for i, num in enumerate(not_safe)
+        ]
+        labels = {word: sum(part["labels"][word] for part in parts) for word in ("safe", "risky", "quarantined")}  # type: ignore[index]
+        return Manifest(open_store(tmp_path), 1, {"counts": {"labels": labels}, "parts": parts})
+
+    alike = np.random.default_rng(0).binomial(1000, 0.1, 50).tolist()
+    assert unusual_shards(sealed(alike)) == []
+    (found,) = unusual_shards(sealed([*alike, 160]))
+    assert (found["shard"], found["not_safe_share"]) == ("50.tar", 0.16)
+    assert found["z"] > 6
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
+from scipy.stats import norm
 
 from manifests.layout import read_seal, sealed_rounds
 from manifests.reading import Manifest, open_round
@@ -15,6 +16,7 @@ from pipeline.queries.summary import known_of, mixture_ruled, profile_of, voices
 
 BINS: Final = 120
 _UNUSUAL: Final = 12
+_LEVEL: Final = 0.01  # at which a shard stands out, over all of them
 _GROUPS: Final = 6
 _GROUP_ROWS: Final = 6
 _DRAWN_ROUNDS: Final = 24  # a report of one round stays a few passes over it, however long the run
@@ -122,10 +124,14 @@ def _quantiles(counts: list[tuple[int, int]]) -> list[float]:
 
 
 def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return the shards whose share of rows that are not safe is farthest from the round's, in standard errors."""
+    """Return the shards whose share of rows that are not safe stands out from the round's, farthest first.
+
+    A two-sided z test of each at a level of 1 % over all shards together (Bonferroni): of a round whose shards are alike, 99 of
+    100 list none.
+    """
     labels = manifest.seal["counts"]["labels"]
     share = 1.0 - labels[Label.SAFE] / max(1, sum(labels.values()))
-    found = []
+    beyond, found = float(norm.isf(_LEVEL / 2.0 / max(1, len(manifest.seal["parts"])))), []
     for part in manifest.seal["parts"]:
         rows, not_safe = part["rows"], part["rows"] - part["labels"][Label.SAFE]
         if rows:
@@ -137,7 +143,7 @@ def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
                 "z": (not_safe / rows - share) / error,
             }
             found.append({**line, "labels": part["labels"]})
-    return sorted(found, key=lambda line: -abs(line["z"]))[:_UNUSUAL]
+    return sorted((line for line in found if abs(line["z"]) > beyond), key=lambda line: -abs(line["z"]))[:_UNUSUAL]
 
 
 def groups(gallery: Gallery) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,26 @@ from pipeline.pages.figures import unusual_shards
 pytestmark = pytest.mark.whole
 
 Pairsan = Callable[..., Result]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ATTACK = "<script>alert(1)</script><b onmouseover=x>caption"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_is_read_on_a_telephone_and_by_everybody(run: Path, scheme: str, tmp_path: Path, pairsan: Pairsan) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    pairsan("report", run, "--out", tmp_path / "r.html")
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+        page.goto((tmp_path / "r.html").as_uri())
+        assert [(one["id"], one["impact"]) for one in Axe().run(page).response["violations"]] == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        seen = page.evaluate("[...document.querySelectorAll('.tile, code')].map((e) => e.getBoundingClientRect().bottom)")
+        assert max(seen) < 844, "how many, and what to do now, stand on the first screen"
+        browser.close()
 
 
 def test_shards_are_listed_only_where_they_stand_out(tmp_path: Path) -> None:

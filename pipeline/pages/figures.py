@@ -11,6 +11,7 @@ from manifests.layout import read_seal, sealed_rounds
 from manifests.reading import Manifest, open_round
 from manifests.schema import LIMITS, Label, Reason
 from pipeline.pages.gallery import Gallery, Row, Wanted
+from pipeline.queries.following import after_report
 from pipeline.queries.inspection import Query, sealed_off
 from pipeline.queries.summary import known_of, mixture_ruled, profile_of, voices_of
 
@@ -46,6 +47,8 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
             for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null", "strata")
         },
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
+        "weights": manifest.seal["plan"].get("weights"),
+        "next": after_report(manifest.run.uri),
         "known": known_of(manifest.seal),
         "mixture_ruled": mixture_ruled(manifest.seal),
         "histogram": histogram(gallery),
@@ -90,7 +93,7 @@ def rounds(manifest: Manifest) -> Iterable[dict[str, Any]]:
             "changed": None if changes is None else sum(changes["labels"].values()),
             "labels": seal["counts"]["labels"],
             "reasons": seal["counts"]["reasons"],
-            "weights": seal["plan"]["scores"]["model"]["state_sha256"],
+            "weights": seal["plan"].get("weights") or seal["plan"]["scores"]["model"]["state_sha256"][:12],
             "canaries": seal.get("canaries"),
             "looked": None if seal.get("before") is None else voices_of(seal),
             "voices": None if seal.get("before") is None else seal["voices"],

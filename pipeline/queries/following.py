@@ -20,6 +20,11 @@ def after_seal(run: str, number: int) -> list[str]:
     return [*found, f"pairsan export {name} --format webdataset --out safe-pairs"]
 
 
+def after_report(run: str) -> list[str]:
+    """Return what a reader of the report does: looks at pairs, overrules them, takes the safe ones."""
+    return [f"pairsan review {shlex.quote(run)}", *after_review(run), after_seal(run, 1)[-1]]
+
+
 def after_review(run: str) -> list[str]:
     """Return how verdicts come into force."""
     return [f"pairsan split {shlex.quote(run)}"]

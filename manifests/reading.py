@@ -1,6 +1,7 @@
 """Open a sealed round and read its labels. This is what a trainer imports; it needs numpy and pyarrow only."""
 
 import hashlib
+import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,18 @@ class Manifest:
         """Return rows as a pandas frame; `where` is a pyarrow filter such as `ds.field("label") == "risky"`."""
         frame: pd.DataFrame = self.dataset().to_table(columns=list(columns) if columns else None, filter=where).to_pandas()
         return frame
+
+    def _repr_html_(self) -> str:
+        """Return the round as a notebook shows it: how many rows of each label, by which cut, with which doubts."""
+        counts, cut = self.seal["counts"], self.seal["cut"]
+        rows = [
+            f"<tr><td>{label}</td><td>{num:,}</td><td>{num / max(1, counts['rows']):.2%}</td></tr>"
+            for label, num in counts["labels"].items()
+        ]
+        where = "" if cut is None else f", cosine at least {cut:.4f}"
+        doubts = "".join(f"<p>Doubt: {html.escape(str(doubt))}</p>" for doubt in self.seal["doubts"])
+        title = f"<p>round {self.number} of {html.escape(self.run.uri)}: rule {html.escape(self.seal['rule'])}{where}</p>"
+        return f"{title}<table><tr><th>label</th><th>rows</th><th>share</th></tr>{''.join(rows)}</table>{doubts}"
 
     def _entry(self, shard: str) -> dict[str, Any]:
         for part in self.seal["parts"]:

@@ -1,9 +1,12 @@
 import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +116,37 @@ def test_the_first_hour_goes_by_the_printed_next_commands_alone(tmp_path: Path) 
     assert "Train Epoch: 0 [" in page.read_text()
     seal = open_round(tmp_path / "walk" / "run", 2).seal
     assert seal["overruled"] == {"risky>safe": 30}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_this_checkout(tmp_path: Path, tiny: str) -> None:
+    """What is packed is what runs: pages, templates and all, from another folder, with nothing of the checkout on the path."""
+    source, tracked = (
+        tmp_path / "source",
+        subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True),
+    )
+    for name in tracked.stdout.splitlines():  # a build leaves its folders beside what it builds
+        if name.startswith(("manifests", "pipeline", "stages", "pyproject", "README", "LICENSE")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path / "wheel"), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("pairsan-*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        packed.extractall(tmp_path / "site")  # our own
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"manifests", "pipeline", "stages"}
+    assert {"pipeline/pages/web/review.html", "pipeline/pages/web/report.html", "stages/py.typed"} <= set(names)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    where = f"import pipeline.cli.main as m; assert m.__file__.startswith({str(tmp_path / 'site')!r}), m.__file__; m.main()"
+
+    def call(*args: str) -> str:
+        command = [sys.executable, "-P", "-c", where, *args]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("clean", str(EMOJI / "eval"), "--checkpoint", tiny, "--executor", "local", "--out", "run")
+    call("report", "run", "--out", "report.html")
+    assert "Round 1 of run" in (tmp_path / "report.html").read_text()
+    assert "all as sealed" in call("verify", "run")

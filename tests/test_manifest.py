@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,14 @@ def test_uids_are_16_bytes_and_unique(run: Path) -> None:
     uids = open_round(run).dataset().to_table(columns=["uid"])["uid"]
     assert pc.count_distinct(uids).as_py() == 40
     assert open_store(run).exists("run.json")
+
+
+def test_a_notebook_shows_a_round_and_nothing_that_a_crawl_has_written(run: Path) -> None:
+    manifest = open_round(run)
+    doubted = replace(manifest, seal={**manifest.seal, "doubts": ["<script>alert(1)</script>"]})
+    shown = doubted._repr_html_()
+    labels = manifest.seal["counts"]["labels"]
+    assert f"<td>safe</td><td>{labels['safe']:,}</td>" in shown
+    assert f"rule {manifest.seal['rule']}" in shown
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown

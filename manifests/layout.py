@@ -70,9 +70,9 @@ def read_seal(run: Store, number: int | None = None) -> Seal:
     Raises:
         NotSealed: The round, or every round, lacks its seal.
     """
-    if not run.exists(RUN):
-        raise NotSealed(f"{run.uri} is no run folder: it has no {RUN}; `pairsan clean DATA --out {run.uri}` begins one")
     numbers, sealed = round_numbers(run), sealed_rounds(run)
+    if not numbers and not run.exists(RUN):
+        raise NotSealed(f"{run.uri} is no run folder: it has no {RUN}; `pairsan clean DATA --out {run.uri}` begins one")
     chosen = number if number is not None else max(sealed, default=None)
     if chosen is None or chosen not in sealed:
         which = "no sealed round" if number is None else f"no seal on round {number}"

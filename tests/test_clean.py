@@ -95,6 +95,15 @@ def test_a_sealed_run_is_left_as_it_is(crawl: Path, tmp_path: Path, tiny: str, p
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+def test_weights_may_be_renamed_between_two_sittings(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    run = tmp_path / "run"
+    for name in ("first.safetensors", "second.safetensors"):
+        shutil.copy(f"{tiny}/open_clip_model.safetensors", tmp_path / name)
+        pairsan("embed", crawl, "--model", tiny, "--checkpoint", tmp_path / name, "--out", run, "--executor", "local")
+        (run / "rounds/0001/scores/00001.tar.parquet").unlink()
+    assert json.loads((run / "rounds/0001/plan.json").read_text())["weights"] == "first.safetensors"
+
+
 def test_a_resume_under_another_plan_names_the_field(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     clean(pairsan, crawl, run, tiny, "--keep-share", 0.5)

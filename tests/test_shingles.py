@@ -116,4 +116,4 @@ def test_it_needs_captions(templated: Path, tmp_path: Path, tiny: str, pairsan: 
     refused = pairsan("split", tmp_path / "run", "--config", tmp_path / "other.toml", code=5)
     assert "kept no captions, which caption_shingles reads" in refused.stderr
     plan = json.loads((tmp_path / "run/rounds/0001/plan.json").read_text())
-    assert plan["signals"] == {"signals": "repeats"}
+    assert plan["signals"] == {"signals": "repeats", "exact_copies": True}

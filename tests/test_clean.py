@@ -129,7 +129,11 @@ def test_a_run_without_a_sealed_round_may_be_begun_anew(crawl: Path, tmp_path: P
     clean(pairsan, crawl, out, tiny, "--max-quarantined-share", 0.0, "--set", "max_caption_bytes=9", code=3)
     refused = clean(pairsan, crawl, out, tiny, code=5)
     assert "scores.read.max_caption_bytes: 9 -> 8192" in refused.stderr
-    assert "No round of it is sealed yet, so --restart may delete what is there and begin anew" in refused.stderr
+    assert "Nothing of it is sealed or trained yet: --restart of `clean` and `embed` deletes what is there" in refused.stderr
+    (out / "checkpoints").mkdir()  # of a training run: neither offered nor done
+    assert "--restart" not in clean(pairsan, crawl, out, tiny, code=5).stderr
+    assert "holds checkpoints, which --restart does not delete" in clean(pairsan, crawl, out, tiny, "--restart", code=5).stderr
+    (out / "checkpoints").rmdir()
     wrong = clean(pairsan, crawl, out, tiny, "--restart", "--checkpoint", tmp_path / "no.pt", code=4)
     assert "PlanMismatch" not in wrong.stderr
     assert list(out.glob("rounds/0001/scores/*")), "what is wrong in the new command costs nothing of the old"

@@ -131,6 +131,8 @@ def test_a_disk_that_fills_leaves_whole_parts_and_a_run_that_goes_on(
 def test_a_missing_package_is_named_with_its_extra() -> None:
     assert "pip install 'pairsan[s3]'" in str(explained(ModuleNotFoundError("No module", name="s3fs.core"), {}))
     assert "pip install 'polars'" in str(explained(ModuleNotFoundError("No module", name="polars"), {}))
+    assert explained(ImportError("ours", name="pipeline.rounds"), {}) is None
+    assert explained(BrokenPipeError(errno.EPIPE, "Broken pipe"), {"run": "s3://bucket/run"}) is None  # of `| head`
     assert explained(ValueError("ours"), {"out": "run"}) is None
     assert explained(OSError("of no kind that is known"), {"out": "run"}) is None
 

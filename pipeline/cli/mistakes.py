@@ -17,7 +17,7 @@ _SENTENCES: Final = {
     errno.EEXIST: "a file is in the way of a folder",
     errno.ENOTDIR: "a file is in the way of a folder",
     errno.EISDIR: "a folder is in the way of a file",
-    errno.ENOENT: "no such file or folder, and it cannot be made",
+    errno.ENOENT: "no such file or folder",
     errno.EMFILE: "too many open files; raise the limit (`ulimit -n`) or lower --workers",
     **dict.fromkeys(_FULL, "no space left; what was finished is whole and stays. Make room, and the same command goes on"),
 }
@@ -25,6 +25,7 @@ _SENTENCES: Final = {
 _NETWORK: Final = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "botocore", "gcsfs", "huggingface_hub")
 _CLOUD: Final = re.compile(r"AWS Error|google::cloud::Status|curlCode|Could not resolve|Connection refused")
 _QUOTED: Final = re.compile(r"'(/[^']+)'")  # how pyarrow names a path
+_OURS: Final = ("manifests", "pipeline", "stages")
 _ARGUMENTS: Final = ("data", "run", "file")
 _EXTRAS: Final = {"s3fs": "s3", "transformers": "hf", "tokenizers": "hf", "huggingface_hub": "hf", "atheris": "fuzz"}
 
@@ -36,7 +37,9 @@ def explained(error: Exception, params: Mapping[str, Any]) -> PlaceError | None:
         error: As it was raised.
         params: What the command was given, by the names of its options: a place that is among them is named by its option.
     """
-    if isinstance(error, ImportError) and error.name:
+    if isinstance(error, BrokenPipeError):  # of `| head`; click ends quietly
+        return None
+    if isinstance(error, ImportError) and error.name and not error.name.startswith(_OURS):
         package = error.name.partition(".")[0]
         extra = f"pairsan[{_EXTRAS[package]}]" if package in _EXTRAS else package
         return PlaceError(f"{package} is needed for this and not installed here: pip install '{extra}'")

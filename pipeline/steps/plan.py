@@ -39,7 +39,7 @@ _OTHER_SETTINGS = (
     "Other reading settings need another --out; other weights make a new round by `pairsan rescore {run}`; other split "
     "settings need only `pairsan split {run}`, which reuses the scores."
 )
-_RESTART = " No round of it is sealed yet, so --restart may delete what is there and begin anew."
+_RESTART = " Nothing of it is sealed or trained yet: --restart of `clean` and `embed` deletes what is there and begins anew."
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Round:
         """
         if self.number in round_numbers(self.run):
             old, where = read_plan(self.run, self.number), f"round {self.number} of {self.run.uri}"
-            begun_by_label = self.plan["kind"] in ("clean", "embed") and not sealed_rounds(self.run)
-            hint = _OTHER_SETTINGS.format(run=shlex.quote(self.run.uri)) + (_RESTART if begun_by_label else "")
+            hint = _OTHER_SETTINGS.format(run=shlex.quote(self.run.uri)) + ("" if _done_in(self.run) else _RESTART)
             require_same_plan(old, self.plan, where=where, hint=hint)
         else:
             write_json(self.run, f"{round_folder(self.number)}/{PLAN}", self.plan)
@@ -161,13 +160,18 @@ def forget_unsealed(run: Store) -> None:
     """
     if not run.exists(RUN):
         return
-    sealed, trained = sealed_rounds(run), run.exists(CHECKPOINTS)
-    if sealed or trained:
-        what = f"sealed rounds ({', '.join(map(str, sealed))})" if sealed else "checkpoints"
-        raise RunError(f"{run.uri} holds {what}, which --restart does not delete; give another --out")
+    if done := _done_in(run):
+        raise RunError(f"{run.uri} holds {done}, which --restart does not delete; give another --out")
     if run.exists("rounds"):
         run.delete_folder("rounds")
     run.delete(RUN)  # last, so that a restart that was interrupted is one again
+
+
+def _done_in(run: Store) -> str:
+    """Return what a run folder holds that no restart deletes; nothing where it holds nothing such."""
+    if sealed := sealed_rounds(run):
+        return f"sealed rounds ({', '.join(map(str, sealed))})"
+    return "checkpoints" if run.exists(CHECKPOINTS) else ""
 
 
 def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConfig) -> None:
@@ -179,7 +183,7 @@ def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConf
     facts = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
     if run.exists(RUN):
         old = run.read_json(RUN)["dataset"]
-        hint = "Give another --out for other data." + ("" if sealed_rounds(run) or run.folders(CHECKPOINTS) else _RESTART)
+        hint = "Give another --out for other data." + ("" if _done_in(run) else _RESTART)
         require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint=hint)
         return
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import platform
 import subprocess
@@ -17,14 +18,16 @@ ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("PAIRSAN_CACHE", Path.home() / ".cache" / "pairsan"))
 _PR_SET_CHILD_SUBREAPER = 36
 _SAMPLE_S = 0.05
+_MEMORY_EVERY = 20
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command took: wall seconds, and CPU seconds of its whole process tree."""
+    """What a command took: wall seconds, CPU seconds of its whole process tree, and the tree's largest memory (PSS)."""
 
     wall_s: float
     cpu_s: float
+    peak_bytes: int = 0
 
 
 def header(name: str) -> None:
@@ -41,22 +44,30 @@ def machine() -> str:
     return next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
 
 
-def run_tree(command: list[object]) -> Usage:
+def run_tree(command: list[object], limit_s: float | None = None) -> Usage:
     """Run a command and count the CPU time of every process it starts, daemons that outlive their parents included.
 
     Processes are sampled every 50 ms, so up to that much of each one's end is missed. (The kernel's own sum for waited-for
-    children is no use here: Ray's raylet ignores SIGCHLD, and the times of its workers are lost.)
+    children is no use here: Ray's raylet ignores SIGCHLD, and the times of its workers are lost.) Memory shared by several
+    processes counts once.
 
     Raises:
-        SystemExit: The command failed.
+        SystemExit: The command failed, or had not ended after `limit_s` seconds.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans stay below this process
     seen: dict[tuple[int, float], float] = {}
-    start = time.monotonic()
+    start, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=errors)
-        while process.poll() is None:
+        for turn in itertools.count():
+            if process.poll() is not None:
+                break
             _sample(seen)
+            if turn % _MEMORY_EVERY == 0:
+                peak = max(peak, _memory())
+            if limit_s is not None and time.monotonic() - start > limit_s:
+                _kill_tree()
+                raise SystemExit(f"no end in {limit_s:.0f} s")
             time.sleep(_SAMPLE_S)
         wall = time.monotonic() - start
         if process.returncode:
@@ -65,7 +76,7 @@ def run_tree(command: list[object]) -> Usage:
     _, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
     if left:
         raise SystemExit(f"{command} left processes behind: {left}")
-    return Usage(wall, sum(seen.values()))
+    return Usage(wall, sum(seen.values()), peak)
 
 
 def _sample(seen: dict[tuple[int, float], float]) -> None:
@@ -73,6 +84,22 @@ def _sample(seen: dict[tuple[int, float], float]) -> None:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             seen[process.pid, process.create_time()] = times.user + times.system
+
+
+def _memory() -> int:
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def _kill_tree() -> None:
+    started = psutil.Process().children(recursive=True)
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, timeout=30)
 
 
 def _cpuinfo() -> list[str]:

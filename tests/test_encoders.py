@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 from pathlib import Path
@@ -15,7 +16,8 @@ from stages.read.images import decode_image
 from stages.read.shards import open_dataset, read_shard
 from stages.score.checkpoints import load_model, resolve_weights
 from stages.score.decode import Decode
-from stages.score.encoders import OpenClipEncoder, distinct_images, preprocess_config, shortened
+from stages.score.encoders import OpenClipEncoder, distinct_images, image_size, preprocess_config, runs_in_bf16
+from stages.score.short_text import shortened
 from stages.settings import ModelSettings, ReadSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -58,10 +60,8 @@ def captions() -> list[str]:
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def encoder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, OpenClipEncoder, torch.nn.Module]:
-    """A model of one kind with seeded random weights, as a checkpoint on disk."""
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, torch.nn.Module]:
+    """A model of one kind with seeded random weights, and as a checkpoint on disk."""
     folder = tmp_path_factory.mktemp(request.param)
     config = MODELS[request.param]
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
@@ -71,7 +71,13 @@ def encoder(
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.05)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    return request.param, OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=str(folder)))), model
+    return request.param, folder, model
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: tuple) -> tuple[str, OpenClipEncoder, torch.nn.Module]:
+    name, folder, model = checkpoint
+    return name, OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=str(folder)))), model
 
 
 def pixels_of(encoder: OpenClipEncoder, size: int) -> np.ndarray:
@@ -108,6 +114,30 @@ def test_images_agree_with_open_clips_own_preprocessing(
     with torch.inference_mode():
         full = model.encode_image(batch, normalize=True).numpy()
     assert np.abs(ours.encode_images(chunk.pixels) - full).max() < 1e-5
+
+
+def test_bf16_has_its_weights_in_bf16_and_gives_nearly_the_same_vectors(checkpoint: tuple, captions: list[str]) -> None:
+    name, folder, model = checkpoint
+    weights = resolve_weights(ModelSettings(checkpoint=str(folder)))
+    full, half = OpenClipEncoder(weights), OpenClipEncoder(weights, precision="bf16")
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
+    assert half.trims is TRIMS[name]
+    pixels = pixels_of(full, image_size(preprocess_config(model)))
+    for ours, theirs in zip(half.encode_pairs(pixels, captions), full.encode_pairs(pixels, captions), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+        assert (ours * theirs).sum(axis=1).min() > 0.99
+
+
+def test_a_tower_that_mixes_types_takes_bf16_by_autocast(checkpoint: tuple) -> None:
+    _, folder, model = checkpoint
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    edge = image_size(preprocess_config(model))
+    assert runs_in_bf16(model, tokenizer, edge)
+    stubborn = copy.deepcopy(model)
+    stubborn.visual.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+    assert not runs_in_bf16(stubborn, tokenizer, edge)
+    assert {parameter.dtype for parameter in stubborn.parameters()} == {torch.float32}
 
 
 def test_features_do_not_depend_on_the_batch_size(encoder: tuple, captions: list[str]) -> None:

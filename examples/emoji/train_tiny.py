@@ -87,7 +87,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.passes, pct_start=0.1)
     loss_of = ClipLoss()
     start = time.time()
-    from stages.score.encoders import encode_short_text
+    from stages.score.short_text import encode_short_text
 
     for number in range(args.passes):
         model.train()

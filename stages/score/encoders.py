@@ -1,13 +1,9 @@
-"""Turn pixels and captions into unit vectors with any open_clip model.
+"""Turn pixels and captions into unit vectors with any open_clip model."""
 
-The text tower is run on no more tokens than the longest caption of a batch has. open_clip's own `encode_text` refuses
-short inputs for the classic CLIP, so the forward is written out here; it is compared with `encode_text` when the model
-is loaded, and a model for which the two differ gets the full length.
-"""
-
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -15,31 +11,21 @@ import numpy.typing as npt
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import text_global_pool
 from PIL import Image
 from torchvision.transforms import Compose
 
 from manifests.errors import CheckpointError
 from stages.score.checkpoints import Weights, load_model
+from stages.score.short_text import encode_short_text, padding_of, shortened, token_lengths, trimming_is_exact
 from stages.score.tokenizers import open_tokenizer
 
 log = logging.getLogger("pairsan.encoders")
 
 Features = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-TRIM_TOLERANCE: Final = 1e-5
 # fp32 means fp32: left to itself, cuDNN rounds what convolutions read to TF32, which moved cosines by up to .0015
 torch.backends.cudnn.allow_tf32 = False
-_MOST_CHARACTERS: Final = 20  # of a token, on average over a whole caption; common ones have 4
 _COMPARED_BYTES: Final = 64
-_PROBES: Final = (
-    "a dog",
-    "!",
-    "a photo of a cat sitting on a red sofa!!!",
-    "word " * 60,
-    "日本語のキャプション",
-    "short",
-)
 
 
 class Encoder(Protocol):
@@ -106,7 +92,7 @@ class OpenClipEncoder:
         Args:
             weights: Which model.
             device: `cpu` or `cuda`.
-            precision: `fp32`, or `bf16` / `fp16` for autocast.
+            precision: `fp32`; `bf16`, with the weights themselves in bf16 where the towers run so; `fp16`, by autocast.
             batch_size: Rows per forward pass.
             fold: Which text tower, of a cross-fitted scorer.
         """
@@ -114,6 +100,7 @@ class OpenClipEncoder:
         self._tokenizer = open_tokenizer(weights.model, weights.tokenizer)
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._inputs = torch.float32
         self.batch_size = batch_size
         config = preprocess_config(self._model)
         shape = (1, 3, 1, 1)
@@ -121,7 +108,10 @@ class OpenClipEncoder:
         self._std = torch.tensor(config["std"], device=self._device).reshape(shape) * 255.0
         self._pad = padding_of(self._tokenizer)
         self.trims = trimming_is_exact(self._model, self._tokenizer)
-        self.dim = self.encode_captions(_PROBES[:1]).shape[1]
+        if precision == "bf16" and runs_in_bf16(self._model, self._tokenizer, image_size(config)):
+            self._model.to(torch.bfloat16)
+            self._autocast, self._inputs = None, torch.bfloat16
+        self.dim = self.encode_captions(["a dog"]).shape[1]
 
     def encode_images(self, pixels: Pixels) -> Features:
         """Return unit vectors, float32 (n, d), of uint8 RGB pixels (n, h, w, 3); each distinct image is encoded once."""
@@ -146,7 +136,8 @@ class OpenClipEncoder:
     def _image_batch(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
         # (n, h, w, 3) bytes seen as (n, 3, h, w) are already channels_last, the fast layout for convolutions
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
-        return self._model.encode_image((images.float() - self._mean) / self._std)  # type: ignore[operator,no-any-return]
+        inputs = ((images.float() - self._mean) / self._std).to(self._inputs)
+        return self._model.encode_image(inputs)  # type: ignore[operator,no-any-return]
 
     def _text_batch(self, tokens: npt.NDArray[Any]) -> torch.Tensor:
         batch = torch.from_numpy(tokens)
@@ -177,6 +168,23 @@ class OpenClipEncoder:
         return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
 
 
+def runs_in_bf16(model: torch.nn.Module, tokenizer: Any, edge: int) -> bool:
+    """Return whether both towers run with weights in bf16; autocast, for those that do not, converts them at every call.
+
+    The model keeps its weights.
+    """
+    trial = copy.deepcopy(model).to(torch.bfloat16)
+    device = next(trial.parameters()).device
+    try:
+        with torch.inference_mode():
+            trial.encode_image(torch.zeros(1, 3, edge, edge, dtype=torch.bfloat16, device=device))  # type: ignore[operator]
+            trial.encode_text(tokenizer(["a dog"]).to(device))  # type: ignore[operator]
+    except RuntimeError as error:  # a layer that mixes types
+        log.debug("bf16 by autocast: %s", error)
+        return False
+    return True
+
+
 def distinct_images(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where each distinct image stands first, int64 (k,), and which of those each row shows, int64 (n,).
 
@@ -195,72 +203,3 @@ def distinct_images(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[
             alike.append(place)
         inverse[number] = place
     return np.asarray(first, np.int64), inverse
-
-
-def shortened(captions: Iterable[str], tokenizer: Any) -> list[str]:
-    """Return captions without what lies far behind the last token that a text tower reads.
-
-    Byte-pair encoding takes quadratic time for a word: 7 s for 8,192 letters in a row.
-    """
-    most = _MOST_CHARACTERS * int(getattr(tokenizer, "context_length", None) or 77)
-    return [caption[:most] for caption in captions]
-
-
-def token_lengths(tokens: npt.NDArray[Any], pad: int) -> npt.NDArray[np.int64]:
-    """Return how many tokens each row has before its trailing padding; padding inside a caption counts."""
-    lengths: npt.NDArray[np.int64] = tokens.shape[1] - np.argmax((tokens != pad)[:, ::-1], axis=1)
-    return lengths
-
-
-def padding_of(tokenizer: Any) -> int:
-    """Return the token that an open_clip tokenizer fills short captions with."""
-    return int(getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0)
-
-
-def trimming_is_exact(model: Any, tokenizer: Any) -> bool:
-    """Compare the trimmed forward with `encode_text` on captions of all kinds; the model must be in eval mode."""
-    tokens = tokenizer(list(_PROBES))
-    device = next(model.parameters()).device
-    try:
-        with torch.inference_mode():
-            full = torch.nn.functional.normalize(model.encode_text(tokens.to(device)), dim=-1)
-            worst = 0.0
-            for row, length in enumerate(token_lengths(tokens.numpy(), padding_of(tokenizer))):
-                short = encode_short_text(model, tokens[row : row + 1, : int(length)].to(device))
-                worst = max(worst, float((torch.nn.functional.normalize(short, dim=-1) - full[row]).abs().max()))
-    except (AttributeError, RuntimeError, IndexError, TypeError) as error:
-        log.debug("captions are not trimmed: the text tower has another form (%s)", error)
-        return False
-    if worst > TRIM_TOLERANCE:
-        log.debug("captions are not trimmed: this text tower reads its padding (difference %.1e)", worst)
-    return worst <= TRIM_TOLERANCE
-
-
-def encode_short_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Run an open_clip text tower on fewer tokens than its context length.
-
-    Args:
-        model: A CLIP (text tower flattened into the model) or CustomTextCLIP (`model.text`).
-        tokens: int64, shape (n, length), each row with its end-of-text token inside.
-
-    Returns:
-        Features before normalisation, shape (n, d).
-
-    Raises:
-        TypeError: The tower has a form that this forward does not know.
-    """
-    tower = getattr(model, "text", model)
-    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
-        raise TypeError("a text tower with a class token or a padding mask")
-    length = tokens.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    hidden = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
-    pool, end = (tower.text_pool_type, tower.text_eos_id) if tower is model else (tower.pool_type, tower.eos_id)
-    pooled = text_global_pool(hidden, tokens, pool, eos_token_id=end)
-    projection = tower.text_projection
-    features: torch.Tensor = pooled
-    if projection is not None:
-        features = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
-    return features

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.score.encoders import encode_short_text, padding_of, preprocess_config, shortened, token_lengths, trimming_is_exact
+from stages.score.encoders import preprocess_config
+from stages.score.short_text import encode_short_text, padding_of, shortened, token_lengths, trimming_is_exact
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group
 from stages.train.settings import TrainSettings

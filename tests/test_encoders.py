@@ -195,6 +195,20 @@ def test_an_image_that_a_row_nearby_has_had_is_decoded_once(tmp_path: Path, tiny
     assert not np.array_equal(chunk.pixels[0], chunk.pixels[2])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_image_of_no_bytes_and_rows_without_an_image_keep_their_own_reasons(tmp_path: Path, tiny: str, order: int) -> None:
+    wrong = [{"txt": b"a"}, {"png": b"", "txt": b"a"}, {"png": b"x", "txt": b""}, {"png": b"x"}, {"png": b"", "txt": b"b"}]
+    rows = [(f"{number}.{end}", data) for number, row in enumerate(wrong[::order]) for end, data in row.items()]
+    (tmp_path / "0.tar").write_bytes(make_tar(rows))
+    data = open_dataset([str(tmp_path)])
+    config = preprocess_config(load_model(resolve_weights(ModelSettings(checkpoint=tiny))))
+    decode = Decode(data.store, ReadSettings(), config, num_threads=2)
+    decode.open()
+    [chunk] = decode.run(data.shards[0])
+    named = ["image_missing", "image_undecodable", "caption_empty", "caption_missing", "image_undecodable"]
+    assert [pair.reason for pair in chunk.pairs][::order] == named
+
+
 def test_equal_captions_are_encoded_once(encoder: tuple) -> None:
     _, ours, _ = encoder
     features = ours.encode_captions(["b", "a", "b", "b"])

@@ -121,7 +121,7 @@ class Decode:
         recent: OrderedDict[bytes, Future[_Decoded]] = OrderedDict()
         for pair in pairs:
             image = None if pair.reason else pair.image
-            key = hashlib.sha256(image or b"").digest()
+            key = b"" if image is None else hashlib.sha256(image).digest()  # an image of 0 bytes is not no image
             recent[key] = recent.pop(key) if key in recent else pool.submit(self._decode, image)  # the newest is last
             waiting.append((pair, recent[key]))
             if len(recent) > _RECENT:

@@ -4,8 +4,8 @@
 
 clip-retrieval and Data-Juicer are installed in environments of their own (needs PyPI, 12 GB under ~/.cache/pairsan/peers).
 Each command runs on half of the rows and on all; the difference is the work without start-up. CPU time and memory are those
-of the whole process tree. Then each gets shards in which every fourth row is broken. --data: tars of jpg and txt; without,
-the bundled drawings as JPEGs of 224 px.
+of the whole process tree. Then each gets shards in which every fourth row is broken. --data: shards of JPEGs; without, the
+bundled drawings as JPEGs of 224 px.
 """
 
 import argparse

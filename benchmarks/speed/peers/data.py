@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,10 @@ import webdataset
 from PIL import Image
 
 from benchmarks.common import ROOT
+from stages.read.shards import open_dataset, read_shard
+from stages.settings import ReadSettings
 
+JPEG_MAGIC: Final = b"\xff\xd8"
 ROWS_PER_SHARD: Final = 256
 EDGE: Final = 224
 NOISY_ROWS: Final = 128
@@ -19,17 +21,12 @@ BROKEN_EVERY: Final = 4
 
 
 def pairs(data: Path | None) -> Iterator[tuple[bytes, str]]:
-    """Yield (JPEG, caption) of a folder of tars, or of the bundled drawings at 224 px."""
-    for shard in sorted((data or ROOT / "examples/emoji/train").rglob("*.tar")):
-        with tarfile.open(shard) as tar:
-            stored: dict[str, bytes] = {}
-            for member in tar:
-                ending = member.name.rpartition(".")[2]
-                stored[ending] = tar.extractfile(member).read()  # type: ignore[union-attr]
-                if ending == "txt":
-                    image = stored.get("jpg") or _jpeg(stored.get("png") or stored.get("webp") or b"")
-                    yield image, stored[ending].decode()
-                    stored = {}
+    """Yield (JPEG, caption) of a folder of shards, or of the bundled drawings at 224 px."""
+    dataset = open_dataset([str(data or ROOT / "examples/emoji/train")])
+    for shard in dataset.shards:
+        for pair in read_shard(dataset.store, shard, ReadSettings()):
+            if pair.image is not None and pair.caption is not None:
+                yield (pair.image if pair.image[:2] == JPEG_MAGIC else _jpeg(pair.image)), pair.caption
 
 
 def _jpeg(data: bytes) -> bytes:
@@ -44,7 +41,7 @@ def write_clean(data: Path | None, folder: Path, num: int) -> None:
     """Write `num` pairs as tars, and the same as image files with a table of Data-Juicer's kind."""
     found = list(zip(pairs(data), range(num), strict=False))
     if len(found) < num:
-        raise SystemExit(f"{data}: {len(found)} pairs of jpg, png or webp with txt; {num} are needed")
+        raise SystemExit(f"{data}: {len(found)} pairs; {num} are needed")
     rows = [{"__key__": f"{number:06d}", "jpg": image, "txt": caption.encode()} for (image, caption), number in found]
     write_rows(rows, folder, ROWS_PER_SHARD)
 
@@ -64,7 +61,7 @@ def write_noisy(data: Path | None, folder: Path) -> int:
                 {"jpg": b"<html>404 Not Found</html>"},
                 {"jpg": b""},
                 {"txt": b""},
-                {"txt": caption.encode() + b"\xff\xfe\xfa"},
+                {"txt": b"\xff\xfe\xfa" * 12},
                 {"txt": None},
                 {"jpg": None},
             )[turn % 7]

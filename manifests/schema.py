@@ -30,35 +30,47 @@ class Label(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row is not safe. Of several limits that a row breaks, the first in this order names it."""
+    """Why a row is not safe. Of several limits that a row breaks, the first in this order names it.
+
+    Attributes:
+        meaning: The rest of a sentence that begins with "this pair", for people.
+    """
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> "Reason":
+        """Make a word with its meaning."""
+        made = str.__new__(cls, word)
+        made._value_, made.meaning = word, meaning
+        return made
 
     # risky: scored, and not believed
-    BELOW_CUT = "below_cut"
-    EXACT_DUPLICATE = "exact_duplicate"  # the very same picture
-    NEAR_DUPLICATE = "near_duplicate"
-    REPEATED_CAPTION = "repeated_caption"
-    CROWDED = "crowded"
-    LOCAL_OUTLIER = "local_outlier"
-    DISCORDANT = "discordant"
-    DUPLICATE_UID = "duplicate_uid"  # another row has its uid, so that what is said of one would be said of both
-    PUT_OUT = "put_out"  # it sat out of the CLIP loss, and the model that had not trained on it for a round contradicts it
+    BELOW_CUT = "below_cut", "has a cosine below the cut: its caption fits its image less than those of safe pairs"
+    EXACT_DUPLICATE = "exact_duplicate", "shows the very same pixels as more rows than --max-image-repeats allows"
+    NEAR_DUPLICATE = "near_duplicate", "looks like more rows than the limits on look-alikes and near copies allow"
+    REPEATED_CAPTION = "repeated_caption", "has nearly the caption of more rows than --max-caption-copies allows"
+    CROWDED = "crowded", "has an image vector among the densest, as images with one learned trigger have"
+    LOCAL_OUTLIER = "local_outlier", "has an image vector farther from all others than most"
+    DISCORDANT = "discordant", "is doubted by several witnesses together: its accord is among the lowest"
+    DUPLICATE_UID = "duplicate_uid", "has the uid of another row, so that what is said of one would be said of both"
+    PUT_OUT = "put_out", "sat out of the CLIP loss, and the model that had not trained on it for a round contradicts it"
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
-    REVIEW = "review"
+    REVIEW = "review", "has a human verdict"
     # quarantined: could not be scored
-    SHARD_UNREADABLE = "shard_unreadable"  # these rows lie in a damaged stretch of their shard
-    TAR_TRUNCATED = "tar_truncated"  # the archive breaks off inside this row, or right after the row before
-    AMBIGUOUS = "ambiguous"  # readers of tars differ on which row this is; another row's label must not become its own
-    DUPLICATE_KEY = "duplicate_key"  # this key was met before in the shard
-    ROW_MALFORMED = "row_malformed"  # a table row with too few fields
-    READER_ERROR = "reader_error"  # something about the row that nobody foresaw; the detail names the exception
-    OUTSIDE_ROOT = "outside_root"  # its path leads out of the folder of the images; see --image-root, --allow-outside
-    IMAGE_MISSING = "image_missing"
-    IMAGE_UNDECODABLE = "image_undecodable"
-    IMAGE_TOO_LARGE = "image_too_large"  # bytes, or pixels by its header
-    CAPTION_MISSING = "caption_missing"
-    CAPTION_EMPTY = "caption_empty"
-    CAPTION_UNDECODABLE = "caption_undecodable"  # more than a tenth of it is not UTF-8
-    NOT_FINITE = "not_finite"  # the model answered NaN or infinity
+    SHARD_UNREADABLE = "shard_unreadable", "lies in a damaged stretch of its shard"
+    TAR_TRUNCATED = "tar_truncated", "is where its archive breaks off, or right after that"
+    AMBIGUOUS = "ambiguous", "may be another row to other readers of tars, whose label must not become its own"
+    DUPLICATE_KEY = "duplicate_key", "has a key that was met before in the shard"
+    ROW_MALFORMED = "row_malformed", "is a line of a table with another number of fields than its header"
+    READER_ERROR = "reader_error", "met an exception that nobody foresaw; the detail names it"
+    OUTSIDE_ROOT = "outside_root", "names a file outside the folder of the images (--image-root, --allow-outside)"
+    IMAGE_MISSING = "image_missing", "has no image"
+    IMAGE_UNDECODABLE = "image_undecodable", "has bytes that are no image, or only a part of one"
+    IMAGE_TOO_LARGE = "image_too_large", "has an image of too many bytes, or too many pixels by its header"
+    CAPTION_MISSING = "caption_missing", "has no caption"
+    CAPTION_EMPTY = "caption_empty", "has a caption with nothing in it"
+    CAPTION_UNDECODABLE = "caption_undecodable", "has a caption of which more than a tenth is not UTF-8"
+    NOT_FINITE = "not_finite", "gave NaN or infinity in the model"
 
 
 class Voice(StrEnum):

@@ -133,11 +133,11 @@ def test_an_expression_can_read_nothing_but_the_round(run: Path, where: str) -> 
 
 
 @contextmanager
-def served(run: Path) -> Iterator[tuple[Any, str]]:
+def served(run: Path, *options: str) -> Iterator[tuple[Any, str]]:
     """Yield a browser, and the address of the page of a run."""
     from playwright.sync_api import sync_playwright
 
-    command = [str(Path(sys.executable).parent / "pairsan"), "review", str(run), "--who", "ann"]
+    command = [str(Path(sys.executable).parent / "pairsan"), "review", str(run), "--who", "ann", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as browsers:
         assert server.stdout is not None
         address = next(found[0] for line in server.stdout if (found := re.fullmatch(r"http://127\.0\.0\.1:\d+/\S+/\n", line)))
@@ -212,7 +212,7 @@ def test_the_address_holds_the_view_and_mistakes_say_what_is_wrong(run: Path) ->
         page.keyboard.press("Escape")
         page.locator("#gallery button").nth(4).click()
         chosen = page.locator("#gallery button[aria-pressed=true] .caption").inner_text()
-        assert page.url.endswith("?label=safe&sort=cosine&at=5")
+        assert page.url.endswith("?label=safe&of=cosine&sort=cosine&at=5")
         page.keyboard.press("r")
         expect(page.locator("#said")).to_have_text("risky: 1 pair")
         page.locator("#gallery button").nth(4).click()
@@ -227,8 +227,8 @@ def test_the_address_holds_the_view_and_mistakes_say_what_is_wrong(run: Path) ->
         assert page.input_value("select[name=label]") == "risky"
         page.go_forward()
         expect(page.locator("#count")).to_have_text("16 pairs")
-        page.fill("input[name=cosine_low]", "0.5")
-        page.fill("input[name=cosine_high]", "0.2")
+        page.fill("input[name=low]", "0.5")
+        page.fill("input[name=high]", "0.2")
         page.click("button[type=submit]")
         for place in ("#said", "#detail"):
             expect(page.locator(place)).to_contain_text("cosine from 0.5 to 0.2 is no range")
@@ -257,6 +257,87 @@ def test_everybody_can_use_the_page(run: Path, width: int, scheme: str, tmp_path
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
         page.screenshot(path=f"{tmp_path}/{width}-{scheme}.png")
+
+
+def test_any_column_or_signal_sorts_filters_and_has_a_histogram(client: TestClient, run: Path) -> None:
+    about = client.get("/token/about").json()
+    assert {"cosine", "p_safe", "signals.exact_copies"} <= set(about["numbers"]) <= set(about["columns"])
+    assert "signals.image_cluster" not in about["numbers"]  # an id, not an amount
+    rows = open_round(str(run)).to_pandas(["cosine", "label", "signals"])
+    wanted = {"filter": {"of": "cosine", "low": str(rows["cosine"].median()), "sort": "-signals.caption_cluster_size"}}
+    found = client.post("/token/pairs", json=wanted).json()["pairs"]
+    sizes = [pair["signals"]["caption_cluster_size"] for pair in found]
+    assert len(found) == (rows["cosine"] >= rows["cosine"].median()).sum()
+    assert sizes == sorted(sizes, reverse=True)
+    bins = client.post("/token/histogram", json={"of": "cosine"}).json()["histogram"]
+    counts = {label: sum(one.get(label, 0) for one in bins["bins"]) for label in ("safe", "risky")}
+    assert counts == {"safe": 16, "risky": 24}
+    assert rows["cosine"].min() <= bins["low"] < bins["high"] <= rows["cosine"].max()
+    edge = bins["low"] + (bins["high"] - bins["low"]) / 40
+    assert sum(bins["bins"][0].values()) == (rows["cosine"] < edge).sum()
+    assert client.post("/token/histogram", json={"of": "signals.accord"}).json()["histogram"] is None  # nobody looked
+    for wrong in ("signals.nonsense", "cosine; DROP TABLE verdicts", 'cosine"'):
+        assert client.post("/token/histogram", json={"of": wrong}).status_code == 400
+        assert client.post("/token/pairs", json={"filter": {"sort": wrong}}).status_code == 400
+        assert client.post("/token/count", json={"filter": {"of": wrong, "low": "0"}}).status_code == 400
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_several_pairs_neighbours_reasons_and_a_range_by_the_mouse(run: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        expect(page.locator("#why")).to_contain_text("This pair has a cosine below the cut")
+        page.locator("#gallery button").nth(1).click()
+        page.locator("#gallery button").nth(3).click(modifiers=["Shift"])
+        page.locator("#gallery button").nth(6).click(modifiers=["Control"])
+        expect(page.locator("#gallery .picked")).to_have_count(4)
+        page.keyboard.press("d")
+        expect(page.locator("#said")).to_have_text("drop: 4 pairs")
+        assert newest(read_all(open_store(run))).num_rows == 4
+        chosen = page.locator("#words").inner_text()
+        neighbour = page.locator("#detail .strip button").first
+        caption = neighbour.inner_text()
+        neighbour.click()
+        expect(page.locator("#detail > button")).to_have_text("Back to the chosen pair")
+        assert caption.endswith(page.locator("#words").inner_text())
+        page.keyboard.press("s")  # on the neighbour that is shown
+        expect(page.locator("#said")).to_have_text("safe: 1 pair")
+        assert newest(read_all(open_store(run))).num_rows == 5
+        expect(page.locator("#words")).to_have_text(chosen)
+        box = page.locator("#histogram svg").bounding_box()
+        page.mouse.move(box["x"] + 1, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
+        page.mouse.up()
+        expect(page.locator("#count")).not_to_have_text("24 pairs")
+        low, high = (float(page.input_value(f"input[name={end}]")) for end in ("low", "high"))
+        rows = open_round(str(run)).to_pandas(["cosine", "label"])
+        inside = ((rows["label"] == "risky") & rows["cosine"].between(low, high)).sum()
+        assert 0 < inside < 24
+        expect(page.locator("#count")).to_have_text(f"{inside} pairs")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_a_sample_is_judged_in_a_browser_without_its_labels(run: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run, "--sample", "6") as (browser, address):
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(address)
+        expect(page.locator("#count")).to_have_text("0 of 6 sampled pairs judged by you")
+        expect(page.locator("#gallery button")).to_have_count(6)
+        expect(page.locator("#filter")).to_be_hidden()
+        expect(page.locator("#whole")).to_be_hidden()
+        assert not re.search(r"\b(safe|risky|cosine|below_cut)\b", page.inner_text("main"))
+        page.screenshot(path=tmp_path / "sample.png")
+        for done, key in enumerate("rrsdss", 1):
+            page.keyboard.press(key)
+            expect(page.locator("#gallery .tag.said")).to_have_count(done)
+        expect(page.locator("#count")).to_contain_text("6 of 6 sampled pairs of round 1 judged: ")
+        expect(page.locator("#gallery .tag:not(.said)")).to_have_count(6)  # and now the labels are there
 
 
 def test_pages_go_on_to_the_last_pair_whatever_they_are_sorted_by(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def main() -> None:
     del found
     filters: dict[str, dict[str, object]] = {
         "first page: risky, lowest cosine": {"label": "risky"},
-        "cosine 0.20 to 0.21": {"cosine_low": 0.2, "cosine_high": 0.21},
+        "cosine 0.20 to 0.21": {"of": "cosine", "low": 0.2, "high": 0.21},
         "reason image_missing": {"reason": "image_missing"},
         "caption contains 'flag'": {"caption": "flag"},
         "shard 0004*": {"shard": "0004*"},

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from manifests.errors import PairsanError
-from pipeline.cli import label, queries, train
+from pipeline.cli import label, queries, review, train
 
 
 class _Group(click.Group):
@@ -47,7 +47,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
     ctx.obj = verbose
 
 
-for command in (*label.COMMANDS, *queries.COMMANDS, *train.COMMANDS):
+for command in (*label.COMMANDS, *queries.LOOKS, *review.COMMANDS, *queries.COMMANDS, *train.COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

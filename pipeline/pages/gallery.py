@@ -17,13 +17,14 @@ from manifests.errors import ConfigError
 from manifests.layout import sealed_rounds
 from manifests.reading import Manifest, open_round
 from manifests.reviews import newest, read_all
-from pipeline.queries.inspection import Query, sealed_off
+from pipeline.queries.inspection import Query, sealed_off, spelled
 from stages.vectors import read_columns, vectors_of
 
 PAGE_ROWS: Final = 60
 _AT_ONCE: Final = 100 * PAGE_ROWS  # places of one query, of which pages are cut
 _KEPT_ANSWERS: Final = 64
 _THREADS: Final = 8
+_BINS: Final = 40
 Row = dict[str, Any]
 Place = tuple[str, int]
 
@@ -78,15 +79,48 @@ class Gallery:
 
     def places(self, wanted: Wanted, limit: int = _AT_ONCE, after: Place | None = None) -> list[Place]:
         """Return shard and row of the first pairs that a filter finds, sorted; of those behind a place, where one is given."""
-        column, downwards = _column(wanted.query.sort.removeprefix("-")), wanted.query.sort.startswith("-")
+        name = wanted.query.sort.removeprefix("-")
+        column, downwards = spelled(name), wanted.query.sort.startswith("-")
         order = f"{column} {'DESC' if downwards else 'ASC'} NULLS LAST, shard, index"
-        test, values = ("", ()) if after is None else _behind(column, downwards, self._value(column, after), after)
+        test, values = ("", ()) if after is None else _behind(column, downwards, self._value(name, after), after)
         found = self._answer("places", wanted, "shard, index", f"ORDER BY {order} LIMIT {limit}", test, values)
         return [(shard, index) for shard, index in found]
 
-    def _value(self, column: str, place: Place) -> Any:
-        """Return what a pair has in a column."""
-        return _take(self.manifest, place[0], [place[1]])[column.strip('"')].to_pylist()[0]
+    def _value(self, name: str, place: Place) -> Any:
+        """Return what a pair has in a column, or in a field of its signals."""
+        column, _, field = name.partition(".")
+        found = _take(self.manifest, place[0], [place[1]])[column].to_pylist()[0]
+        return found.get(field) if field and found is not None else found
+
+    def histogram(self, name: str) -> dict[str, Any] | None:
+        """Return how the values of a column or signal spread over the round; None where no row has one.
+
+        Args:
+            name: A column of numbers, or `signals.NAME`.
+
+        Returns:
+            `low` and `high`, between which all but 1 % of the values lie, and `bins` of equal width from one to the other, each
+            with its number of rows by label; what lies beyond is in the outermost bins.
+        """
+        column, place = spelled(name), ("histogram", Wanted(Query()), name)
+        with self._lock:
+            if place in self._answers:
+                found: dict[str, Any] | None = self._answers[place]
+                return found
+        ends = f"SELECT approx_quantile({column}, 0.005), approx_quantile({column}, 0.995) FROM pairs"  # noqa: S608
+        low, high = self.query(ends)[0]
+        found = None if low is None else {"low": low, "high": high, "bins": self._bins(column, low, high)}
+        with self._lock:
+            self._answers[place] = found
+        return found
+
+    def _bins(self, column: str, low: float, high: float) -> list[dict[str, int]]:
+        bins: list[dict[str, int]] = [{} for _ in range(_BINS)]
+        bin_ = f"least({_BINS - 1}, greatest(0, floor(({column} - ?) / ? * {_BINS})))::INT"
+        text = f"SELECT {bin_} AS bin, label, count(*) FROM pairs WHERE {column} IS NOT NULL GROUP BY ALL"  # noqa: S608
+        for number, label, count in self.query(text, [low, (high - low) or 1.0]):
+            bins[number][label] = count
+        return bins
 
     def first(self, wanted: Wanted, num: int) -> list[Row]:
         """Return the first rows that a filter finds."""
@@ -129,17 +163,20 @@ class Gallery:
             found.append({"round": number, **{name: row[name] for name in ("label", "reason", "cosine", "p_safe", "rank")}})
         return found
 
-    def alike(self, row: Row, limit: int = 8) -> list[Place]:
-        """Return other pairs whose image looks the same: near copies where they were sought, else by its hash."""
+    def alike(self, row: Row, limit: int = 8) -> tuple[str, list[Place]]:
+        """Return the filter that finds all pairs whose image looks like one, empty where there are no others, and the first.
+
+        Near copies where they were sought, else rows of its perceptual hash.
+        """
         signals = row.get("signals") or {}
         by_vectors = signals.get("near_copies") is not None
         name, size = ("near_copy_cluster", "near_copies") if by_vectors else ("image_cluster", "image_cluster_size")
         cluster = signals.get(name)
         if cluster is None or signals[size] < 2:
-            return []
-        text = f"SELECT shard, index FROM pairs WHERE signals.{name} = ? LIMIT {limit + 1}"  # noqa: S608
-        found = [(shard, index) for shard, index in self._run(text, [cluster]).fetchall()]
-        return [place for place in found if place != (row["shard"], row["index"])][:limit]
+            return "", []
+        where = f"signals.{name} = {int(cluster)}"
+        found = self.query(f"SELECT shard, index FROM pairs WHERE {where} LIMIT {limit + 1}")  # noqa: S608
+        return where, [(shard, index) for shard, index in found if (shard, index) != (row["shard"], row["index"])][:limit]
 
     def neighbours(self, place: Place, limit: int = 8) -> list[Place]:
         """Return the pairs of the same shard whose images are nearest by their vectors; none where no vectors were kept."""
@@ -209,14 +246,6 @@ def _behind(column: str, downwards: bool, value: Any, place: Place) -> tuple[str
         return f"({column} IS NULL AND {later})", (place[0], *place)
     beyond = f"{column} {'<' if downwards else '>'} ?"
     return f"({beyond} OR ({column} = ? AND {later}) OR {column} IS NULL)", (value, value, place[0], *place)
-
-
-def _column(name: str) -> str:
-    from manifests.schema import MANIFEST
-
-    if name not in MANIFEST.names or name == "signals":
-        raise ConfigError(f"no column {name!r} to sort by; there are: {', '.join(MANIFEST.names)}")
-    return f'"{name}"'
 
 
 def _take(manifest: Manifest, shard: str, rows: list[int]) -> pa.Table:

@@ -24,15 +24,17 @@ from starlette.routing import Route
 
 from manifests.errors import ConfigError, PairsanError
 from manifests.layout import round_folder
+from manifests.reading import Manifest
 from manifests.reviews import append, undo
-from manifests.schema import MANIFEST, SIGNAL_TABLE, Label, Reason
-from pipeline.pages.gallery import PAGE_ROWS, Gallery, Wanted
+from manifests.schema import MANIFEST, MEANINGS, SIGNAL_TABLE, Label, Reason
+from pipeline.pages.gallery import PAGE_ROWS, Gallery
 from pipeline.pages.guard import Guard
 from pipeline.pages.thumbnails import Thumbnails
-from pipeline.queries.inspection import Query
+from pipeline.pages.wire import IDS, plain, shown, wanted
+from pipeline.steps import audit
 
 Answer = Callable[[Request], Awaitable[Response]]
-_IDS: Final = frozenset(signal.name for signal in SIGNAL_TABLE if pa.types.is_int64(signal.type))
+_NUMBERS: Final = ("cosine", "p_safe", "rank", "since")
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "html": "text/html"}
 _STATIC: Final = ("review.css", "review.js")
 
@@ -46,6 +48,7 @@ class Reviewer:
         thumbnails: Its images.
         who: Name that verdicts carry.
         read_only: Whether no verdicts are taken.
+        sample: A random sample of the round that is to be judged unseen, as `audit.draw` returns it; None shows all pairs.
         acts: What was done since the server started and not undone, newest last; a page that is loaded again still undoes it.
     """
 
@@ -53,6 +56,7 @@ class Reviewer:
     thumbnails: Thumbnails
     who: str
     read_only: bool = False
+    sample: dict[str, Any] | None = None
     acts: list[str] = field(default_factory=list)
 
 
@@ -63,6 +67,7 @@ def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
         ("pairs", _pairs, "POST"),
         ("count", _count, "POST"),
         ("pair", _pair, "POST"),
+        ("histogram", _histogram, "POST"),
     ]
     if not reviewer.read_only:
         routes += [("verdict", _verdict, "POST"), ("verdict-all", _verdict_all, "POST"), ("undo", _undo, "POST")]
@@ -132,58 +137,66 @@ def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
     manifest = reviewer.gallery.manifest
     keys = ("counts", "rule", "cut", "safe_share", "limits")
     facts = {key: manifest.seal.get(key) for key in keys}
-    words = {"labels": [str(word) for word in Label], "reasons": [str(word) for word in Reason]}
-    columns = [name for name in MANIFEST.names if name != "signals"]
+    words = {"labels": [str(word) for word in Label], "reasons": {str(word): word.meaning for word in Reason}}
+    signals = {f"signals.{signal.name}": signal.meaning for signal in SIGNAL_TABLE} if _has_signals(manifest) else {}
+    columns = {name: MEANINGS[name] for name in MANIFEST.names if name != "signals"} | signals
+    numbers = [name for name in columns if name in _NUMBERS or (name in signals and name.removeprefix("signals.") not in IDS)]
     return {
-        "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, **words, **facts,
-        "undoable": len(reviewer.acts), "read_only": reviewer.read_only,
+        "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, "numbers": numbers,
+        **words, **facts,
+        "undoable": len(reviewer.acts), "read_only": reviewer.read_only, "sample": reviewer.sample is not None,
     }  # fmt: skip
 
 
-def _wanted(body: dict[str, Any]) -> Wanted:
-    """Read a filter as the page sends it; empty fields are left out."""
-    given = body.get("filter", {})
+def _has_signals(manifest: Manifest) -> bool:
+    """Return whether the round has looked at more than the cosine."""
+    return any("signals" in part for part in manifest.seal["parts"])
 
-    def bounds(name: str) -> tuple[float, float] | None:
-        low, high = given.get(f"{name}_low"), given.get(f"{name}_high")
-        if low in (None, "") and high in (None, ""):
-            return None
-        found = float(low) if low not in (None, "") else -1e9, float(high) if high not in (None, "") else 1e9
-        if found[0] > found[1]:
-            raise ConfigError(f"{name} from {low} to {high} is no range: the first number is the larger one")
-        return found
 
-    query = Query(
-        label=(given["label"],) if given.get("label") else (),
-        reason=(given["reason"],) if given.get("reason") else (),
-        cosine=bounds("cosine"),
-        p_safe=bounds("p_safe"),
-        caption=given.get("caption") or None,
-        shard=given.get("shard") or None,
-        key=given.get("key") or None,
-        sort=given.get("sort") or "cosine",
-    )
-    return Wanted(query, str(given.get("verdict") or ""), str(given.get("where") or ""))
+def _histogram(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    return {"histogram": reviewer.gallery.histogram(str(body["of"]))}
 
 
 def _pairs(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
-    reviewer.gallery.refresh()
-    rows = reviewer.gallery.page(_wanted(body), max(0, int(body.get("page", 0))))
-    return {"pairs": [_plain(row) for row in rows]}
+    gallery, page = reviewer.gallery, max(0, int(body.get("page", 0)))
+    gallery.refresh()
+    if reviewer.sample is None:
+        return {"pairs": [plain(row) for row in gallery.page(wanted(body), page)]}
+    pairs = reviewer.sample["pairs"][page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+    rows = gallery.rows([(shard, index) for shard, index, _ in pairs])
+    return {"pairs": [_shown(reviewer, row) for row in rows], "audit": _progress(reviewer, reviewer.sample)}
+
+
+def _shown(reviewer: Reviewer, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for the page; a sampled pair is unseen until this reviewer has judged it, whatever others say."""
+    mine = row["review"] is not None and row["review"]["who"] == reviewer.who
+    return shown(row, unseen=reviewer.sample is not None and not mine)
+
+
+def _progress(reviewer: Reviewer, sample: dict[str, Any]) -> str:
+    """Return how far this reviewer is, and what the sample shows once that is all of it: not before, lest it lead them."""
+    found = audit.estimate(reviewer.gallery.manifest.run, sample)
+    mine = found["reviewers"].get(reviewer.who, 0)
+    return audit.as_text(found) if mine == found["drawn"] else f"{mine} of {found['drawn']} sampled pairs judged by you"
 
 
 def _count(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
-    return {"count": reviewer.gallery.count(_wanted(body))}
+    return {"count": reviewer.gallery.count(wanted(body)) if reviewer.sample is None else len(reviewer.sample["pairs"])}
 
 
 def _pair(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
     gallery, place = reviewer.gallery, (str(body["shard"]), int(body["index"]))
     row = gallery.rows([place])[0]
+    found = _shown(reviewer, row)
+    if "unseen" in found:
+        return {"pair": found, "history": [], "alike": [], "alike_where": "", "neighbours": []}
+    where, alike = gallery.alike(row)
     return {
-        "pair": _plain(row),
+        "pair": found,
         "history": gallery.history(place),
-        "alike": [_plain(other) for other in gallery.rows(gallery.alike(row))],
-        "neighbours": [_plain(other) for other in gallery.rows(gallery.neighbours(place))],
+        "alike": [plain(other) for other in gallery.rows(alike)],
+        "alike_where": where,
+        "neighbours": [plain(other) for other in gallery.rows(gallery.neighbours(place))],
     }
 
 
@@ -196,7 +209,9 @@ def _verdict(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
 
 def _verdict_all(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
     """Give a verdict on a whole filter; refused where it finds another number of pairs than was confirmed."""
-    table = reviewer.gallery.table(_wanted(body))
+    if reviewer.sample is not None:
+        raise ConfigError("a sample is judged pair by pair")
+    table = reviewer.gallery.table(wanted(body))
     if table.num_rows != int(body["count"]):
         raise ValueError(f"the filter finds {table.num_rows:,} pairs, confirmed were {int(body['count']):,}; nothing was done")
     return {"act": _append(reviewer, table, body), "num": table.num_rows}
@@ -219,18 +234,6 @@ def _undo(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
     num = undo(manifest.run, reviewer.acts.pop(), who=reviewer.who, round_number=manifest.number)
     reviewer.gallery.refresh()
     return {"num": num, "left": len(reviewer.acts)}
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    review, signals = row.get("review"), row.get("signals")
-    shown = {key: value for key, value in row.items() if key != "review"} | {"uid": row["uid"].hex()}
-    if signals is not None:  # numbers of JavaScript have 53 bits, hashes 64
-        shown["signals"] = {key: str(value) if key in _IDS and value is not None else value for key, value in signals.items()}
-    if review is not None:
-        shown["review"] = {key: review[key] for key in ("verdict", "note", "who", "round")} | {
-            "when": review["when"].isoformat()
-        }
-    return shown
 
 
 def where_to_look(reviewer: Reviewer) -> str:

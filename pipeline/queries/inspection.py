@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, Label, Reason
+from manifests.schema import MANIFEST, SIGNAL_TABLE, Label, Reason
 from pipeline.queries.terminal import printable
 
 _TABLE_COLUMNS: Final = ("label", "reason", "cosine", "p_safe", "rank", "shard", "key", "caption", "detail")
@@ -23,7 +23,12 @@ _WIDTHS: Final = {"caption": 60, "detail": 60, "key": 36, "shard": 28}
 
 @dataclass(frozen=True)
 class Query:
-    """Which pairs, in which order. Fields are those of `pairsan inspect`; empty means no filter."""
+    """Which pairs, in which order. Fields are those of `pairsan inspect`; empty means no filter.
+
+    Attributes:
+        ranges: Column or `signals.NAME`, least and highest value.
+        sort: Column or `signals.NAME`, after a minus for the highest first.
+    """
 
     label: tuple[str, ...] = ()
     reason: tuple[str, ...] = ()
@@ -35,6 +40,7 @@ class Query:
     sort: str = "cosine"
     limit: int = 20
     columns: str = ""
+    ranges: tuple[tuple[str, float, float], ...] = ()
 
     def sql(self, columns: tuple[str, ...]) -> tuple[str, list[Any]]:
         """Return a query over the view `pairs` and its parameters; values from outside are only ever parameters.
@@ -46,7 +52,7 @@ class Query:
         query = self if chosen_rows else replace(self, label=(Label.RISKY, Label.QUARANTINED))
         where, values = query.conditions()
         sort = self.sort.removeprefix("-")
-        order = f'"{known(sort, MANIFEST.names, "column")}" {"DESC" if self.sort.startswith("-") else "ASC"} NULLS LAST'
+        order = f"{spelled(sort)} {'DESC' if self.sort.startswith('-') else 'ASC'} NULLS LAST"
         chosen = ", ".join(f'"{known(name, MANIFEST.names, "column")}"' for name in columns)
         limit = f" LIMIT {int(self.limit)}" if self.limit else ""
         tests = " AND ".join(["TRUE", *where])
@@ -59,13 +65,24 @@ class Query:
         tests: list[tuple[str, Any]] = [("list_contains(?::VARCHAR[], label)", [str(w) for w in labels])] if labels else []
         if reasons:
             tests.append(("list_contains(?::VARCHAR[], reason)", [str(word) for word in reasons]))
-        for column, bounds in (("cosine", self.cosine), ("p_safe", self.p_safe)):
-            if bounds:
-                tests += [(f"{column} >= ?", bounds[0]), (f"{column} <= ?", bounds[1])]
+        named = (("cosine", self.cosine), ("p_safe", self.p_safe))
+        for column, low, high in (*self.ranges, *((name, *bounds) for name, bounds in named if bounds)):
+            tests += [(f"{spelled(column)} >= ?", low), (f"{spelled(column)} <= ?", high)]
         if self.caption:
             tests.append(("contains(lower(caption), lower(?))", self.caption))
         tests += [(f"{name} GLOB ?", glob) for name, glob in (("shard", self.shard), ("key", self.key)) if glob]
         return [test for test, _ in tests], [value for _, value in tests]
+
+
+def spelled(name: str) -> str:
+    """Return a column, or a field of `signals`, as DuckDB spells it.
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    columns = [column for column in MANIFEST.names if column != "signals"]
+    word = known(name, [*columns, *(f"signals.{signal.name}" for signal in SIGNAL_TABLE)], "column")
+    return ".".join(f'"{part}"' for part in word.split("."))
 
 
 def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> None:

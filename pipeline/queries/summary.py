@@ -5,6 +5,7 @@ from typing import Any
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, Label, Reason
 from pipeline.queries.terminal import printable
+from pipeline.steps import audit
 
 
 def of_round(manifest: Manifest, *, verbose: bool = False) -> str:
@@ -46,7 +47,11 @@ def mixture_ruled(seal: dict[str, Any]) -> bool:
 
 
 def known_of(seal: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the null says of the score and of the safe rows: a word and a sentence each, whatever the rule."""
+    """Return what is known of the score and of the labels, whatever the rule: a word and a sentence each."""
+    return [*_known_by_null(seal), *([("audit", audit.as_text(seal["audit"]))] if seal.get("audit") else [])]
+
+
+def _known_by_null(seal: dict[str, Any]) -> list[tuple[str, str]]:
     null = seal.get("null") or {}
     if "separation" not in null:
         few = f"only {null['num']:,} mismatched pairs" if null else "no mismatched pairs"

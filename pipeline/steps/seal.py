@@ -18,6 +18,7 @@ from manifests.layout import (
 )
 from manifests.parts import Part, sweep_drafts, write_json
 from manifests.schema import SCHEMA_VERSION, Label
+from pipeline.steps import audit
 from pipeline.steps.count import Totals
 from pipeline.steps.decide_round import Decided
 from pipeline.steps.plan import Round
@@ -104,6 +105,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
         "safe_share": labels[Label.SAFE] / max(1, decision.num_scored),
         "share_above_cut": decision.share_above_cut,
         "overruled": overruled,
+        "audit": _audit(round_),
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
         "canaries": decided.leaks,
@@ -114,6 +116,12 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
     }
     sweep_drafts(round_.run, round_folder(round_.number))
     write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", document)
+
+
+def _audit(round_: Round) -> dict[str, Any] | None:
+    """Return what people found in a random sample of an earlier round, as far as this round honours their verdicts."""
+    reviews = round_.plan.get("reviews")
+    return None if reviews is None else audit.newest(round_.run, round_.number, reviews["until"])
 
 
 def _check_look(round_: Round, previous: int | None, written: dict[str, Labelled]) -> None:

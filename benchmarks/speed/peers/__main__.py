@@ -1,6 +1,6 @@
 """`pairsan clean` beside other tools that score image-caption pairs: same shards, same random ViT-B-32, whole commands.
 
-    python -m benchmarks.speed.peers [--data FOLDER] [--rows 1024] [--only NAME ...]
+    python -m benchmarks.speed.peers [--data FOLDER] [--rows 1024] [--only NAME ...] [--part clean | noisy]
 
 clip-retrieval and Data-Juicer are installed in environments of their own (needs PyPI, 12 GB under ~/.cache/pairsan/peers).
 Each command runs on half of the rows and on all; the difference is the work without start-up. CPU time and memory are those
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--only", nargs="+", choices=list(TOOLS), default=list(TOOLS))
+    parser.add_argument("--part", choices=("clean", "noisy", "both"), default="both")
     args = parser.parse_args()
     header("speed.peers")
     if args.rows % (2 * ROWS_PER_SHARD):
@@ -54,15 +55,15 @@ def main() -> None:
         for tool in chosen:
             if tool.packages:
                 tool.command(folder / "half", folder, folder)  # makes the environment, before anything is timed
-        print(
-            "| | pairs per CPU-second | seconds, half | seconds, all | peak memory | mean cosine |\n|---|---|---|---|---|---|"
-        )
-        for tool in chosen:
-            print(clean(tool, folder, args.rows), flush=True)
-        print(f"\n| {whole} whole rows among broken ones | ends | scored | of the whole rows' number |\n|---|---|---|---|")
-        for tool in chosen:
-            if not tool.name.startswith("bare"):
-                print(noisy(tool, folder, whole), flush=True)
+        if args.part != "noisy":
+            print("| | pairs per CPU-second | seconds, half | seconds, all | peak memory | mean cosine |\n" + "|---" * 6 + "|")
+            for tool in chosen:
+                print(clean(tool, folder, args.rows), flush=True)
+        if args.part != "clean":
+            print(f"\n| {whole} whole rows among broken ones | ends | scored | of the whole rows' number |\n|---|---|---|---|")
+            for tool in chosen:
+                if not tool.name.startswith("bare"):
+                    print(noisy(tool, folder, whole), flush=True)
 
 
 def clean(tool: tools.Tool, folder: Path, rows: int) -> str:

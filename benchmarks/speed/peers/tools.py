@@ -23,7 +23,7 @@ _LAST: Final = [
     "--no-deps",
     "setuptools<70",
 ]  # clip-anytorch needs its pkg_resources.packaging, torch asks for more and runs without
-_DATA_JUICER: Final = ["py-data-juicer==1.6.1", "transformers"]
+_DATA_JUICER: Final = ["py-data-juicer==1.6.1", "transformers", "aiohttp"]
 _JUICER_CONFIG: Final = """\
 project_name: peers
 dataset_path: {data}/pairs.jsonl

@@ -1,8 +1,8 @@
 "use strict";
 // All words from the data go into the page by textContent, never as HTML.
 const $ = (id) => document.getElementById(id);
-const state = { pairs: [], chosen: -1, page: 0, count: 0, filter: {}, asked: 0 };
-const first = { label: "risky", sort: "cosine" };
+const state = { pairs: [], chosen: -1, page: 0, count: 0, filter: {}, asked: 0, picked: new Set(), other: null };
+const first = { label: "risky", of: "cosine", sort: "cosine" };
 
 async function ask(name, body) {
   const answer = await fetch(name, body === undefined ? {} : {
@@ -27,7 +27,7 @@ const picture = (pair, size, css) => make("img", {
 const number = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
 
 function tags(pair) {
-  const found = [make("span", { class: `tag ${pair.label}` }, pair.label)];
+  const found = pair.unseen ? [] : [make("span", { class: `tag ${pair.label}` }, pair.label)];
   if (pair.review) found.push(make("span", { class: `tag said ${pair.review.verdict}` }, pair.review.verdict));
   return found;
 }
@@ -67,7 +67,7 @@ async function show(page = 0, place = 0, isNew = true) {
     const [rows, count] = await Promise.all([
       ask("pairs", { filter: state.filter, page }), ask("count", { filter: state.filter })]);
     if (mine !== state.asked) return;
-    state.pairs = rows.pairs; state.count = count.count;
+    state.pairs = rows.pairs; state.count = count.count; state.audit = rows.audit;
     say("");
   } catch (error) {
     if (mine !== state.asked) return;
@@ -77,26 +77,46 @@ async function show(page = 0, place = 0, isNew = true) {
   if (isNew) history.pushState(null, "", address());
   draw(trouble);
   choose(Math.min(place, state.pairs.length - 1), trouble);
+  if (!about.sample) histogram().catch(failed);
   $("gallery").removeAttribute("aria-busy");
 }
 
 function draw(trouble = "") {
-  $("count").textContent = trouble ? "not counted" : `${state.count.toLocaleString("en")} pairs`;
+  $("count").textContent = trouble ? "not counted" : state.audit ?? `${state.count.toLocaleString("en")} pairs`;
   const pages = Math.max(1, Math.ceil(state.count / about.page_rows));
   $("page").textContent = `page ${state.page + 1} of ${pages.toLocaleString("en")}`;
   $("before").disabled = state.page === 0;
   $("after").disabled = state.pairs.length < about.page_rows;
   $("gallery").replaceChildren(...state.pairs.map((pair, place) => {
-    const card = make("button", { type: "button", class: "pair", "aria-pressed": "false", tabindex: "-1" }, picture(pair, 192),
+    const card = make("button", { type: "button", class: "pair", "aria-pressed": "false", tabindex: "-1",
+      "data-why": pair.reason ?? null, title: pair.reason ? `This pair ${about.reasons[pair.reason]}` : null }, picture(pair, 192),
       make("span", { class: "caption" }, pair.caption ?? ""),
-      make("span", { class: "facts" }, ...tags(pair), `${number(pair.cosine)} ${pair.reason ?? ""}`));
-    card.addEventListener("click", () => choose(place));
+      make("span", { class: "facts" }, ...tags(pair), pair.unseen ? "" : `${number(pair.cosine)} ${pair.reason ?? ""}`));
+    card.addEventListener("click", (event) => {
+      if (event.shiftKey) pick(place); else if (event.ctrlKey || event.metaKey) pick(place, place); else choose(place);
+    });
     return card;
   }));
 }
 
+// Shift picks all from the chosen pair to another, Ctrl one more or less; a verdict then is on all that are picked.
+function pick(place, from = state.chosen) {
+  const picked = new Set(state.picked.size ? state.picked : [state.chosen]);
+  if (from === place && picked.has(place)) picked.delete(place);
+  else for (let i = Math.min(from, place); i <= Math.max(from, place); i++) picked.add(i);
+  choose(place);
+  state.picked = picked;
+  [...$("gallery").children].forEach((card, i) => {
+    card.classList.toggle("picked", picked.has(i));
+    if (picked.has(i)) card.setAttribute("aria-description", "picked"); else card.removeAttribute("aria-description");
+  });
+  say(picked.size > 1 ? `${picked.size} pairs picked` : "");
+}
+
 function choose(place, trouble = "") {
   const cards = $("gallery").children;
+  for (const i of state.picked) { cards[i]?.classList.remove("picked"); cards[i]?.removeAttribute("aria-description"); }
+  state.picked = new Set();
   cards[state.chosen]?.setAttribute("aria-pressed", "false");
   cards[state.chosen]?.setAttribute("tabindex", "-1");
   state.chosen = place;
@@ -108,26 +128,47 @@ function choose(place, trouble = "") {
   detail(state.pairs[place]).catch(failed);
 }
 
-function rowsOf(entries) {
-  return make("table", {}, ...entries.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name),
+function rowsOf(entries, prefix = "") {
+  return make("table", {}, ...entries.map(([name, value]) => make("tr", {},
+    make("th", { scope: "row", title: about.columns[prefix + name] ?? null }, name),
     make("td", {}, value === null || value === undefined ? "–" : typeof value === "number" && !Number.isInteger(value) ? number(value, 4) : String(value)))));
 }
 
-function strip(title, pairs) {
-  return pairs.length ? [make("h2", {}, title), make("div", { class: "strip" }, ...pairs.map((pair) =>
-    make("figure", {}, picture(pair, 96), make("figcaption", {}, pair.caption ?? ""))))] : [];
+function button(text, act) {
+  const made = make("button", { type: "button" }, text);
+  made.addEventListener("click", act);
+  return made;
 }
 
+function strip(title, pairs, more = []) {
+  return pairs.length ? [make("h2", {}, title, ...more), make("div", { class: "strip" }, ...pairs.map((pair) => {
+    const made = button("", () => detail(pair).catch(failed));
+    made.append(picture(pair, 96), make("span", {}, ...tags(pair), pair.caption ?? ""));
+    return made;
+  }))] : [];
+}
+
+function showWhere(where) {
+  fill(new URLSearchParams({ where, sort: "cosine", of: state.filter.of ?? "cosine" }));
+  show();
+}
+
+// Shows a pair; one that is not the chosen one (a neighbour, a copy) gets the verdicts until another is chosen.
 async function detail(pair) {
+  const mine = state.pairs[state.chosen];
   const found = await ask("pair", { shard: pair.shard, index: pair.index });
-  if (state.pairs[state.chosen] !== pair) return;
-  const { signals, review, caption, ...facts } = found.pair;
+  if (state.pairs[state.chosen] !== mine) return;
+  state.other = pair === mine ? null : pair;
+  const { signals, review, caption, unseen, ...facts } = found.pair;
   const history = found.history.map((old) => [`round ${old.round}`, `${old.label}${old.reason ? ` (${old.reason})` : ""}, ${number(old.cosine)}`]);
-  $("detail").replaceChildren(picture(pair, 512, "big"), make("p", { id: "words" }, caption ?? ""), make("p", {}, ...tags(found.pair)),
+  const why = found.pair.reason;
+  $("detail").replaceChildren(...(state.other ? [button("Back to the chosen pair", () => choose(state.chosen))] : []),
+    picture(pair, 512, "big"), make("p", { id: "words" }, caption ?? ""), make("p", {}, ...tags(found.pair)),
+    ...(why ? [make("p", { id: "why", "data-why": why }, `This pair ${about.reasons[why]}.`)] : []),
     ...(review ? [make("h2", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
-    make("h2", {}, "Rounds"), rowsOf(history), make("h2", {}, "Row"), rowsOf(Object.entries(facts)),
-    ...(signals ? [make("h2", {}, "Signals"), rowsOf(Object.entries(signals))] : []),
-    ...strip("Look the same", found.alike), ...strip("Nearest images of its shard", found.neighbours));
+    ...(unseen ? [] : [make("h2", {}, "Rounds"), rowsOf(history)]), make("h2", {}, "Row"), rowsOf(Object.entries(facts)),
+    ...(signals ? [make("h2", {}, "Signals"), rowsOf(Object.entries(signals), "signals.")] : []),
+    ...strip("Look the same", found.alike, [" ", button("Show all", () => showWhere(found.alike_where))]), ...strip("Nearest images of its shard", found.neighbours));
 }
 
 async function judge(verdict) {
@@ -144,12 +185,12 @@ async function judge(verdict) {
       done = await ask("verdict-all", { filter: state.filter, verdict, note, count });
       $("whole").checked = false;
     } else {
-      const pair = state.pairs[state.chosen];
-      if (!pair) return;
-      done = await ask("verdict", { places: [[pair.shard, pair.index]], verdict, note });
+      const pairs = state.other ? [state.other] : state.picked.size ? [...state.picked].map((i) => state.pairs[i]) : [state.pairs[state.chosen]];
+      if (!pairs[0]) return;
+      done = await ask("verdict", { places: pairs.map((pair) => [pair.shard, pair.index]), verdict, note });
     }
     $("undo").disabled = false;
-    const next = state.chosen + (done.num === 1 ? 1 : 0);
+    const next = state.chosen + (done.num === 1 && !state.other ? 1 : 0);
     await reload(Math.min(next, state.pairs.length - 1));
     say(`${verdict || "withdrawn"}: ${done.num.toLocaleString("en")} ${done.num === 1 ? "pair" : "pairs"}`);
   } catch (error) { failed(error); }
@@ -167,9 +208,55 @@ async function undo() {
 
 async function reload(place) {
   const rows = await ask("pairs", { filter: state.filter, page: state.page });
-  state.pairs = rows.pairs;
+  [state.pairs, state.audit] = [rows.pairs, rows.audit];
   draw();
   choose(Math.min(place, state.pairs.length - 1));
+}
+
+// How the values of the column of the range are spread; dragging over it sets the range.
+async function histogram() {
+  const of = state.filter.of ?? "cosine";
+  const { histogram: found } = await ask("histogram", { of });
+  const svg = $("histogram").querySelector("svg");
+  $("histogram").hidden = found === null;
+  $("of").title = about.columns[of];
+  if (found === null || (state.filter.of ?? "cosine") !== of) return;
+  const most = Math.max(1, ...found.bins.map((bin) => Object.values(bin).reduce((a, b) => a + b, 0)));
+  const rect = (css, x, y, width, height) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [name, value] of Object.entries({ class: css, x, y, width, height })) made.setAttribute(name, value);
+    return made;
+  };
+  const step = 400 / found.bins.length, bars = [];
+  found.bins.forEach((bin, i) => {
+    let top = 60;
+    for (const label of ["safe", "risky", "quarantined"]) {
+      const height = bin[label] ? Math.max(1, 60 * bin[label] / most) : 0;
+      top -= height;
+      if (height) bars.push(rect(label, i * step, top, step - 1, height));
+    }
+  });
+  const width = found.high - found.low || 1, form = $("filter").elements;
+  const at = (value, otherwise) => value === "" ? otherwise : Math.min(400, Math.max(0, 400 * (value - found.low) / width));
+  const low = at(form.low.value, 0), high = at(form.high.value, 400);
+  const isSet = form.low.value !== "" || form.high.value !== "";
+  const range = rect("range", low, 0, isSet ? Math.max(0, high - low) : 0, 60);
+  svg.replaceChildren(...bars, range);
+  svg.setAttribute("aria-label", `Histogram of ${of} from ${number(found.low)} to ${number(found.high)}, by label`);
+  $("histogram").querySelector("figcaption").textContent =
+    `${of}: ${number(found.low)} to ${number(found.high)} (99 % of the pairs), safe and risky; drag to choose a range`;
+  const value = (event) => found.low + width * (event.clientX - svg.getBoundingClientRect().left) / svg.getBoundingClientRect().width;
+  svg.onpointerdown = (event) => {
+    const start = value(event);
+    svg.setPointerCapture(event.pointerId);
+    svg.onpointermove = (moved) => {
+      const ends = [start, value(moved)].sort((a, b) => a - b);
+      [form.low.value, form.high.value] = ends.map((end) => end.toPrecision(4));
+      range.setAttribute("x", at(form.low.value, 0));
+      range.setAttribute("width", Math.max(0, at(form.high.value, 400) - at(form.low.value, 0)));
+    };
+    svg.onpointerup = () => { svg.onpointermove = svg.onpointerup = null; show(); };
+  };
 }
 
 function columns() {
@@ -186,7 +273,7 @@ document.addEventListener("keydown", (event) => {
   const verdicts = { s: "safe", r: "risky", d: "drop", w: "" };
   if (event.key in moves) {
     const place = state.chosen + moves[event.key];
-    if (place >= 0 && place < state.pairs.length) choose(place);
+    if (place >= 0 && place < state.pairs.length) { if (event.shiftKey) pick(place); else choose(place); }
   } else if (event.key in verdicts) judge(verdicts[event.key]);
   else if (event.key === "u") undo();
   else if (event.key === "n") $("after").click();
@@ -202,19 +289,25 @@ async function begin() {
   const labels = about.counts.labels;
   $("about").textContent = `${about.run}, round ${about.round}: ${about.counts.rows.toLocaleString("en")} pairs, ` +
     Object.entries(labels).map(([label, num]) => `${num.toLocaleString("en")} ${label}`).join(", ") +
-    (about.cut === null ? "" : `, cut at ${number(about.cut)}`);
+    (about.cut === null ? "" : `, cut at ${number(about.cut)}`) +
+    (about.sample ? ". A random sample, labels hidden: Safe where the caption fits its image, else Risky or Drop." : "");
   const select = (name) => $("filter").elements.namedItem(name);
   select("label").append(...about.labels.map((word) => make("option", {}, word)));
-  select("reason").append(...about.reasons.map((word) => make("option", {}, word)));
-  for (const column of about.columns) {
+  select("reason").append(...Object.keys(about.reasons).map((word) => make("option", {}, word)));
+  select("of").append(...about.numbers.map((name) => make("option", {}, name)));
+  for (const column of Object.keys(about.columns)) {
     select("sort").append(make("option", { value: column }, `${column} ↑`), make("option", { value: `-${column}` }, `${column} ↓`));
   }
   $("undo").disabled = !about.undoable;
   $("act").hidden = about.read_only;
+  $("filter").hidden = $("whole").parentElement.hidden = about.sample;
   $("filter").addEventListener("submit", (event) => { event.preventDefault(); show(); });
   $("filter").addEventListener("reset", () => setTimeout(() => { fill(new URLSearchParams(first)); show(); }));
   addEventListener("popstate", () => restore());
-  $("filter").addEventListener("change", (event) => { if (event.target.tagName === "SELECT") show(); });
+  $("filter").addEventListener("change", (event) => {
+    if (event.target === $("of")) $("filter").elements.low.value = $("filter").elements.high.value = "";
+    if (event.target.tagName === "SELECT") show();
+  });
   $("before").addEventListener("click", () => show(state.page - 1));
   $("after").addEventListener("click", () => show(state.page + 1));
   $("undo").addEventListener("click", undo);

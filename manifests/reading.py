@@ -2,10 +2,10 @@
 
 import hashlib
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = TypeVar("Row")
+_DIGEST: Final = "image_sha256"
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,33 @@ class Manifest:
             RunError: The shard is not part of this round, or its part is not the sealed one.
             SchemaError: The part was written by a newer pairsan, or has another number of rows than the seal says.
         """
+        return self._part(shard, "manifest", columns, check_hash=check_hash)
+
+    def image_digests(self, shard: str) -> list[bytes | None] | None:
+        """Return the sha256 of each row's encoded image as it was scored; None in a row without one.
+
+        Returns:
+            None where the scores are older than schema 7, which brought them.
+
+        Raises:
+            RunError: The scores part is not the sealed one.
+            SchemaError: It was written by a newer pairsan, or has another number of rows than the seal says.
+        """
+        table = self._part(shard, "scores", None, check_hash=True)
+        found: list[bytes | None] | None = table[_DIGEST].to_pylist() if _DIGEST in table.column_names else None
+        return found
+
+    def _part(self, shard: str, kind: str, columns: Sequence[str] | None, *, check_hash: bool) -> pa.Table:
         entry = self._entry(shard)
-        name = entry["manifest"]["name"]
+        name = entry[kind]["name"]
         with self.run.fs.open_input_file(self.run.path(name)) as file:
-            if check_hash and hashlib.file_digest(file, "sha256").hexdigest() != entry["manifest"]["sha256"]:
+            if check_hash and hashlib.file_digest(file, "sha256").hexdigest() != entry[kind]["sha256"]:
                 raise RunError(f"{name} is not the part that was sealed (sha256 differs); run `pairsan verify`")
             file.seek(0)
             parquet = pq.ParquetFile(file)
             check_version(parquet.schema_arrow, name)
+            if kind == "scores":
+                columns = [_DIGEST] if _DIGEST in parquet.schema_arrow.names else ["index"]
             table = parquet.read(columns=list(columns) if columns is not None else None)
         if table.num_rows != entry["rows"]:
             raise SchemaError(f"{name} has {table.num_rows} rows where the seal says {entry['rows']}; run `pairsan verify`")
@@ -93,7 +113,14 @@ class Manifest:
         """Yield (shard, mask) for every shard in order."""
         return ((shard, self.mask(shard, label)) for shard in self.shards)
 
-    def join(self, shard: str, rows: Iterable[tuple[str, Row]], *, sit_out: bool = False) -> Iterator[tuple[str, Row]]:
+    def join(
+        self,
+        shard: str,
+        rows: Iterable[tuple[str, Row]],
+        *,
+        sit_out: bool = False,
+        image_of: Callable[[Row], bytes | None] | None = None,
+    ) -> Iterator[tuple[str, Row]]:
         """Yield the label of each row of a shard beside it; a label never goes to another row.
 
         Args:
@@ -101,10 +128,13 @@ class Manifest:
             rows: Key and whatever else of each of its rows, in order, by any reader of such files.
             sit_out: Whether safe rows whose turn it is to sit out are yielded as risky; a trainer asks for that, so that the
                 next look scores them out of sample.
+            image_of: Gives the encoded image of what stands beside a key, to be compared with the one that was scored.
 
         Raises:
-            RunError: The rows are not those that were labelled: names shard, row and both keys, or how many rows there are.
+            RunError: The rows are not those that were labelled: names shard, row and both keys, or how many rows there are, or
+                the row whose image is another one.
         """
+        digests = self.image_digests(shard) if image_of is not None else None
         columns = ["key", "label", *(["sits_out"] if sit_out and self.seal.get("sitting_out") else [])]
         table = self.table(shard, columns, check_hash=True)
         keys, labels, num = table["key"].to_pylist(), table["label"].cast(pa.string()).to_pylist(), 0
@@ -116,6 +146,10 @@ class Manifest:
             if num > len(keys) or shown != keys[num - 1]:
                 known = repr(keys[num - 1]) if num <= len(keys) else f"no row after {len(keys):,}"
                 raise RunError(f"{shard} [{num - 1}] is {shown!r}, its manifest has {known}; were the data changed?")
+            if image_of is not None and digests is not None and not same_image(image_of(row), digests[num - 1]):
+                raise RunError(
+                    f"{shard} [{num - 1}] ({shown!r}): its image is not the one that was scored; were the data changed?"
+                )
             yield labels[num - 1], row
         # what nothing could score may be a stretch that this reader does not count
         if left := sum(label != Label.QUARANTINED for label in labels[num:]):
@@ -147,6 +181,11 @@ class Manifest:
             if part["shard"] == shard:
                 return dict(part)
         raise RunError(f"round {self.number} of {self.run.uri} has no shard {shard!r}; it has {self.shards[:3]}...")
+
+
+def same_image(image: bytes | None, digest: bytes | None) -> bool:
+    """Return whether an encoded image is the one of a digest; True where there is no digest to compare with."""
+    return digest is None or hashlib.sha256(image or b"").digest() == digest
 
 
 def check_version(schema: pa.Schema, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -254,12 +254,14 @@ SCORES = pa.schema(
         pa.field("null_cosines", pa.list_(pa.float32(), NUM_NULLS)),  # of the image with captions of other rows
         pa.field("image_edge", pa.int32()),  # since version 4: px of the encoded image's shorter side
         pa.field("pixels_hash", pa.int64()),  # since version 6
+        pa.field("image_sha256", pa.binary(32)),  # since version 7: of the encoded image, as it lies in the data
     ]
 )
 _ADDED = {
     2: ("image_hash", "caption_hash", "image_offset", "image_bytes", "null_cosines"),
     4: ("image_edge",),
     6: ("pixels_hash",),
+    7: ("image_sha256",),
 }
 
 

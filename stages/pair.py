@@ -45,6 +45,7 @@ class Pair:
         path: Local path of the image file, where it is a file of its own.
         place: Offset and length of the encoded image inside a plain tar.
         edge: Shorter side of the encoded image, px; known once it was decoded.
+        image_sha256: Of the encoded image; known once it was decoded, or could not be.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Pair:
     path: str | None = None
     place: tuple[int, int] | None = None
     edge: int | None = None
+    image_sha256: bytes | None = None
 
     def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
         """Return this pair without its image, marked as unscorable."""

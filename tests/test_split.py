@@ -132,6 +132,7 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
             "null_cosines": pa.nulls(3, pa.list_(pa.float32(), 4)),
             "image_edge": pa.nulls(3, pa.int32()),
             "pixels_hash": pa.nulls(3, pa.int64()),
+            "image_sha256": pa.nulls(3, pa.binary(32)),
         },
         schema=SCORES,
     )

@@ -132,9 +132,9 @@ def train(model: Any, image: Array, text: Array, passes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = torch.from_numpy(image), torch.from_numpy(text).reshape(len(image), -1, text.shape[1])
     heads = [*model.visual.head.parameters(), *model.text.proj.parameters(), model.logit_scale]
-    optimizer = torch.optim.AdamW(heads, lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(heads, lr=3e-3, weight_decay=1.0)
     size, loss = 1000, open_clip.ClipLoss()
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=passes * (len(images) // size))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=passes * (len(images) // size))
     for _ in range(passes):
         order = torch.randperm(len(images), generator=generator)
         which = torch.randint(texts.shape[1], (len(images),), generator=generator)

@@ -43,9 +43,7 @@ def photos(data: Path, split: str) -> list[Photo]:
     """
     shards = sorted((data / "flickr8k").glob(SPLITS[split]))
     if not shards:
-        raise SystemExit(
-            f"no photographs: {data}/flickr8k has no {SPLITS[split]}; name the folder with --data or PAIRSAN_PHOTOS"
-        )
+        raise SystemExit(f"no photographs: {data}/flickr8k has no {SPLITS[split]}; name its folder: --data, or PAIRSAN_PHOTOS")
     found = []
     for shard in shards:
         with tarfile.open(shard) as tar:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from manifests.reading import Manifest
+from manifests.reading import Manifest, same_image
 from pipeline.queries.terminal import printable
 from pipeline.steps.plan import read_run
 from stages.pair import Pair, Shard
@@ -14,8 +14,8 @@ from stages.settings import ReadSettings
 def data_problems(manifest: Manifest) -> Iterator[str]:
     """Yield a sentence for the first difference of each kind between the data and a sealed round.
 
-    Reads every shard once. Kinds: shards that are missing or new, sizes, numbers of rows, keys, uids, captions, and what could
-    be read at all. Bytes of images are compared by the lengths of shards, and of the images inside plain tars, alone.
+    Reads every shard once. Kinds: shards that are missing or new, sizes, numbers of rows, keys, uids, captions, the
+    bytes of images (by their sha256, where the scores are of schema 7 or later), and what could be read at all.
 
     Raises:
         DataError: There are no data where the run says they are.
@@ -42,6 +42,7 @@ def _row_problems(manifest: Manifest, dataset: Dataset, shard: Shard, settings: 
     table = manifest.table(shard.name, ["key", "uid", "caption", "label"])
     keep = manifest.seal["plan"]["scores"]["keep"]["captions"]
     rows = zip_longest(table.to_pylist(), read_shard(dataset.store, shard, settings))
+    digests = manifest.image_digests(shard.name)
     for index, (row, pair) in enumerate(rows):
         if row is None or pair is None:
             num = index + 1 + sum(1 for _ in rows)
@@ -51,6 +52,8 @@ def _row_problems(manifest: Manifest, dataset: Dataset, shard: Shard, settings: 
             if now != row[kind]:
                 shown = [printable(v.hex() if isinstance(v, bytes) else str(v), 60) for v in (now, row[kind])]
                 yield kind, f"{shard.name} [{index}]: {kind} is {shown[0]!r}, sealed {shown[1]!r}"
+        if digests is not None and pair.image is not None and not same_image(pair.image, digests[index]):
+            yield "image", f"{shard.name} [{index}]: its image is not the one that was scored (sha256 differs)"
         if pair.reason is not None and row["label"] != "quarantined":
             yield "reading", f"{shard.name} [{index}]: {pair.reason} ({pair.detail}), sealed as {row['label']}"
 

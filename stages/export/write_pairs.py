@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import DataError
 from manifests.parts import write_file
-from manifests.reading import Manifest
+from manifests.reading import Manifest, same_image
 from manifests.store import Store
 from stages.export.source_rows import OriginalRow, original_rows
 from stages.pair import Shard
@@ -209,13 +209,15 @@ class Export(Stage[ExportTarget, Exported]):
     def _rows_of(self, piece: Piece) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
         target, chosen = self.target, self._chosen(piece)
         table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
-        rows = original_rows(target.data, piece.shard, target.read, chosen)
+        rows, digests = (
+            original_rows(target.data, piece.shard, target.read, chosen),
+            target.manifest.image_digests(piece.shard.name),
+        )
         for row, facts in zip(rows, table.to_pylist(), strict=True):
             if row.shown_key != facts["key"]:
-                raise DataError(
-                    f"{piece.shard.name} [{row.index}] is {row.shown_key!r}, its manifest says {facts['key']!r}: the data "
-                    "have changed since they were scored; nothing was exported of this shard"
-                )
+                raise _changed(piece.shard, row, f"is {row.shown_key!r}, its manifest says {facts['key']!r}")
+            if digests is not None and row.image is not None and not same_image(row.image, digests[row.index]):
+                raise _changed(piece.shard, row, f"({row.shown_key!r}) has another image than the one that was scored")
             yield row, facts
 
     def _chosen(self, piece: Piece) -> npt.NDArray[np.int64]:
@@ -225,6 +227,11 @@ class Export(Stage[ExportTarget, Exported]):
     def _more(self, facts: dict[str, Any]) -> dict[str, Any]:
         found = {"uid": facts["uid"].hex(), "cosine": facts["cosine"], "p_safe": facts["p_safe"]} if self.target.inject else {}
         return found | ({"weight": facts[self.target.weights]} if self.target.weights else {})
+
+
+def _changed(shard: Shard, row: OriginalRow, what: str) -> DataError:
+    why = "the data have changed since they were scored; nothing was exported of this shard"
+    return DataError(f"{shard.name} [{row.index}] {what}: {why}")
 
 
 _IMAGE: Final = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])

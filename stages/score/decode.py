@@ -123,7 +123,7 @@ class Decode:
             image = None if pair.reason else pair.image
             key = b"" if image is None else hashlib.sha256(image).digest()  # an image of 0 bytes is not no image
             recent[key] = recent.pop(key) if key in recent else pool.submit(self._decode, image)  # the newest is last
-            waiting.append((pair, recent[key]))
+            waiting.append((replace(pair, image_sha256=key or None), recent[key]))
             if len(recent) > _RECENT:
                 recent.popitem(last=False)
             if len(waiting) > _WAITING_PER_THREAD * self._num_threads:

@@ -218,6 +218,7 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "image_bytes": pa.array([pair.place[1] if pair.place else None for pair in pairs], pa.int64()),
         "null_cosines": _nulls(chunk),
         "image_edge": pa.array([pair.edge for pair in pairs], pa.int32()),
+        "image_sha256": pa.array([pair.image_sha256 for pair in pairs], pa.binary(32)),
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)

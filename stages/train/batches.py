@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Literal
 
 import numpy as np
@@ -239,5 +240,6 @@ def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Lab
     if manifest is None:
         yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
         return
-    joined = manifest.join(shard.name, ((pair.key, pair) for pair in decode.pairs(shard)), sit_out=True)
+    pairs = ((pair.key, pair) for pair in decode.pairs(shard))
+    joined = manifest.join(shard.name, pairs, sit_out=True, image_of=attrgetter("image"))
     yield from (pair for word, pair in joined if word == label)

@@ -34,11 +34,13 @@ class Manifest:
         run: The run folder.
         number: The round's number.
         seal: The parsed `manifest.json`: plan, counts, mixture, cut, parts.
+        is_signed: Whether the seal was read under its signature; then every part is compared with it before it is read.
     """
 
     run: Store
     number: int
     seal: Seal
+    is_signed: bool = False
 
     @property
     def shards(self) -> list[str]:
@@ -91,7 +93,7 @@ class Manifest:
         entry = self._entry(shard)
         name = entry[kind]["name"]
         with self.run.fs.open_input_file(self.run.path(name)) as file:
-            if check_hash and hashlib.file_digest(file, "sha256").hexdigest() != entry[kind]["sha256"]:
+            if (check_hash or self.is_signed) and hashlib.file_digest(file, "sha256").hexdigest() != entry[kind]["sha256"]:
                 raise RunError(f"{name} is not the part that was sealed (sha256 differs); run `pairsan verify`")
             file.seek(0)
             parquet = pq.ParquetFile(file)
@@ -221,19 +223,26 @@ def open_part(run: Store, name: str, columns: list[str], fingerprint: str) -> tu
             return parquet.read(columns=known), Part(parquet.metadata.num_rows, size, digest.hexdigest())
 
 
-def open_round(run: str | Path | Store, number: int | None = None) -> Manifest:
+def open_round(run: str | Path | Store, number: int | None = None, *, public_key: str | Path | None = None) -> Manifest:
     """Open a sealed round of a run, the newest one by default.
 
     Args:
         run: Run folder, as a path or any URI that pyarrow.fs or fsspec opens.
         number: Round to open.
+        public_key: File of an Ed25519 key (PEM or OpenSSH); the round must be signed by its holder.
 
     Raises:
         NotSealed: There is no such sealed round.
+        RunError: It is not signed by that key.
         SchemaError: The seal was written by a newer pairsan.
     """
     store = run if isinstance(run, Store) else open_store(run)
     seal = read_seal(store, number)
     if int(seal["schema_version"]) > SCHEMA_VERSION:
         raise SchemaError(f"{store.uri} is sealed under schema {seal['schema_version']}; this pairsan reads {SCHEMA_VERSION}")
-    return Manifest(store, int(seal["plan"]["round"]), seal)
+    number = int(seal["plan"]["round"])
+    if public_key is None:
+        return Manifest(store, number, seal)
+    from manifests.signing import signed_seal
+
+    return Manifest(store, number, signed_seal(store, number, Path(public_key)), is_signed=True)

@@ -34,11 +34,12 @@ def status(run: str, as_json: bool, prometheus: str | None) -> None:
 @click.command(cls=Command)
 @click.argument("run")
 @option("--round", "number", type=int, help="Round to check; the newest sealed one by default.")
-@option("--data", is_flag=True, help="Read the data again, too: their rows, keys, uids and captions against the seal.")
+@option("--data", is_flag=True, help="Read the data again, too: rows, keys, uids, captions and images against the seal.")
+@option("--key", type=click.Path(exists=True, dir_okay=False), help="Public key by whose holder it must be signed.")
 @JSON
-def verify(run: str, number: int | None, data: bool, as_json: bool) -> None:
+def verify(run: str, number: int | None, data: bool, key: str | None, as_json: bool) -> None:
     """Check a sealed round of RUN: hashes, counts, schema, order, labels. Reads every part; exit code 1 if one is wrong."""
-    manifest = open_round(run, number)
+    manifest = open_round(run, number, public_key=key)
     found = list(problems(manifest))
     if data:
         from pipeline.queries.source_check import data_problems
@@ -52,7 +53,23 @@ def verify(run: str, number: int | None, data: bool, as_json: bool) -> None:
     if found:
         click.echo(f"round {manifest.number} of {run}: {len(found)} problems")
         sys.exit(1)
-    click.echo(f"round {manifest.number} of {run}: {len(manifest.shards)} shards, {manifest.num_rows:,} rows, all as sealed")
+    signed = f", signed by the holder of {key}" if key else ""
+    click.echo(
+        f"round {manifest.number} of {run}: {len(manifest.shards)} shards, {manifest.num_rows:,} rows, all as sealed{signed}"
+    )
+
+
+@click.command(cls=Command)
+@click.argument("run")
+@ROUND
+@option("--key", required=True, type=click.Path(exists=True, dir_okay=False), help="Private Ed25519 key, PEM or OpenSSH.")
+def sign(run: str, number: int | None, key: str) -> None:
+    """Sign the seal of a round of RUN, and so all its parts; `verify --key` and open_round(public_key=) then insist on it."""
+    from manifests.signing import sign as sign_
+
+    manifest = open_round(run, number)
+    name = sign_(manifest.run, manifest.number, Path(key))
+    click.echo(f"round {manifest.number} of {run} is signed: {name}")
 
 
 @click.command(cls=Command)
@@ -207,4 +224,4 @@ def completion(shell: str) -> None:
 
 
 LOOKS = (inspect, report)
-COMMANDS = (export, diff, status, verify, tune, open_, schema, completion)
+COMMANDS = (export, diff, status, verify, sign, tune, open_, schema, completion)

@@ -5,7 +5,8 @@
 The judged pairs are the dataset: near misses chosen by retrieval, most of them wrong, which no crawl is. Prints, with 95 %
 intervals over photographs: Kendall's tau (c against the experts' marks, b against the crowd's share of yes), as CLIPScore
 (Hessel et al. 2021) does, AUROC of "describes it" (experts' median at least 3; more than half of the crowd), and for each
-alpha the stated beside the realised share of wrong pairs among the safe ones.
+alpha the stated beside the realised share of wrong pairs among the safe ones; and what `--rule judged` makes of samples of the
+verdicts.
 """
 
 import argparse
@@ -24,11 +25,18 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import header
 from benchmarks.photos.data import DATA, judgments, photos
+from manifests.errors import SplitRefused
+from manifests.layout import sealed_rounds
 from manifests.reading import open_round
+from manifests.store import open_store
+from stages.histogram import Histogram, count
+from stages.label.judged import Judged, calibrate_by_people
 
 ALPHAS: Final = (0.01, 0.05, 0.1)
 RESAMPLES: Final = 200
 SCORES: Final = ("cosine", "p_safe", "accord", "image_agreement", "reference_agreement", "neg_clip_loss")
+JUDGED: Final = (100, 200, 400)
+DRAWS: Final = 50
 BINS: Final = (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -47,12 +55,13 @@ def main() -> None:
     table = write_pairs(args.data, judged, args.out)
     run = args.out / f"run-{args.judges}"
     rounds = clean(table, args.checkpoint, args.reference, run)
-    rows = judged.join(scores(run, rounds[0]))
+    rows = judged.join(scores(run, max((number for number in rounds.values() if number), default=1)))
     right = rows["expert"] >= 3 if args.judges == "experts" else rows["crowd"] > 0.5
     print(f"{len(rows)} pairs of {rows['key'].nunique()} photographs; {right.mean():.1%} describe them, by people\n")
     agreement(rows, right.to_numpy(), args.judges)
     stated(run, rounds, rows, right)
     reliability(rows, right)
+    by_people(rows, right.to_numpy())
 
 
 def write_pairs(data: Path, judged: pd.DataFrame, out: Path) -> Path:
@@ -68,17 +77,26 @@ def write_pairs(data: Path, judged: pd.DataFrame, out: Path) -> Path:
     return table
 
 
-def clean(table: Path, checkpoint: Path, reference: Path | None, run: Path) -> list[int]:
-    """Score the pairs once, and split them once for each alpha; return the rounds."""
-    pairsan = [Path(sys.executable).parent / "pairsan"]
-    look = ["--signals", "all", *([] if reference is None else ["--reference-encoder", reference])]
-    for number, alpha in enumerate(ALPHAS, 1):
-        if (run / "rounds" / f"{number:04d}" / "manifest.json").exists():
-            continue
-        what = ["clean", table, "--checkpoint", checkpoint, "--out", run, *look] if number == 1 else ["split", run]
-        command = [*pairsan, *what, "--alpha", alpha, "--executor", "local"]
-        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
-    return list(range(1, len(ALPHAS) + 1))
+def clean(table: Path, checkpoint: Path, reference: Path | None, run: Path) -> dict[float, int | None]:
+    """Score the pairs once, and split them once for each alpha; return the rounds, None where the split was refused."""
+    store, pairsan = open_store(str(run)), [Path(sys.executable).parent / "pairsan"]
+    if not sealed_rounds(store):
+        look = ["--signals", "all", *([] if reference is None else ["--reference-encoder", reference])]
+        keep = ["--keep-share", 0.5, "--if-unseparable", "accept"]
+        call([*pairsan, "clean", table, "--checkpoint", checkpoint, "--out", run, *look, *keep, "--executor", "local"])
+    rounds: dict[float, int | None] = {}
+    for alpha in ALPHAS:
+        done = call([*pairsan, "split", run, "--alpha", alpha, "--executor", "local"], refused=True)
+        rounds[alpha] = max(sealed_rounds(store)) if done else None
+    return rounds
+
+
+def call(command: list[object], *, refused: bool = False) -> bool:
+    """Run a command; return whether it ended well. With `refused` a split that is not believed is no error."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    if done.returncode and not (refused and done.returncode == SplitRefused.exit_code):
+        raise SystemExit(f"{command} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.returncode == 0
 
 
 def scores(run: Path, number: int) -> pd.DataFrame:
@@ -110,23 +128,25 @@ def agreement(rows: pd.DataFrame, right: np.ndarray, judges: str) -> None:
         print(f"{found[1][0]:.3f} ({found[1][1]:.3f} to {found[1][2]:.3f}) |", flush=True)
 
 
-def stated(run: Path, rounds: list[int], rows: pd.DataFrame, right: pd.Series) -> None:  # type: ignore[type-arg]
+def stated(run: Path, rounds: dict[float, int | None], rows: pd.DataFrame, right: pd.Series) -> None:  # type: ignore[type-arg]
     """Print for each alpha what the seal states of the safe rows, and what people say of them."""
     print("\n| alpha | safe | stated wrong | wrong by people | of them 'not at all' |\n|---|---|---|---|---|")
-    for number, alpha in zip(rounds, ALPHAS, strict=True):
+    none = ((rows["expert"] == 1) | (rows["crowd"] == 0)).to_numpy()
+    for alpha, number in rounds.items():
+        if number is None:
+            print(f"| {alpha:.0%} | refused: no cut leaves so few mismatched | | | |")
+            continue
         manifest = open_round(str(run), number)
         null = manifest.seal["null"]
-        labels = manifest.to_pandas(["index", "label"]).sort_values("index")["label"].to_numpy()
-        safe = np.flatnonzero(labels == "safe")
+        safe = (manifest.to_pandas(["index", "label"]).sort_values("index")["label"] == "safe").to_numpy()
 
-        def wrong(place: np.ndarray, safe: np.ndarray = labels == "safe") -> float:
+        def wrong(place: np.ndarray, safe: np.ndarray = safe) -> float:
             kept = place[safe[place]]
             return float(1 - right.to_numpy()[kept].mean()) if len(kept) else float("nan")
 
         share, low, high = spread(rows, wrong, RESAMPLES)
-        none = (rows["expert"] == 1) | (rows["crowd"] == 0)
-        print(f"| {alpha:.0%} | {len(safe)} | {null['stated_mismatched_in_safe']:.2%} ({null['stated_low']:.2%} to", end=" ")
-        print(f"{null['stated_high']:.2%}) | {share:.1%} ({low:.1%} to {high:.1%}) | {none.to_numpy()[safe].mean():.1%} |")
+        print(f"| {alpha:.0%} | {safe.sum()} | {null['stated_mismatched_in_safe']:.2%} ({null['stated_low']:.2%} to", end=" ")
+        print(f"{null['stated_high']:.2%}) | {share:.1%} ({low:.1%} to {high:.1%}) | {none[safe].mean():.1%} |")
 
 
 def reliability(rows: pd.DataFrame, right: pd.Series) -> None:  # type: ignore[type-arg]
@@ -139,6 +159,30 @@ def reliability(rows: pd.DataFrame, right: pd.Series) -> None:  # type: ignore[t
         if chosen.any():
             mean, wrong = rows.loc[chosen, "p_mismatch"].mean(), 1 - right[chosen].mean()
             print(f"| {low} to {high} | {chosen.sum()} | {mean:.2f} | {wrong:.1%} |")
+
+
+def by_people(rows: pd.DataFrame, right: np.ndarray) -> None:
+    """Print what `--rule judged` would have cut by samples of these verdicts, and what people say of the other rows above."""
+    print("\n| judged | alpha | refused | stated | wrong by people, others | over 1.5 alpha | kept |\n" + "|---" * 7 + "|")
+    cosines, rng = rows["cosine"].to_numpy(np.float64), np.random.default_rng(0)
+    pairs = Histogram()
+    pairs.add(count(rows["cosine"].to_numpy(np.float32)))
+    for num in JUDGED:
+        drawn = [rng.choice(len(rows), num, replace=False) for _ in range(DRAWS)]
+        said = [calibrate_by_people(pairs, Judged(1, cosines[one], ~right[one], np.ones(num))) for one in drawn]
+        for alpha in (*ALPHAS[1:], 0.2, 0.3):
+            found = []
+            for one, people in zip(drawn, said, strict=True):
+                cut = people.calibration.cut(alpha)
+                above = np.setdiff1d(np.flatnonzero(cosines >= cut), one) if cut is not None else []
+                if len(above):
+                    found.append((people.at(cut)[0], 1 - right[above].mean(), len(above) / (len(rows) - num)))
+            line = f"| {num} | {alpha:.0%} | {DRAWS - len(found)} of {DRAWS} |"
+            if found:
+                stated_, wrong, kept = np.asarray(found).T
+                over = np.mean(wrong > 1.5 * alpha)
+                line += f" {stated_.mean():.1%} | {wrong.mean():.1%} | {over:.0%} | {kept.mean():.1%} |"
+            print(line if found else f"{line} | | | |", flush=True)
 
 
 def spread(rows: pd.DataFrame, value: Callable[[np.ndarray], float], num: int) -> tuple[float, float, float]:

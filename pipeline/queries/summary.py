@@ -48,7 +48,17 @@ def mixture_ruled(seal: dict[str, Any]) -> bool:
 
 def known_of(seal: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of the score and of the labels, whatever the rule: a word and a sentence each."""
-    return [*_known_by_null(seal), *([("audit", audit.as_text(seal["audit"]))] if seal.get("audit") else [])]
+    people = seal.get("people")
+    return [
+        *_known_by_null(seal),
+        *([("people", _by_people(people, seal["plan"]["split"]["alpha"]))] if people else []),
+        *([("audit", audit.as_text(seal["audit"]))] if seal.get("audit") else []),
+    ]
+
+
+def _by_people(said: dict[str, Any], alpha: float) -> str:
+    span = f"95 % interval {said['low']:.1%} to {said['high']:.1%}, asked: {alpha:.2%}"
+    return f"{said['wrong_in_safe']:.1%} of the safe rows are wrong, as {said['judged']} judged pairs have it ({span})"
 
 
 def _known_by_null(seal: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,16 +7,23 @@ plain share of the judged pairs estimates that of all.
 from collections import Counter
 from datetime import datetime
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
+from manifests.layout import SCORES, part_name, read_seal
+from manifests.reading import open_part
 from manifests.reviews import FOLDER, read_all
 from manifests.schema import Label
 from manifests.store import Store
+from pipeline.steps.plan import Round
+from stages.label.judged import Judged
 
 Place = tuple[str, int]
+_NEVER: Final = "0001-01-01T00:00:00+00:00"
+Said = dict[Place, dict[str, tuple[int, bool]]]  # of each pair, by reviewer: when in the order of acts, and whether it is wrong
 
 
 def read(run: Store, number: int) -> dict[str, Any] | None:
@@ -25,21 +32,59 @@ def read(run: Store, number: int) -> dict[str, Any] | None:
     return found
 
 
-def newest(run: Store, before: int, until: str) -> dict[str, Any] | None:
-    """Return what the newest judged sample of the rounds before one shows; None where there is none.
+def sample_at(run: Store, before: int, until: str) -> dict[str, Any] | None:
+    """Return the newest sample, of a round before one, of which a pair was judged, as it was at some time; None without.
 
     Args:
         run: The run folder.
-        before: Number of the round that is to carry it.
-        until: Leave out verdicts and samples that are newer (ISO 8601).
+        before: Number of the round that asks.
+        until: Leave out verdicts that are newer, and pairs that were drawn later (ISO 8601).
     """
     for number in range(before - 1, 0, -1):
         sample = read(run, number)
-        if sample is not None and datetime.fromisoformat(sample["drawn"]) <= datetime.fromisoformat(until):
-            found = estimate(run, sample, until)
-            if found["judged"]:
-                return found
+        if sample is not None:
+            drawn = [num for when, num in sample["drawn"] if datetime.fromisoformat(when) <= datetime.fromisoformat(until)]
+            sample = {**sample, "pairs": sample["pairs"][: max(drawn, default=0)]}
+            if _verdicts(run, sample, until):
+                return sample
     return None
+
+
+def judged_pairs(round_: Round) -> Judged | None:
+    """Return what people said of a random sample of an earlier round, with the cosines of this one; None without.
+
+    A pair stands for as many rows as its label has, divided by how many of that label were judged.
+    """
+    reviews = round_.plan.get("reviews") or {"until": _NEVER}
+    sample = sample_at(round_.run, round_.number, reviews["until"])
+    if sample is None:
+        return None
+    said, labels = _newest(_verdicts(round_.run, sample, reviews["until"])), Counter[str]()
+    label_of = {(shard, index): label for shard, index, label in sample["pairs"]}
+    cosines = _cosines(round_, list(said))
+    known = [place for place in said if cosines[place] is not None]
+    labels.update(label_of[place] for place in known)
+    sizes = read_seal(round_.run, sample["round"])["counts"]["labels"]
+    weights = [sizes[label_of[place]] / labels[label_of[place]] for place in known]
+    values = np.asarray([cosines[place] for place in known], np.float64)
+    return Judged(sample["round"], values, np.asarray([said[place] for place in known], bool), np.asarray(weights, np.float64))
+
+
+def _cosines(round_: Round, places: list[Place]) -> dict[Place, float | None]:
+    by_shard: dict[str, list[int]] = {}
+    for shard, index in places:
+        by_shard.setdefault(shard, []).append(index)
+    found: dict[Place, float | None] = {}
+    for shard, rows in by_shard.items():
+        name = part_name(round_.scores_round, SCORES, shard)
+        column = open_part(round_.run, name, ["cosine"], round_.scores_fingerprint)[0]["cosine"].take(rows).to_pylist()
+        found |= {(shard, row): value for row, value in zip(rows, column, strict=True)}
+    return found
+
+
+def _newest(said: Said) -> dict[Place, bool]:
+    """Return whether each pair is wrong, by whoever judged it last."""
+    return {place: by_whom[max(by_whom, key=lambda who: by_whom[who][0])][1] for place, by_whom in said.items()}
 
 
 def estimate(run: Store, sample: dict[str, Any], until: str | None = None) -> dict[str, Any]:
@@ -57,7 +102,7 @@ def estimate(run: Store, sample: dict[str, Any], until: str | None = None) -> di
         same of all.
     """
     said = _verdicts(run, sample, until)
-    newest_of = {place: by_whom[max(by_whom, key=lambda who: by_whom[who][0])][1] for place, by_whom in said.items()}
+    newest_of = _newest(said)
     wrong: dict[str, list[bool]] = {Label.RISKY: [], Label.SAFE: []}
     for shard, index, label in sample["pairs"]:
         if (shard, index) in newest_of:
@@ -92,10 +137,10 @@ def sample_name(number: int) -> str:
     return f"{FOLDER}/sample-{number:04d}.json"
 
 
-def _verdicts(run: Store, sample: dict[str, Any], until: str | None) -> dict[Place, dict[str, tuple[int, bool]]]:
+def _verdicts(run: Store, sample: dict[str, Any], until: str | None) -> Said:
     """Return of each judged pair, by reviewer: when in the order of acts, and whether it was called wrong."""
     drawn = {(shard, index) for shard, index, _ in sample["pairs"]}
-    said: dict[Place, dict[str, tuple[int, bool]]] = {}
+    said: Said = {}
     for turn, act in enumerate(read_all(run, until).select(["shard", "index", "verdict", "who"]).to_pylist()):
         place = (act["shard"], act["index"])
         if place not in drawn:
@@ -115,7 +160,7 @@ def _share(wrong: list[bool]) -> dict[str, Any]:
     return {"judged": len(wrong), "wrong": sum(wrong), "share": sum(wrong) / len(wrong), "low": low, "high": high}
 
 
-def _agreement(said: dict[Place, dict[str, tuple[int, bool]]]) -> dict[str, Any]:
+def _agreement(said: Said) -> dict[str, Any]:
     both = Counter(pair for by_whom in said.values() for pair in combinations(sorted(by_whom), 2))
     reviewers = dict(sorted(Counter(who for by_whom in said.values() for who in by_whom).items()))
     if not both:

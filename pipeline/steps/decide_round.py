@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from manifests.layout import read_seal
+from pipeline.steps.audit import judged_pairs
 from pipeline.steps.canary_leaks import check_leaks, count_canaries, leaks
 from pipeline.steps.count import Totals
 from pipeline.steps.plan import Round
@@ -34,7 +35,10 @@ def decide_round(executor: Executor, round_: Round, totals: Totals, signals: Sig
     canaries = count_canaries(executor, round_, signals.parts if signals else None)
     values = signals.values if signals else {}
     if round_.before is None:
-        decision = decide(totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata)
+        judged = judged_pairs(round_) if round_.split.rule == "judged" else None
+        decision = decide(
+            totals.histogram, round_.split, nulls=totals.nulls, signals=values, strata=totals.strata, judged=judged
+        )
     else:
         past = read_seal(round_.run, round_.before).get("separation")  # of rows out of sample; a split's is of all of them
         decision = look_again(totals.histogram, round_.split, totals.strata, signals=values, before=past)

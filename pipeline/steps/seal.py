@@ -106,6 +106,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
         "share_above_cut": decision.share_above_cut,
         "overruled": overruled,
         "audit": _audit(round_),
+        "people": _people(decision),
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
         "canaries": decided.leaks,
@@ -121,7 +122,18 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
 def _audit(round_: Round) -> dict[str, Any] | None:
     """Return what people found in a random sample of an earlier round, as far as this round honours their verdicts."""
     reviews = round_.plan.get("reviews")
-    return None if reviews is None else audit.newest(round_.run, round_.number, reviews["until"])
+    if reviews is None:
+        return None
+    sample = audit.sample_at(round_.run, round_.number, reviews["until"])
+    return None if sample is None else audit.estimate(round_.run, sample, reviews["until"])
+
+
+def _people(decision: Decision) -> dict[str, Any] | None:
+    """Return what the verdicts state of the safe rows, before limits, where they made the cut."""
+    if decision.people is None or decision.cut is None:
+        return None
+    share, low, high = decision.people.at(decision.cut)
+    return {"judged": decision.people.calibration.num_nulls, "wrong_in_safe": share, "low": low, "high": high}
 
 
 def _check_look(round_: Round, previous: int | None, written: dict[str, Labelled]) -> None:

@@ -56,6 +56,14 @@ class Calibration:
         """Return the estimated share of mismatched pairs among all at or above a cosine."""
         return float(self.tail[int(grid_bins(np.asarray([cut], np.float32))[0])])
 
+    def doubt(self, alpha: float) -> str:
+        """Return why there is no cut."""
+        return (
+            f"no cut leaves at most {alpha:.2%} mismatched (--alpha) and nobody above --max-p-mismatch: the best has "
+            f"{float(self.tail.min()):.2%}, as this checkpoint hardly tells mismatched pairs from others; "
+            f"{self.mismatched_share:.1%} of all are estimated to be mismatched"
+        )
+
 
 def calibrate(pairs: Histogram, nulls: Histogram, *, errors: float = 1.0) -> Calibration:
     """Estimate everything from the histograms of all pairs and of all mismatched ones.

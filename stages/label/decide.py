@@ -11,6 +11,7 @@ from manifests.errors import SplitRefused
 from manifests.schema import NUM_NULLS
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
 from stages.label.calibration import FEWEST_NULLS, LEAST_NULLS, Calibration, calibrate
+from stages.label.judged import Judged, PeopleSay, calibrate_by_people
 from stages.label.limits import Limit, limits_of
 from stages.label.mixture import Mixture, fit_mixture, published_mixture
 from stages.label.reliability import LEAST_SEPARATION, Reliability, reliability
@@ -36,6 +37,7 @@ class Decision:
         strata: The same for groups of rows, with cuts of their own; None without.
         separation: Of a round that looks again: AUROC of pairs against mismatched pairs, out of sample.
         reliability: What the null says of the score, whatever the rule; None where there are too few mismatched pairs.
+        people: What people's verdicts say of the cosines, under `judged`; else None.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Decision:
     strata: Strata | None = None
     separation: float | None = None
     reliability: Reliability | None = None
+    people: PeopleSay | None = None
 
     @property
     def share_above_cut(self) -> float:
@@ -79,7 +82,7 @@ class Decision:
         return posterior(wide).astype(np.float32)
 
     def p_mismatch(self, cosines: npt.NDArray[np.float32], codes: Codes | None = None) -> npt.NDArray[np.float32] | None:
-        """Return the probability of being mismatched, float32 (n,); None but under `calibrated`."""
+        """Return the probability of being mismatched, float32 (n,); None but under `calibrated` and `judged`."""
         if self.strata is not None and codes is not None:
             return self.strata.p_mismatch(cosines, codes)
         return None if self.calibration is None else self.calibration.local[grid_bins(cosines)]
@@ -96,6 +99,7 @@ def decide(
     nulls: Histogram | None = None,
     signals: Mapping[str, Histogram] | None = None,
     strata: Mapping[int, tuple[Histogram, Histogram]] | None = None,
+    judged: Judged | None = None,
 ) -> Decision:
     """Choose the cut, and the limits of signals.
 
@@ -105,6 +109,7 @@ def decide(
         nulls: Cosines of mismatched pairs of all shards; for `calibrated`.
         signals: Values of signals over all shards, by name, those of which only shares are limited; see `counted_as`.
         strata: Cosines, and cosines of mismatched pairs, of every stratum; for `null_strata`.
+        judged: Pairs that people judged; for `judged`.
 
     Raises:
         SplitRefused: Nothing was scored, or the rule cannot be believed and `if_unseparable` is `fail`.
@@ -114,19 +119,20 @@ def decide(
         raise SplitRefused("no row has a cosine, so there is nothing to split; `pairsan status` lists the reasons")
     published = settings.rule == "published"
     mixture = published_mixture(histogram, settings.seed) if published else fit_mixture(histogram)
-    calibration = _calibrated(histogram, nulls) if settings.rule == "calibrated" else None
+    people = calibrate_by_people(histogram, judged) if settings.rule == "judged" else None
+    calibration = people.calibration if people else _calibrated(histogram, nulls) if settings.rule == "calibrated" else None
     cut, min_posterior = (
         (calibration.cut(settings.alpha, settings.max_p_mismatch), None) if calibration else _cut(histogram, mixture, settings)
     )
     groups = None
-    if calibration is not None and settings.null_strata is not None:
+    if calibration is not None and people is None and settings.null_strata is not None:
         groups = calibrate_strata(settings.null_strata, strata or {}, calibration, settings.alpha, settings.max_p_mismatch)
         # strata may find safe rows where no single cut does; the seal's `cut` is then the lowest of theirs
         cut = cut if cut is not None or not groups.num_safe else float(groups.cuts.min())
     num_safe = groups.num_safe if groups else _num_safe(histogram, mixture, cut, min_posterior)
     limits, ranks = limits_of(settings, signals or {}), histogram.ranks()
     found = Decision(settings.rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, (), limits, calibration, groups)
-    found = _with_reliability(found, histogram, nulls, strata)
+    found = replace(_with_reliability(found, histogram, nulls, strata), people=people)
     doubts = tuple(_doubts(found, settings))
     return replace(found, doubts=doubts) if not doubts or published else _doubted(found, doubts, settings, histogram, nulls)
 
@@ -148,7 +154,7 @@ def _doubted(
         raise SplitRefused(_refusal(found, doubts, settings))
     cut = histogram.cut_for_share(settings.fallback_share)
     share = replace(found, rule="quantile", cut=cut, min_posterior=None, num_safe=histogram.num_at_least(cut), doubts=doubts)
-    return _with_reliability(replace(share, calibration=None, strata=None), histogram, nulls, None)
+    return _with_reliability(replace(share, calibration=None, strata=None, people=None), histogram, nulls, None)
 
 
 def _with_reliability(
@@ -240,12 +246,7 @@ def _doubts(found: Decision, settings: SplitSettings) -> list[str]:
         return doubts
     if calibration is not None:
         if cut is None:
-            best, share = float(calibration.tail.min()), calibration.mismatched_share
-            doubts.append(
-                f"no cut leaves at most {settings.alpha:.2%} mismatched (--alpha) and nobody above --max-p-mismatch: the "
-                f"best has {best:.2%}, as this checkpoint hardly tells mismatched pairs from others; {share:.1%} of all are "
-                "estimated to be mismatched"
-            )
+            doubts.append(found.people.doubt(settings.alpha) if found.people else calibration.doubt(settings.alpha))
         elif safe_share < settings.min_safe_share:
             doubts.append(f"only {safe_share:.2%} of the scored rows would be safe (--min-safe-share, --alpha)")
         return doubts

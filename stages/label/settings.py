@@ -5,8 +5,8 @@ from typing import Final, Literal
 
 from stages.settings import CLOSER, SAFE, Settings, Share, When, setting
 
-_CALIBRATED: Final[tuple[When, ...]] = ({"rule": ("calibrated", "look-again")}, {"look_again": ()})
-_MEASURED: Final[When] = {"rule": ("calibrated", "monotone", "min-cosine")}
+_CALIBRATED: Final[tuple[When, ...]] = ({"rule": ("calibrated", "judged", "look-again")}, {"look_again": ()})
+_MEASURED: Final[When] = {"rule": ("calibrated", "judged", "monotone", "min-cosine")}
 _calibrated = partial(setting, table="split.calibrated", when=_CALIBRATED)
 _mixture = partial(setting, table="split.mixture")
 _limit = partial(setting, table="split.limits")
@@ -16,14 +16,15 @@ _belief = partial(setting, table="split.belief")
 class SplitSettings(Settings):
     """How cosines, and signals, become labels (`[split]`)."""
 
-    rule: Literal["calibrated", "monotone", "published", "keep-share", "min-cosine", "look-again"] = setting(
+    rule: Literal["calibrated", "judged", "monotone", "published", "keep-share", "min-cosine", "look-again"] = setting(
         "calibrated",
-        "measured null and stated mismatch rate (alpha); monotone mixture cut; the paper's code; a fixed share; a fixed "
-        "cosine; the round before, with what weights that trained on it take back, put out and veto",
+        "measured null and stated mismatch rate (alpha); the same by pairs that people judged (review --sample); monotone "
+        "mixture cut; the paper's code; a fixed share; a fixed cosine; the round before, with what weights that trained on it "
+        "take back, put out and veto",
     )
     alpha: float = _calibrated(
         0.01,
-        "calibrated: estimated share of mismatched pairs among the safe ones, at most",
+        "calibrated, judged: estimated share of mismatched (judged: wrong) pairs among the safe ones, at most",
         gt=0.0,
         lt=1.0,
         group=SAFE,
@@ -37,7 +38,7 @@ class SplitSettings(Settings):
         when=({"rule": ("monotone",)}, {"rule": ("published",), "keep_share": (None,)}),
     )
     max_p_mismatch: float = _calibrated(
-        0.5, "calibrated: a safe pair is mismatched with at most this estimated probability", gt=0.0, le=1.0
+        0.5, "calibrated, judged: a safe pair is mismatched with at most this estimated probability", gt=0.0, le=1.0
     )
     null_strata: Literal["caption-length", "script", "image-size"] | None = _calibrated(
         None,
@@ -134,7 +135,7 @@ class SplitSettings(Settings):
         "fail",
         "what to do where the split cannot be believed: leave unsealed; keep --fallback-share; or seal the split all the same, "
         "with the doubt in the seal and the report",
-        when={"rule": ("calibrated", "monotone", "min-cosine", "keep-share")},
+        when={"rule": ("calibrated", "judged", "monotone", "min-cosine", "keep-share")},
     )
     fallback_share: Share | None = _belief(
         None,

@@ -86,7 +86,7 @@ def clean(table: Path, checkpoint: Path, reference: Path | None, run: Path) -> d
         call([*pairsan, "clean", table, "--checkpoint", checkpoint, "--out", run, *look, *keep, "--executor", "local"])
     rounds: dict[float, int | None] = {}
     for alpha in ALPHAS:
-        done = call([*pairsan, "split", run, "--alpha", alpha, "--executor", "local"], refused=True)
+        done = call([*pairsan, "split", run, "--rule", "calibrated", "--alpha", alpha, "--executor", "local"], refused=True)
         rounds[alpha] = max(sealed_rounds(store)) if done else None
     return rounds
 

@@ -44,12 +44,8 @@ def draw(manifest: Manifest, num: int) -> dict[str, Any]:
         raise ConfigError("no pair of this round was scored; there is nothing to sample")
     seed = hashlib.sha256(manifest.seal["fingerprint"].encode()).hexdigest()
     with sealed_off(manifest) as connection:
-        pairs = connection.execute(_DRAW, [seed, num]).fetchall()
-    found = {
-        "round": manifest.number,
-        "drawn": datetime.now(UTC).isoformat(),
-        "scored": scored,
-        "pairs": [list(p) for p in pairs],
-    }
+        pairs = [list(pair) for pair in connection.execute(_DRAW, [seed, num]).fetchall()]
+    drawn = [*(before["drawn"] if before else []), [datetime.now(UTC).isoformat(), len(pairs)]]
+    found = {"round": manifest.number, "drawn": drawn, "scored": scored, "pairs": pairs}
     write_json(manifest.run, audit.sample_name(manifest.number), found)
     return found

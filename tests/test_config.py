@@ -18,6 +18,7 @@ from pipeline.config.profiles import PROFILES
 from pipeline.config.scout import scouted
 from pipeline.training.schedule import learning_rate, passes_of
 from stages.label.decide import decide
+from stages.label.judged import Judged
 from stages.label.settings import SplitSettings
 
 
@@ -68,7 +69,7 @@ def test_bad_settings_name_key_value_and_range(tmp_path: Path, text: str, messag
         ({"threshold": 0.1}, r"threshold = 0.1 has no effect: it acts with rule monotone or rule published"),
         (
             {"keep_share": 0.3, "alpha": 0.1},
-            "alpha = 0.1 has no effect: it acts with rule calibrated / look-again; here rule = 'keep-share'",
+            "alpha = 0.1 has no effect: it acts with rule calibrated / judged / look-again; here rule = 'keep-share'",
         ),
         ({"profile": "thorough"}, "profile 'thorough' needs --reference-encoder"),
         ({"more": ("signals_sede=1",)}, r"--set signals_sede=1: write NAME=VALUE; did you mean 'signals_seed'"),
@@ -125,6 +126,7 @@ VALUES: dict[str, Any] = {
 }
 RULES: dict[str, dict[str, Any]] = {
     "calibrated": {},
+    "judged": {"rule": "judged"},
     "monotone": {"rule": "monotone"},
     "published": {"rule": "published"},
     "keep-share": {"keep_share": 0.5},
@@ -145,8 +147,9 @@ def _settings_read(given: tuple[tuple[str, Any], ...]) -> set[str]:
         nulls = histogram_of(foreign)
         strata = {0: (histogram_of(cosines), nulls)}
         spy = Spy(load_config(None, dict(given)).split)
+        judged = Judged(1, cosines[:100].astype(np.float64), cosines[:100] < 0.15, np.ones(100))
         with contextlib.suppress(SplitRefused):
-            decide(histogram_of(cosines), spy, nulls=nulls, strata=strata)  # type: ignore[arg-type]
+            decide(histogram_of(cosines), spy, nulls=nulls, strata=strata, judged=judged)  # type: ignore[arg-type]
         read |= spy.read
     return read
 

@@ -31,12 +31,14 @@ from manifests.reading import open_round
 from manifests.store import open_store
 from stages.histogram import Histogram, count
 from stages.label.judged import Judged, calibrate_by_people
+from stages.label.settings import SplitSettings
 
 ALPHAS: Final = (0.01, 0.05, 0.1)
 RESAMPLES: Final = 200
 SCORES: Final = ("cosine", "p_safe", "accord", "image_agreement", "reference_agreement", "neg_clip_loss")
 JUDGED: Final = (100, 200, 400)
 DRAWS: Final = 50
+LEAST_SAFE: Final = SplitSettings().min_safe_share
 BINS: Final = (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -174,8 +176,8 @@ def by_people(rows: pd.DataFrame, right: np.ndarray) -> None:
             found = []
             for one, people in zip(drawn, said, strict=True):
                 cut = people.calibration.cut(alpha)
-                above = np.setdiff1d(np.flatnonzero(cosines >= cut), one) if cut is not None else []
-                if len(above):
+                above = np.setdiff1d(np.flatnonzero(cosines >= cut), one) if cut is not None else np.zeros(0, int)
+                if len(above) >= LEAST_SAFE * (len(rows) - num):
                     found.append((people.at(cut)[0], 1 - right[above].mean(), len(above) / (len(rows) - num)))
             line = f"| {num} | {alpha:.0%} | {DRAWS - len(found)} of {DRAWS} |"
             if found:

@@ -47,10 +47,8 @@ def main() -> None:
         for alpha in ALPHAS:
             found = [once(images, texts, share, alpha, seed) for seed in range(args.seeds)]
             auroc, stated, realised, kept = pd.DataFrame(found).mean()  # without what was refused
-            print(
-                f"| {share:.0%} | {'-' if np.isnan(auroc) else f'{auroc:.3f}'} | {alpha:.0%} | {stated:.2%} | {realised:.2%} | {kept:.1%} |",
-                flush=True,
-            )
+            apart = "-" if np.isnan(auroc) else f"{auroc:.3f}"
+            print(f"| {share:.0%} | {apart} | {alpha:.0%} | {stated:.2%} | {realised:.2%} | {kept:.1%} |", flush=True)
 
 
 def once(images: np.ndarray, texts: np.ndarray, share: float, alpha: float, seed: int) -> tuple[float, float, float, float]:

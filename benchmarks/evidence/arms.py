@@ -64,7 +64,7 @@ class Setting:
     """What all cells of a grid share.
 
     Attributes:
-        data: `bundled`, `emoji` or `full`.
+        data: `bundled`, `emoji`, `full` or `photos`.
         attacks: As `python -m benchmarks.poison --attack` takes them.
         passes: Pairs that every arm sees, in passes over the data.
         warmup_passes: How many of them the pipelines spend on the unimodal warm-up.

@@ -5,8 +5,11 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-from benchmarks.attacks.world import load_rows, suffix_of
+from PIL import Image
+
+from benchmarks.attacks.world import Row, load_rows, suffix_of
 from benchmarks.common import CACHE, ROOT
+from benchmarks.photos.data import DATA, photos
 
 HELD_OUT: Final = "twemoji"
 EMOJI_VENDORS: Final = (
@@ -14,16 +17,25 @@ EMOJI_VENDORS: Final = (
     *("emojione-v1", "openmoji", "fxemoji", "streamline-emojis"),
 )
 BUNDLED: Final = ROOT / "examples" / "emoji"
+# what a photograph is of: the first of these words, the rarer before the more frequent, that two of its captions have
+PHOTO_CLASSES: Final = (
+    *("guitar", "motorcycle", "skateboarder", "skateboard", "snowboarder", "skier", "surfer", "basketball", "tennis"),
+    *("baseball", "soccer", "football", "horse", "bicycle", "bike", "swing", "boat", "car", "pool", "mountain", "beach"),
+    *("crowd", "bench", "rock", "snow", "street", "water", "ball", "dog", "baby", "child", "girl", "boy", "woman", "man"),
+)
+PHOTO_EDGE: Final = 64
 
 
 def datasets(name: str) -> tuple[Path, Path]:
-    """Return training and held-out shards of a set: `bundled` (5.2k pairs), `emoji` (13k) or `full` (27k).
+    """Return training and held-out shards of a set: `bundled` (5.2k pairs), `emoji` (13k), `full` (27k), `photos` (6k).
 
     Raises:
-        SystemExit: The larger emoji set is not built.
+        SystemExit: The larger emoji set is not built, or there are no photographs.
     """
     if name == "bundled":
         return BUNDLED / "train", BUNDLED / "eval"
+    if name == "photos":
+        return _photographs("train"), _photographs("dev")
     source = CACHE / "emoji-benchmark"
     if not any(source.glob("*.tar")):
         raise SystemExit(f"{source} is empty; build the set: python examples/emoji/build.py --benchmark (about 10 minutes)")
@@ -35,6 +47,28 @@ def datasets(name: str) -> tuple[Path, Path]:
         _write(held_out, [r for r in rows if vendor[id(r)] == HELD_OUT])
         (held_out / "done").touch()
     return train, held_out
+
+
+def _photographs(split: str) -> Path:
+    """Return shards of a split at 64 px, each photograph that has a class once, with its first caption; made once."""
+    folder = CACHE / "evidence-photos" / split
+    if not (folder / "done").exists():
+        rows = []
+        for photo in photos(DATA, split):
+            words = [set(caption.lower().split()) for caption in photo.captions]
+            label = next((word for word in PHOTO_CLASSES if sum(word in one for one in words) > 1), None)
+            if label is not None:
+                rows.append(Row(photo.key, _smaller(photo.image), photo.captions[0], label))
+        _write(folder, rows)
+        (folder / "done").touch()
+    return folder
+
+
+def _smaller(image: bytes) -> bytes:
+    written = io.BytesIO()
+    small = Image.open(io.BytesIO(image)).convert("RGB").resize((PHOTO_EDGE, PHOTO_EDGE), Image.Resampling.LANCZOS)
+    small.save(written, "JPEG", quality=95)
+    return written.getvalue()
 
 
 def _write(folder: Path, rows: list) -> None:  # type: ignore[type-arg]

@@ -1,14 +1,21 @@
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import Result
 from conftest import histogram_of, two_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.speed.split import build
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
+from manifests.store import open_store
 from stages.histogram import NUM_BINS, grid_values
 from stages.label.decide import decide
 from stages.label.label_table import label_table
@@ -148,3 +155,15 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
     limited = label_table(scores, "s.tar", replace(decision, limits=copies))["reason"].combine_chunks()
     assert limited.to_pylist() == [Reason.NEAR_DUPLICATE, Reason.IMAGE_MISSING, Reason.BELOW_CUT]
     assert len(limited.dictionary) == 3
+
+
+def test_a_split_imports_no_torch() -> None:
+    """It would cost seconds and a gigabyte of memory; found when a benchmark was run again after weeks."""
+    code = "import sys, pipeline.cli.main, pipeline.rounds; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_benchmark_of_splits_builds_what_can_be_split(tmp_path: Path, pairsan: Callable[..., Result]) -> None:
+    build(open_store(str(tmp_path)), 1)
+    assert "90.00% of 100,000 scored" in pairsan("split", tmp_path, "--executor", "local", "--keep-share", 0.9).output
+    assert "all as sealed" in pairsan("verify", tmp_path).output

@@ -10,16 +10,17 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import header, run_tree
+from benchmarks.common import Usage, header, run_tree
 from manifests.layout import fingerprint
 from manifests.parts import write_json, write_part
-from manifests.schema import SCHEMA_VERSION, SCORES, SIGNALS
+from manifests.schema import NUM_NULLS, SCHEMA_VERSION, SCORES, SIGNALS
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from stages.score.embed import on_grid
@@ -34,29 +35,48 @@ def main() -> None:
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
     args = parser.parse_args()
     header("speed.split")
-    usages = []
+    peaks = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:
             build(open_store(folder), rows // SHARD_ROWS)
             pairsan = Path(sys.executable).parent / "pairsan"
             idle = run_tree([pairsan, "status", folder])
             command = [pairsan, "split", folder, "--executor", args.executor, "--keep-share", "0.9"]
-            usage = driver_usage(command)
-            usages.append(usage)
-            rate = rows / (usage[0] - idle.cpu_s)
-            print(f"{rows:,} rows: {usage[0]:.1f} CPU s, {rate:,.0f} rows per CPU-second, driver's peak {usage[1]:.0f} MB")
-    print(f"ratio of peak memory, largest / smallest: {usages[-1][1] / usages[0][1]:.3f}")
+            usage, peak_mb = driver_usage(command)
+            peaks.append(peak_mb)
+            rate = rows / (usage.cpu_s - idle.cpu_s)
+            written = sum(path.stat().st_size for path in Path(folder, "rounds/0002").rglob("*.parquet"))
+            alone = written / disk_bytes_per_s(Path(folder))
+            print(f"{rows:,} rows: {usage.wall_s:.0f} s, {usage.cpu_s:.1f} CPU s, {rate:,.0f} rows per CPU-second,", end=" ")
+            print(
+                f"driver's peak {peak_mb:.0f} MB; {written / 1e9:.2f} GB written, by the disk alone {alone:.0f} s", flush=True
+            )
+    print(f"ratio of the driver's peak memory, largest / smallest: {peaks[-1] / peaks[0]:.3f}")
 
 
-def driver_usage(command: list[object]) -> tuple[float, float]:
-    """Return CPU seconds of the whole tree and the peak memory of the command's own process."""
+def disk_bytes_per_s(folder: Path) -> float:
+    """Return how fast one file of 1 GB is written and synced."""
+    path, block = folder / "probe", os.urandom(1 << 20)
+    start = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(1000):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - start
+    path.unlink()
+    return 1000 * len(block) / seconds
+
+
+def driver_usage(command: list[object]) -> tuple[Usage, float]:
+    """Return what the whole tree took, and the peak memory of the command's own process in MB."""
     measure = (  # VmHWM: unlike ru_maxrss it does not remember the process that this one was forked from
         "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally: open(sys.argv[2] + '/peak', 'w').write(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     usage = run_tree([sys.executable, "-c", measure, *command])
-    return usage.cpu_s, int((Path(str(command[2])) / "peak").read_text()) / 1024
+    return usage, int((Path(str(command[2])) / "peak").read_text()) / 1024
 
 
 def build(run: Store, num_shards: int) -> None:
@@ -64,7 +84,13 @@ def build(run: Store, num_shards: int) -> None:
     shards = [[f"{i:05d}.tar", f"/synthetic/{i:05d}.tar", "tar", 1] for i in range(num_shards)]
     dataset = {"fingerprint": "synthetic", "num_shards": num_shards, "shards": shards}
     write_json(run, "run.json", {"data": ["synthetic"], "dataset": dataset, "config": RunConfig().model_dump()})
-    scores = {"synthetic": True, "keep": {"embeddings": False}, "model": {"architecture": "none", "state_sha256": "none"}}
+    known = {"fingerprint": "synthetic", "num_shards": num_shards}
+    scores = {
+        "dataset": known,
+        "keep": {"captions": True, "embeddings": False},
+        "canaries": 0,
+        "model": {"architecture": "none", "state_sha256": "none"},
+    }
     plan = {"schema_version": SCHEMA_VERSION, "round": 1, "kind": "embed", "scores": scores, "scores_round": 1, "split": None}
     write_json(run, "rounds/0001/plan.json", plan)
     first = "rounds/0001/scores/00000.tar.parquet"
@@ -80,6 +106,7 @@ def batches() -> Iterator[pa.RecordBatch]:
     cosines = np.r_[rng.normal(0.3, 0.06, SHARD_ROWS - num_bad), rng.normal(0.06, 0.04, num_bad)]
     letters = rng.integers(97, 123, 80 * SHARD_ROWS, np.uint8).tobytes().decode()
     lengths = rng.integers(20, 61, SHARD_ROWS)
+    nulls = on_grid(rng.normal(0.06, 0.04, NUM_NULLS * SHARD_ROWS))
     columns = {
         "uid": pa.array([rng.bytes(16) for _ in range(SHARD_ROWS)], pa.binary(16)),
         "key": pa.array([f"{i:09d}" for i in range(SHARD_ROWS)]),
@@ -89,6 +116,11 @@ def batches() -> Iterator[pa.RecordBatch]:
         "reason": pa.nulls(SHARD_ROWS, pa.string()).dictionary_encode(),
         "detail": pa.nulls(SHARD_ROWS, pa.string()),
         "signals": pa.nulls(SHARD_ROWS, SIGNALS),
+        "null_cosines": pa.FixedSizeListArray.from_arrays(pa.array(nulls), NUM_NULLS),
+        "image_sha256": pa.array([rng.bytes(32) for _ in range(SHARD_ROWS)], pa.binary(32)),
+        **{name: pa.array(rng.integers(0, 2**62, SHARD_ROWS)) for name in ("image_hash", "caption_hash", "pixels_hash")},
+        **{name: pa.array(np.arange(SHARD_ROWS) * 20_480) for name in ("image_offset", "image_bytes")},
+        "image_edge": pa.array(np.full(SHARD_ROWS, 224, np.int32)),
     }
     yield pa.RecordBatch.from_pydict(columns, schema=SCORES)
 

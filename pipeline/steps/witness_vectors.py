@@ -1,16 +1,19 @@
 """Vectors of all images by the reference encoder: made once for a run, whatever checkpoints score it later."""
 
+from typing import TYPE_CHECKING
+
 from manifests.layout import REFERENCE_VECTORS, fingerprint
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
-from stages.score.decode import Decode
 from stages.settings import ReadSettings
-from stages.signals.witness_tower import EmbedReference, ReferenceTarget, Tower, load_tower, resolve_tower
+
+if TYPE_CHECKING:
+    from stages.signals.witness_tower import Tower
 
 
-def tower_of(config: RunConfig) -> Tower | None:
+def tower_of(config: RunConfig) -> "Tower | None":
     """Return the reference encoder of the settings, if any.
 
     Raises:
@@ -19,6 +22,8 @@ def tower_of(config: RunConfig) -> Tower | None:
     signals = config.signals
     if signals.reference_encoder is None or signals.signals != "all":
         return None
+    from stages.signals.witness_tower import resolve_tower  # torch: seconds, and a gigabyte, that a split need not wait for
+
     return resolve_tower(signals.reference_encoder, signals.reference_checkpoint, signals.reference_image_size)
 
 
@@ -65,6 +70,9 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
     if not todo:
         return
+    from stages.score.decode import Decode
+    from stages.signals.witness_tower import EmbedReference, ReferenceTarget, load_tower
+
     preprocess = load_tower(tower)[1]
     dataset = read_run(round_.run).open_data()
     options = ReadSettings.model_validate(round_.plan["scores"]["read"])

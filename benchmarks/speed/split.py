@@ -1,9 +1,10 @@
 """Split and manifest writing: rows per CPU-second, and the driver's memory from 1M to 30M synthetic score rows.
 
-    python -m benchmarks.speed.split [--rows 1_000_000 30_000_000]
+    python -m benchmarks.speed.split [--rows 1_000_000 30_000_000] [--signals none]
 
 Scores are synthetic (captions of 20 to 60 random characters), in shards of 100,000 rows; nothing is embedded. The parts of
-one shard are written once and linked under the other names, since `split` reads them all the same.
+one shard are written once and linked under the other names, since `split` reads them all the same. By default the repeats of
+images and captions are counted, too, as a user's split does; with `--signals none` it is split, labels and seal alone.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 30_000_000])
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    parser.add_argument("--signals", choices=["none", "repeats"], default="repeats")
     args = parser.parse_args()
     header("speed.split")
     peaks = []
@@ -41,7 +43,7 @@ def main() -> None:
             build(open_store(folder), rows // SHARD_ROWS)
             pairsan = Path(sys.executable).parent / "pairsan"
             idle = run_tree([pairsan, "status", folder])
-            command = [pairsan, "split", folder, "--executor", args.executor, "--keep-share", "0.9"]
+            command = [pairsan, "split", folder, "--executor", args.executor, "--keep-share", "0.9", "--signals", args.signals]
             usage, peak_mb = driver_usage(command)
             peaks.append(peak_mb)
             rate = rows / (usage.cpu_s - idle.cpu_s)

@@ -124,5 +124,5 @@ def test_a_judged_sample_cuts_the_next_round_whatever_was_said_later(
     assert "as 60 judged pairs have it" in told
     labelled = sealed.to_pandas(["key", "label", "reason", "signals"])
     safe = labelled[(labelled["label"] == "safe") & (labelled["reason"] != "review")]
-    assert safe["key"].isin(foreign).mean() < 0.2
+    assert safe["key"].isin(foreign).mean() < 0.3  # of 0.5; some thirty rows
     assert len(safe) > 10

@@ -307,6 +307,7 @@ def test_several_pairs_neighbours_reasons_and_a_range_by_the_mouse(run: Path) ->
         expect(page.locator("#said")).to_have_text("safe: 1 pair")
         assert newest(read_all(open_store(run))).num_rows == 5
         expect(page.locator("#words")).to_have_text(chosen)
+        page.evaluate("scrollTo(0, 0)")
         box = page.locator("#histogram svg").bounding_box()
         page.mouse.move(box["x"] + 1, box["y"] + 20)
         page.mouse.down()

@@ -1,6 +1,8 @@
 """Run one stage over the shards of a round and say what became of each."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from stages.stage import Stage
 
 Out = TypeVar("Out")
 _NAMED = 5
+_FULL = tuple(f"[Errno {code}]" for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def run_stage(
@@ -40,6 +43,7 @@ def run_stage(
 
     Raises:
         StageFailed: Some shards failed; names them and their errors.
+        OSError: All of them for want of space.
     """
     failed: list[Failed] = []
     run, number = folder
@@ -55,6 +59,8 @@ def run_stage(
         failed.sort(key=lambda f: f.shard.name)
         entries = [{"shard": f.shard.name, "error": f.error, "trace": f.trace} for f in failed]
         write_json(run, name, {"stage": what, "failed": json.loads(json.dumps(entries, default=str))})
+        if all(any(word in f.error for word in _FULL) for f in failed):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the place's fault, and said so, wherever it was met
         lines = "".join(f"\n  {f.shard.name}: {f.error[:400]}" for f in failed[:_NAMED])
         more = f"\n  and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise StageFailed(

@@ -113,7 +113,7 @@ def per_item(work: Callable[[], object], num: int, repeat: int = 5) -> float:
 def speed(name: str, data: Dataset, shown: list[bytes], folder: Path) -> Facts:
     """Measure scoring, its forward pass alone, and its decoding alone."""
     weights = random_weights(name, folder)
-    encoder = make_encoder(weights, device="cuda", precision="bf16", batch_size=BATCH)
+    encoder = make_encoder(weights, device="cuda", precision="fp32", batch_size=BATCH)
     config = preprocess_config(load_model(weights))
     edge = image_size(config)
     model, inputs = encoder._model, torch.randn(BATCH, 3, edge, edge, device="cuda")  # type: ignore[union-attr]

@@ -11,8 +11,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow as pa
+
+from manifests.schema import SCORES
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("PAIRSAN_CACHE", Path.home() / ".cache" / "pairsan"))
@@ -84,6 +88,19 @@ def _sample(seen: dict[tuple[int, float], float]) -> None:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             seen[process.pid, process.create_time()] = times.user + times.system
+
+
+def scores_table(columns: dict[str, Any]) -> pa.Table:
+    """Return synthetic rows of a scores part; columns that are not given, as those of a later schema, are null."""
+    num = len(columns["uid"])
+    return (
+        pa.table(
+            {field.name: columns.get(field.name, pa.nulls(num, field.type)) for field in SCORES if field.name != "reason"}
+            | {"reason": pa.nulls(num, pa.string()).dictionary_encode()},
+        )
+        .select(SCORES.names)
+        .cast(SCORES)
+    )
 
 
 def _memory() -> int:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from conftest import histogram_of, two_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.speed.signals import build as build_signals
 from benchmarks.speed.split import build
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
@@ -167,3 +169,10 @@ def test_the_benchmark_of_splits_builds_what_can_be_split(tmp_path: Path, pairsa
     build(open_store(str(tmp_path)), 1)
     assert "90.00% of 100,000 scored" in pairsan("split", tmp_path, "--executor", "local", "--keep-share", 0.9).output
     assert "all as sealed" in pairsan("verify", tmp_path).output
+
+
+def test_the_benchmark_of_signals_builds_scores_of_todays_schema(tmp_path: Path) -> None:
+    [shard] = build_signals(open_store(str(tmp_path)), 1, 8)
+    part = pq.read_table(tmp_path / "rounds/0001/scores" / f"{shard.name}.parquet")
+    assert part.schema.names == SCORES.names
+    assert part["pixels_hash"].null_count == 0

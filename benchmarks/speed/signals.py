@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import header
+from benchmarks.common import header, scores_table
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
 from manifests.schema import SCORES as SCORES_SCHEMA
-from manifests.schema import SIGNALS
 from manifests.store import Store, open_store
 from stages.pair import Shard
 from stages.score.embed import embedding_schema
@@ -61,24 +60,17 @@ def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
             columns.append(packed(part / np.linalg.norm(part, axis=1, keepdims=True)))
         write_part(run, part_name(1, EMBEDDINGS, shard.name), schema, [pa.table(columns, schema=schema)], fingerprint="x")
         hashes = np.where(rng.random(SHARD_ROWS) < 0.05, rng.integers(0, 5000, SHARD_ROWS), rng.integers(0, 2**62, SHARD_ROWS))
-        table = pa.table(
+        table = scores_table(
             {
                 "uid": pa.array([rng.bytes(16) for _ in range(SHARD_ROWS)], pa.binary(16)),
                 "key": pa.array([str(i) for i in range(SHARD_ROWS)]),
                 "index": pa.array(np.arange(SHARD_ROWS, dtype=np.int32)),
                 "caption": [" ".join(words) for words in WORDS[rng.integers(0, len(WORDS), (SHARD_ROWS, 8))]],
                 "cosine": pa.array(rng.random(SHARD_ROWS, np.float32)),
-                "reason": pa.nulls(SHARD_ROWS, pa.string()).dictionary_encode(),
-                "detail": pa.nulls(SHARD_ROWS, pa.string()),
-                "signals": pa.nulls(SHARD_ROWS, SIGNALS),
                 "image_hash": pa.array(hashes),
+                "pixels_hash": pa.array(hashes),
                 "caption_hash": pa.array(rng.permutation(hashes)),
-                "image_offset": pa.nulls(SHARD_ROWS, pa.int64()),
-                "image_bytes": pa.nulls(SHARD_ROWS, pa.int64()),
-                "null_cosines": pa.nulls(SHARD_ROWS, SCORES_SCHEMA.field("null_cosines").type),
-                "image_edge": pa.nulls(SHARD_ROWS, pa.int32()),
-            },
-            schema=SCORES_SCHEMA,
+            }
         )
         write_part(run, part_name(1, SCORES, shard.name), SCORES_SCHEMA, [table], fingerprint="x")
     return shards

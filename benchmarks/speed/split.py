@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import Usage, header, run_tree
+from benchmarks.common import Usage, header, run_tree, scores_table
 from manifests.layout import fingerprint
 from manifests.parts import write_json, write_part
-from manifests.schema import NUM_NULLS, SCHEMA_VERSION, SCORES, SIGNALS
+from manifests.schema import NUM_NULLS, SCHEMA_VERSION, SCORES
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from stages.score.embed import on_grid
@@ -101,7 +101,7 @@ def build(run: Store, num_shards: int) -> None:
         os.link(run.path(first), run.path(f"rounds/0001/scores/{name}.parquet"))
 
 
-def batches() -> Iterator[pa.RecordBatch]:
+def batches() -> Iterator[pa.Table]:
     """Yield the rows of one synthetic shard."""
     rng = np.random.default_rng(0)
     num_bad = SHARD_ROWS // 20
@@ -115,16 +115,13 @@ def batches() -> Iterator[pa.RecordBatch]:
         "index": pa.array(np.arange(SHARD_ROWS, dtype=np.int32)),
         "caption": pa.array([letters[80 * i : 80 * i + n] for i, n in enumerate(lengths)]),
         "cosine": pa.array(on_grid(rng.permutation(cosines))),
-        "reason": pa.nulls(SHARD_ROWS, pa.string()).dictionary_encode(),
-        "detail": pa.nulls(SHARD_ROWS, pa.string()),
-        "signals": pa.nulls(SHARD_ROWS, SIGNALS),
         "null_cosines": pa.FixedSizeListArray.from_arrays(pa.array(nulls), NUM_NULLS),
         "image_sha256": pa.array([rng.bytes(32) for _ in range(SHARD_ROWS)], pa.binary(32)),
         **{name: pa.array(rng.integers(0, 2**62, SHARD_ROWS)) for name in ("image_hash", "caption_hash", "pixels_hash")},
         **{name: pa.array(np.arange(SHARD_ROWS) * 20_480) for name in ("image_offset", "image_bytes")},
         "image_edge": pa.array(np.full(SHARD_ROWS, 224, np.int32)),
     }
-    yield pa.RecordBatch.from_pydict(columns, schema=SCORES)
+    yield scores_table(columns)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def read_seal(run: Store, number: int | None = None) -> Seal:
 
     Raises:
         NotSealed: The round, or every round, lacks its seal.
+        RunError: The seal of another round lies in its place.
     """
     numbers, sealed = round_numbers(run), sealed_rounds(run)
     if not numbers and not run.exists(RUN):
@@ -81,6 +82,8 @@ def read_seal(run: Store, number: int | None = None) -> Seal:
             "`pairsan status` says what is missing; running the same command again goes on where it stopped."
         )
     seal: Seal = run.read_json(f"{round_folder(chosen)}/{SEAL}")
+    if seal["plan"]["round"] != chosen:
+        raise RunError(f"where round {chosen} of {run.uri} should be lies the seal of round {seal['plan']['round']}")
     return seal
 
 

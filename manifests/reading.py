@@ -85,7 +85,7 @@ class Manifest:
             RunError: The scores part is not the sealed one.
             SchemaError: It was written by a newer pairsan, or has another number of rows than the seal says.
         """
-        table = self._part(shard, "scores", None, check_hash=True)
+        table = self._part(shard, "scores", ["index", _DIGEST], check_hash=True)
         found: list[bytes | None] | None = table[_DIGEST].to_pylist() if _DIGEST in table.column_names else None
         return found
 
@@ -98,9 +98,7 @@ class Manifest:
             file.seek(0)
             parquet = pq.ParquetFile(file)
             check_version(parquet.schema_arrow, name)
-            if kind == "scores":
-                columns = [_DIGEST] if _DIGEST in parquet.schema_arrow.names else ["index"]
-            table = parquet.read(columns=list(columns) if columns is not None else None)
+            table = parquet.read(columns=list(columns) if columns is not None else None)  # those that it has
         if table.num_rows != entry["rows"]:
             raise SchemaError(f"{name} has {table.num_rows} rows where the seal says {entry['rows']}; run `pairsan verify`")
         return table
@@ -233,7 +231,7 @@ def open_round(run: str | Path | Store, number: int | None = None, *, public_key
 
     Raises:
         NotSealed: There is no such sealed round.
-        RunError: It is not signed by that key.
+        RunError: It is not signed by that key, or the seal of another round lies in its place.
         SchemaError: The seal was written by a newer pairsan.
     """
     store = run if isinstance(run, Store) else open_store(run)

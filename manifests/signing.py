@@ -61,6 +61,8 @@ def signed_seal(run: Store, number: int, key: Path) -> Seal:
     except (InvalidSignature, ValueError):
         raise RunError(f"the signature of round {number} of {run.uri} is not by {key}, or its seal has changed since") from None
     seal: Seal = json.loads(sealed)
+    if seal["plan"]["round"] != number:  # a round that was signed once, put in the place of another
+        raise RunError(f"the signed seal in the place of round {number} of {run.uri} is that of round {seal['plan']['round']}")
     return seal
 
 

@@ -126,7 +126,10 @@ def test_labels_stay_hidden_from_each_reviewer_until_they_have_judged(manifest: 
     assert seen[0]["pair"]["label"] == sample["pairs"][0][2]
     assert "label" not in seen[1]["pair"]
     assert seen[1]["history"] == []
+    bob.post("/token/verdict", json={"places": [place], "verdict": "safe"})
+    both = [one.post("/token/pair", json={"shard": place[0], "index": place[1]}).json()["pair"] for one in (ann, bob)]
+    assert [pair["label"] for pair in both] == [sample["pairs"][0][2]] * 2  # hers stays in sight when he has judged it too
     assert ann.post("/token/verdict-all", json={"filter": {}, "verdict": "safe", "count": 10}).status_code == 400
     ann.post("/token/verdict", json={"places": [list(pair[:2]) for pair in sample["pairs"][1:]], "verdict": "safe"})
     assert ann.post("/token/pairs", json={}).json()["audit"].startswith("10 of 10 sampled pairs of round 1 judged: ")
-    assert bob.post("/token/pairs", json={}).json()["audit"] == "0 of 10 sampled pairs judged by you"
+    assert bob.post("/token/pairs", json={}).json()["audit"] == "1 of 10 sampled pairs judged by you"

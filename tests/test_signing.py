@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from manifests.errors import PlaceError, RunError
 from manifests.reading import open_round
+from manifests.signing import signed_seal
+from manifests.store import open_store
 
 Pairsan = Callable[..., Result]
 
@@ -45,6 +47,21 @@ def test_a_signed_round_opens_for_its_key_alone(run: Path, tmp_path: Path, pairs
     seal.write_bytes(seal.read_bytes().replace(b'"rule"', b'"rulf"'))
     with pytest.raises(RunError, match="or its seal has changed since"):
         open_round(run, public_key=public)
+
+
+def test_a_signed_round_put_in_the_place_of_another_is_refused(run: Path, tmp_path: Path, pairsan: Pairsan) -> None:
+    private, public = keys(tmp_path, "mine")
+    pairsan("sign", run, "--key", private)
+    pairsan("split", run, "--keep-share", 0.5)
+    pairsan("sign", run, "--key", private)
+    assert open_round(run, public_key=public).number == 2
+    for name in ("manifest.json", "manifest.json.sig"):
+        (run / "rounds/0002" / name).write_bytes((run / "rounds/0001" / name).read_bytes())
+    for key in (None, public):
+        with pytest.raises(RunError, match="where round 2 of .* lies the seal of round 1"):
+            open_round(run, public_key=key)
+    with pytest.raises(RunError, match="the signed seal in the place of round 2 of .* is that of round 1"):
+        signed_seal(open_store(str(run)), 2, public)
 
 
 def test_a_part_that_is_not_the_signed_one_is_not_read(run: Path, tmp_path: Path, pairsan: Pairsan) -> None:

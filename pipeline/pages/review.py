@@ -27,7 +27,7 @@ from manifests.layout import round_folder
 from manifests.reading import Manifest
 from manifests.reviews import append, undo
 from manifests.schema import MANIFEST, MEANINGS, SIGNAL_TABLE, Label, Reason
-from pipeline.pages.gallery import PAGE_ROWS, Gallery
+from pipeline.pages.gallery import PAGE_ROWS, Gallery, Place
 from pipeline.pages.guard import Guard
 from pipeline.pages.thumbnails import Thumbnails
 from pipeline.pages.wire import IDS, plain, shown, wanted
@@ -48,7 +48,7 @@ class Reviewer:
         thumbnails: Its images.
         who: Name that verdicts carry.
         read_only: Whether no verdicts are taken.
-        sample: A random sample of the round that is to be judged unseen, as `audit.draw` returns it; None shows all pairs.
+        sample: A random sample of the round that is to be judged unseen, as `sampling.draw` returns it; None shows all pairs.
         acts: What was done since the server started and not undone, newest last; a page that is loaded again still undoes it.
     """
 
@@ -164,20 +164,20 @@ def _pairs(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
         return {"pairs": [plain(row) for row in gallery.page(wanted(body), page)]}
     pairs = reviewer.sample["pairs"][page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
     rows = gallery.rows([(shard, index) for shard, index, _ in pairs])
-    return {"pairs": [_shown(reviewer, row) for row in rows], "audit": _progress(reviewer, reviewer.sample)}
+    mine = audit.judged_by(gallery.manifest.run, reviewer.sample, reviewer.who)
+    return {"pairs": [_shown(row, mine) for row in rows], "audit": _progress(reviewer, reviewer.sample, len(mine))}
 
 
-def _shown(reviewer: Reviewer, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row for the page; a sampled pair is unseen until this reviewer has judged it, whatever others say."""
-    mine = row["review"] is not None and row["review"]["who"] == reviewer.who
-    return shown(row, unseen=reviewer.sample is not None and not mine)
+def _shown(row: dict[str, Any], mine: set[Place]) -> dict[str, Any]:
+    """Return a sampled pair for the page: unseen until this reviewer has judged it, whatever others say."""
+    return shown(row, unseen=(row["shard"], row["index"]) not in mine)
 
 
-def _progress(reviewer: Reviewer, sample: dict[str, Any]) -> str:
+def _progress(reviewer: Reviewer, sample: dict[str, Any], mine: int) -> str:
     """Return how far this reviewer is, and what the sample shows once that is all of it: not before, lest it lead them."""
-    found = audit.estimate(reviewer.gallery.manifest.run, sample)
-    mine = found["reviewers"].get(reviewer.who, 0)
-    return audit.as_text(found) if mine == found["drawn"] else f"{mine} of {found['drawn']} sampled pairs judged by you"
+    if mine < len(sample["pairs"]):
+        return f"{mine} of {len(sample['pairs'])} sampled pairs judged by you"
+    return audit.as_text(audit.estimate(reviewer.gallery.manifest.run, sample))
 
 
 def _count(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,8 @@ def _count(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
 def _pair(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
     gallery, place = reviewer.gallery, (str(body["shard"]), int(body["index"]))
     row = gallery.rows([place])[0]
-    found = _shown(reviewer, row)
+    sample, run = reviewer.sample, gallery.manifest.run
+    found = plain(row) if sample is None else _shown(row, audit.judged_by(run, sample, reviewer.who))
     if "unseen" in found:
         return {"pair": found, "history": [], "alike": [], "alike_where": "", "neighbours": []}
     where, alike = gallery.alike(row)

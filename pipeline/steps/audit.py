@@ -117,6 +117,11 @@ def estimate(run: Store, sample: dict[str, Any], until: str | None = None) -> di
     }
 
 
+def judged_by(run: Store, sample: dict[str, Any], who: str) -> set[Place]:
+    """Return which pairs of a sample a reviewer has judged, whatever others have said since."""
+    return {place for place, by_whom in _verdicts(run, sample, None).items() if who in by_whom}
+
+
 def as_text(found: dict[str, Any]) -> str:
     """Return the same as a sentence."""
     flags, safe = found["flags"], found["safe"]

@@ -24,7 +24,7 @@ def begin(run: Store, number: int, kind: str, *, scores: str = "a", parts: int =
     for part in range(parts):
         write(run, f"{round_folder(number)}/{SCORES}/{part}.parquet", {})
     if seal:
-        write(run, f"{round_folder(number)}/{SEAL}", seal)
+        write(run, f"{round_folder(number)}/{SEAL}", seal | {"plan": {"round": number, **seal.get("plan", {})}})
 
 
 @pytest.fixture

@@ -95,12 +95,12 @@ def test_growth_never_shrinks(tmp_path: Path) -> None:
     folder = tmp_path / "rounds/0001"
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text("{}")
-    seal: dict[str, Any] = {"share_above_cut": 0.95, "plan": {"split": {"keep_share": None}}}
+    seal: dict[str, Any] = {"share_above_cut": 0.95, "plan": {"round": 1, "split": {"keep_share": None}}}
     (folder / "manifest.json").write_text(json.dumps(seal))
     run, options = open_store(str(tmp_path)), SplitSettings(growth=0.02)
     with pytest.raises(ConfigError, match=r"round 1 keeps 95\.00% .* above cap = 0\.85, and growth never shrinks"):
         grown(run, options, before=2)
     assert grown(run, options.model_copy(update={"cap": 0.96}), before=2).keep_share == 0.96
-    seal = {"share_above_cut": 0.8503, "plan": {"split": {"keep_share": 0.85}}}  # rows that tie at the cut
+    seal = {"share_above_cut": 0.8503, "plan": {"round": 1, "split": {"keep_share": 0.85}}}  # rows that tie at the cut
     (folder / "manifest.json").write_text(json.dumps(seal))
     assert grown(run, options, before=2).keep_share == 0.85

@@ -161,7 +161,12 @@ class Manifest:
 
     def to_pandas(self, columns: Sequence[str] | None = None, where: pads.Expression | None = None) -> "pd.DataFrame":
         """Return rows as a pandas frame; `where` is a pyarrow filter such as `ds.field("label") == "risky"`."""
-        frame: pd.DataFrame = self.dataset().to_table(columns=list(columns) if columns else None, filter=where).to_pandas()
+        frame: pd.DataFrame = (
+            self.dataset()
+            .scanner(columns=list(columns) if columns else None, filter=where, cache_metadata=False)
+            .to_table()
+            .to_pandas()
+        )
         return frame
 
     def _repr_html_(self) -> str:

@@ -23,7 +23,6 @@ Kind = Literal["image", "caption", "pixels"]
 KINDS: Final[tuple[Kind, ...]] = ("image", "caption", "pixels")
 REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
 CLUSTER_SCHEMA: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
-_HASHES: Final = pa.schema([pa.field(f"{kind}_hash", pa.int64()) for kind in KINDS])
 _BATCH_ROWS: Final = 100_000
 
 
@@ -34,11 +33,14 @@ def write_repeats(parts: SignalParts) -> None:
     worst.
     """
     names = [part_name(parts.scores_round, SCORES, shard) for shard in parts.shards]
-    with over_parts(parts.run, names, _HASHES, parts.memory_bytes) as connection:
-        for kind in KINDS:
-            column = "coalesce(pixels_hash, image_hash)" if kind == "pixels" else f"{kind}_hash"  # the first schemas have none
+    for kind in KINDS:
+        columns = (
+            ["pixels_hash", "image_hash"] if kind == "pixels" else [f"{kind}_hash"]
+        )  # the first schemas have no pixels_hash
+        wanted = pa.schema([pa.field(column, pa.int64()) for column in columns])
+        with over_parts(parts.run, names, wanted, parts.memory_bytes) as connection:
             found = connection.sql(
-                f"SELECT {column} AS hash, count(*) AS num_rows FROM parts WHERE hash IS NOT NULL "  # noqa: S608
+                f"SELECT coalesce({', '.join(columns)}) AS hash, count(*) AS num_rows FROM parts WHERE hash IS NOT NULL "  # noqa: S608
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
             write_answer(found, parts.run, parts.name(repeats_name(kind)), REPEATS, fingerprint=parts.fingerprint)
@@ -51,12 +53,12 @@ def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes
     Args:
         run: The run folder.
         names: Of the files, inside it.
-        schema: Columns that are wanted of them.
+        schema: Columns that are wanted of them; all are read by every query.
         memory_bytes: The limit.
     """
     parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
     with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
-        connection.register("parts", parts)
+        connection.register("parts", parts.scanner(cache_metadata=False))  # a footer is 100 KB, of 100,000 shards 10 GB
         yield connection
 
 

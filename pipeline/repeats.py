@@ -15,10 +15,10 @@ from pipeline.config.provenance import versions
 from pipeline.queries.terminal import printable
 from pipeline.workers.connect import connected, make_executor
 from pipeline.workers.run_stage import run_stage
+from stages.out_of_core import over_parts, write_answer
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.signals.hash_rows import HASHES, PREPROCESS, HashRows, HashTarget
-from stages.signals.repeats import over_parts, write_answer
 
 PLAN, PARTS = "plan.json", "hashes"
 _SHOWN, _MEMORY_BYTES = 10, 2 << 30

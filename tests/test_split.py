@@ -166,7 +166,7 @@ def test_a_split_imports_no_torch() -> None:
 
 
 def test_the_benchmark_of_splits_builds_what_can_be_split(tmp_path: Path, pairsan: Callable[..., Result]) -> None:
-    build(open_store(str(tmp_path)), 1)
+    build(open_store(str(tmp_path)), 1, 100_000)
     assert "90.00% of 100,000 scored" in pairsan("split", tmp_path, "--executor", "local", "--keep-share", 0.9).output
     assert "all as sealed" in pairsan("verify", tmp_path).output
 

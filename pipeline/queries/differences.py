@@ -11,6 +11,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.layout import differences
 from manifests.reading import Manifest
 from manifests.schema import Label
+from stages.out_of_core import connect
 
 _MOST_SHARDS: Final = 10
 _BATCH_ROWS: Final = 100_000
@@ -44,7 +45,7 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
     if old.shards != new.shards:
         only = sorted(set(old.shards) ^ set(new.shards))[:3]
         raise RunError(f"the rounds are of other data: {len(old.shards)} and {len(new.shards)} shards, e.g. {only} in one only")
-    with duckdb.connect() as connection:
+    with connect() as connection:
         for name, manifest in (("a", old), ("b", new)):
             connection.register(name, manifest.dataset())
         connection.execute(_BOTH)

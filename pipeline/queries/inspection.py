@@ -15,6 +15,7 @@ from manifests.errors import ConfigError
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, SIGNAL_TABLE, Label, Reason
 from pipeline.queries.terminal import printable
+from stages.out_of_core import connect
 
 _TABLE_COLUMNS: Final = ("label", "reason", "cosine", "p_safe", "rank", "shard", "key", "caption", "detail")
 _PATTERN: Final = re.compile(r"[*?\[{]")
@@ -120,7 +121,7 @@ def show(manifest: Manifest, query: Query, *, form: str, output: str | None) -> 
 
 def sealed_off(manifest: Manifest, threads: int | None = None) -> duckdb.DuckDBPyConnection:
     """Return a connection that has the round as the view `pairs` and may open no other file."""
-    connection = duckdb.connect(config={"threads": threads} if threads else {})
+    connection = connect(**({"threads": threads} if threads else {}))
     if manifest.run.is_local:
         connection.execute(f"SET allowed_directories = [{_text(manifest.path + '/')}]")
     connection.execute("SET enable_external_access = false")

@@ -15,8 +15,9 @@ from scipy.stats import norm
 from manifests.parts import write_part
 from manifests.schema import COSINE_STEP, SIGNALS
 from stages.histogram import on_grid
+from stages.out_of_core import over_parts, write_answer
 from stages.pair import Shard
-from stages.signals.repeats import REPEATS, Repeats, over_parts, write_answer
+from stages.signals.repeats import REPEATS, Repeats
 from stages.signals.signal_parts import GROUPS, PAIRS, WITNESS, SignalParts
 from stages.stage import Stage
 from stages.vectors import read_columns

@@ -1,20 +1,17 @@
 """How many rows of the whole dataset share an image hash, or a caption hash: one grouping of two columns, out of core."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
 from manifests.store import Store
+from stages.out_of_core import over_parts, write_answer
 from stages.signals.components import components
 from stages.signals.signal_parts import CLUSTERS, Known, SignalParts, Source
 from stages.vectors import read_columns
@@ -23,7 +20,6 @@ Kind = Literal["image", "caption", "pixels"]
 KINDS: Final[tuple[Kind, ...]] = ("image", "caption", "pixels")
 REPEATS: Final = pa.schema([pa.field("hash", pa.int64(), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
 CLUSTER_SCHEMA: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=False))
-_BATCH_ROWS: Final = 100_000
 
 
 def write_repeats(parts: SignalParts) -> None:
@@ -44,28 +40,6 @@ def write_repeats(parts: SignalParts) -> None:
                 "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
             )
             write_answer(found, parts.run, parts.name(repeats_name(kind)), REPEATS, fingerprint=parts.fingerprint)
-
-
-@contextmanager
-def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a DuckDB connection to which some files are the table `parts`; it spills to disk what is above its memory.
-
-    Args:
-        run: The run folder.
-        names: Of the files, inside it.
-        schema: Columns that are wanted of them; all are read by every query.
-        memory_bytes: The limit.
-    """
-    parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
-    with duckdb.connect(config={"memory_limit": f"{memory_bytes}B", "preserve_insertion_order": False}) as connection:
-        connection.register("parts", parts.scanner(cache_metadata=False))  # a footer is 100 KB, of 100,000 shards 10 GB
-        yield connection
-
-
-def write_answer(found: duckdb.DuckDBPyRelation, store: Store, name: str, schema: pa.Schema, *, fingerprint: str) -> None:
-    """Write what DuckDB finds as one part, batch by batch."""
-    batches = (pa.Table.from_batches([batch]).cast(schema) for batch in found.to_arrow_reader(_BATCH_ROWS))
-    write_part(store, name, schema, batches, fingerprint=fingerprint)
 
 
 def repeats_name(kind: Kind) -> str:

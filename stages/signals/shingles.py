@@ -19,9 +19,10 @@ from datasketch import MinHash
 
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
+from stages.out_of_core import over_parts, write_answer
 from stages.pair import Shard
 from stages.score.hashes import normalised
-from stages.signals.repeats import REPEATS, Counts, Repeats, over_parts, write_answer
+from stages.signals.repeats import REPEATS, Counts, Repeats
 from stages.signals.signal_parts import BAND_COUNTS, BANDS, Known, SignalParts, Source
 from stages.stage import Stage
 from stages.vectors import read_columns

@@ -1,0 +1,54 @@
+"""DuckDB over the parts of a round: what is above its memory goes to the temporary folder."""
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from manifests.errors import PlaceError
+from manifests.parts import write_part
+from manifests.store import Store
+
+_BATCH_ROWS: Final = 100_000
+
+
+def connect(**config: Any) -> duckdb.DuckDBPyConnection:
+    """Return a connection whose spills lie in the temporary folder, not in the one a command was typed in, until it closes."""
+    folder = Path(tempfile.gettempdir(), f"pairsan-spill-{uuid.uuid4().hex[:12]}")  # made by the first spill
+    return duckdb.connect(config={"temp_directory": str(folder), **config})
+
+
+@contextmanager
+def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a DuckDB connection to which some files are the table `parts`; it spills to disk what is above its memory.
+
+    Args:
+        run: The run folder.
+        names: Of the files, inside it.
+        schema: Columns that are wanted of them; all are read by every query.
+        memory_bytes: The limit.
+
+    Raises:
+        PlaceError: The temporary folder has no room for what is spilled.
+    """
+    parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
+    with connect(memory_limit=f"{memory_bytes}B", preserve_insertion_order=False) as connection:
+        connection.register("parts", parts.scanner(cache_metadata=False))  # a footer is 100 KB, of 100,000 shards 10 GB
+        try:
+            yield connection
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            said = " ".join(str(error).split())[:300]
+            place = f"what is above {memory_bytes >> 20} MiB is spilled to {tempfile.gettempdir()}; TMPDIR names another place"
+            raise PlaceError(f"counting over {len(names):,} parts: {said}; {place}") from error
+
+
+def write_answer(found: duckdb.DuckDBPyRelation, store: Store, name: str, schema: pa.Schema, *, fingerprint: str) -> None:
+    """Write what DuckDB finds as one part, batch by batch."""
+    batches = (pa.Table.from_batches([batch]).cast(schema) for batch in found.to_arrow_reader(_BATCH_ROWS))
+    write_part(store, name, schema, batches, fingerprint=fingerprint)

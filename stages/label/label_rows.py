@@ -14,7 +14,7 @@ from manifests.schema import MANIFEST, Label
 from manifests.store import Store
 from stages.label.decide import Decision
 from stages.label.history import Before
-from stages.label.label_table import Beside, Labelling, label_table
+from stages.label.label_table import LOOKED_AT, Beside, Labelling, label_table
 from stages.label.twins import read_twins
 from stages.label.verdicts import Verdicts
 from stages.pair import Shard
@@ -105,11 +105,12 @@ class LabelRows(Stage[LabelTarget, Labelled]):
             earlier = None if since is None else self._column(since, shard, "rank")
             name = part_name(target.scores_round, SCORES, shard.name)
             with target.run.fs.open_input_file(target.run.path(name)) as file, pq.ParquetFile(file) as parquet:
+                there = LOOKED_AT.intersection(parquet.schema_arrow.names)
+                wanted = sorted(there if signals is None else there - {"signals"})
                 for group in range(parquet.num_row_groups):
-                    scores = parquet.read_row_group(group)
+                    scores = parquet.read_row_group(group, columns=wanted)
                     if signals is not None:
-                        place = scores.schema.get_field_index("signals")
-                        scores = scores.set_column(place, "signals", signals.slice(first, scores.num_rows))
+                        scores = scores.append_column("signals", signals.slice(first, scores.num_rows))
                     beside = Beside(
                         number=target.round_number,
                         verdicts=self._verdicts,

@@ -15,6 +15,7 @@ from stages.label.strata import COLUMN, Codes, strata_of
 from stages.label.twins import are_twins
 from stages.label.verdicts import NOTHING, Verdicts
 
+LOOKED_AT: Final = frozenset({*MANIFEST.names, *COLUMN.values(), "image_hash"})  # columns of a scores part that have a use here
 _SAFE: Final = -1
 _LABELS: Final = tuple(str(label) for label in Label)
 

@@ -11,13 +11,15 @@ from pipeline.config.catalogue import ExecutorSettings
 from pipeline.config.load import load_config
 from pipeline.steps.score import prepare
 from pipeline.workers import progress as progress_
-from pipeline.workers.executors import LocalExecutor
+from pipeline.workers.executors import LocalExecutor, UnderWay
 from pipeline.workers.progress import Progress
 from pipeline.workers.ray_pool import RayExecutor
 from stages.pair import Shard
 from stages.read.shards import open_dataset
 from stages.score.embed import Embedded
 from stages.stage import Stage
+
+LAST = "00041.tar on node 10.0.0.3 for 0:04:10"
 
 
 class Log(io.StringIO):
@@ -45,13 +47,14 @@ def test_a_line_says_shards_rows_rate_and_what_is_left() -> None:
 
 
 def test_rows_of_unfinished_shards_count_before_any_is_finished() -> None:
-    progress = Progress("embed", 2, 0, io.StringIO(), under_way=lambda: (5120, 7))
+    progress = Progress("embed", 2, 0, io.StringIO(), under_way=lambda: UnderWay(5120, 7, LAST))
     assert re.fullmatch(
-        r"embed: 0/2 shards, none finished after 0:00:00, 5,120 rows, [\d,]+ rows/s, 7 quarantined", progress.line()
+        r"embed: 0/2 shards, none finished after 0:00:00, 5,120 rows, [\d,]+ rows/s, 7 quarantined, last " + re.escape(LAST),
+        progress.line(),
     )
     progress.shard_done(1000, 1)
     assert "1/2 shards, 6,120 rows" in progress.line()
-    assert progress.line().endswith("left, 8 quarantined")
+    assert progress.line().endswith(f"left, 8 quarantined, last {LAST}")
 
 
 def test_a_worker_in_this_process_says_how_far_it_is(crawl: Path, tmp_path: Path, tiny: str) -> None:
@@ -62,14 +65,14 @@ def test_a_worker_in_this_process_says_how_far_it_is(crawl: Path, tmp_path: Path
 
     def run(shard: Shard) -> Embedded:
         done = plain(shard)
-        seen.append(executor.under_way())
+        seen.append(executor.under_way()[:2])
         return done
 
     stage.run = run  # type: ignore[method-assign]
     outcomes = [outcome.output for outcome in executor.map(stage, dataset.shards)]
     assert seen == [(output.num_rows, output.num_quarantined) for output in outcomes]
     assert sum(rows for rows, _ in seen) == 40
-    assert executor.under_way() == (0, 0)  # counted as done now
+    assert executor.under_way() == UnderWay()  # counted as done now
 
 
 @pytest.mark.whole
@@ -82,7 +85,7 @@ def test_a_worker_on_ray_says_how_far_it_is_while_it_works(ray_cluster: None) ->
             return 60
 
     executor = RayExecutor(ExecutorSettings(workers=1), num_gpus=0)
-    seen: set[tuple[int, int]] = set()
+    seen: set[UnderWay] = set()
     stop = threading.Event()
 
     def watch() -> None:
@@ -95,8 +98,9 @@ def test_a_worker_on_ray_says_how_far_it_is_while_it_works(ray_cluster: None) ->
     stop.set()
     watcher.join()
     assert [outcome.output for outcome in outcomes] == [60]
-    assert any(0 < rows < 60 for rows, _ in seen)
-    assert executor.under_way() == (0, 0)
+    assert any(0 < rows < 60 for rows, *_ in seen)
+    assert any(re.fullmatch(r"a\.tar on node [\d.]+ for 0:00:0\d", last) for *_, last in seen)
+    assert executor.under_way() == UnderWay()
 
 
 def test_a_terminal_gets_one_changing_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from stages.pair import Shard
 from stages.stage import Stage
@@ -36,6 +36,20 @@ class Failed:
     trace: str
 
 
+class UnderWay(NamedTuple):
+    """What is known of the shards that are being worked on.
+
+    Attributes:
+        rows: Rows that are done in them, as far as was said.
+        quarantined: Of those, how many could not be scored.
+        last: Where no other shard is left to begin: the one that has run longest, its node, and for how long.
+    """
+
+    rows: int = 0
+    quarantined: int = 0
+    last: str = ""
+
+
 class Executor(Protocol):
     """Runs one stage at a time over many shards.
 
@@ -45,8 +59,8 @@ class Executor(Protocol):
 
     num_threads: int
 
-    def under_way(self) -> tuple[int, int]:
-        """Return rows, and quarantined rows, of the shards that are being worked on, as far as is known."""
+    def under_way(self) -> UnderWay:
+        """Return what is known of the shards that are being worked on."""
         ...
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
@@ -66,9 +80,9 @@ class LocalExecutor:
         self._max_retries, self.num_threads = max_retries, num_threads
         self._stage: Stage[Any, Any] | None = None
 
-    def under_way(self) -> tuple[int, int]:
+    def under_way(self) -> UnderWay:
         """Return rows, and quarantined rows, of the shard that is being worked on."""
-        return (0, 0) if self._stage is None else self._stage.so_far
+        return UnderWay() if self._stage is None else UnderWay(*self._stage.so_far)
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in order."""

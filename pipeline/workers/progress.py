@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
+from pipeline.workers.executors import UnderWay
+
 _TERMINAL_EVERY_S: Final = 0.5
 _PLAIN_EVERY_S: Final = 30.0
 
@@ -19,7 +21,7 @@ class Progress:
         num_shards: int,
         num_done_before: int = 0,
         stream: TextIO | None = None,
-        under_way: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        under_way: Callable[[], UnderWay] = UnderWay,
     ) -> None:
         """Start the clock.
 
@@ -28,7 +30,7 @@ class Progress:
             num_shards: Shards of the round.
             num_done_before: Those that an earlier run has finished.
             stream: Where to print; standard error if unset.
-            under_way: Says how many rows, and quarantined rows, of unfinished shards are done.
+            under_way: Says what is known of unfinished shards.
         """
         self._what, self._num_shards, self._num_before = what, num_shards, num_done_before
         self._stream, self._under_way = stream or sys.stderr, under_way
@@ -68,18 +70,20 @@ class Progress:
         parts = [f"{self._what}: {done}/{self._num_shards} shards"]
         if self._num_before:
             parts.append(f"{self._num_before} done before")
-        rows, quarantined = self._under_way()
-        rows, quarantined = rows + self._num_rows, quarantined + self._num_quarantined
+        now = self._under_way()
+        rows, quarantined = now.rows + self._num_rows, now.quarantined + self._num_quarantined
         if not self._num_done:
-            parts.append(f"none finished after {_clock(seconds)}")  # workers start, load weights, or shards are large
+            parts.append(f"none finished after {clock(seconds)}")  # workers start, load weights, or shards are large
         if self._num_done or rows:
             parts.append(f"{rows:,} rows, {rows / seconds:,.0f} rows/s")
         if self._num_done and done < self._num_shards:
-            parts.append(f"{_clock(seconds / self._num_done * (self._num_shards - done))} left")
+            parts.append(f"{clock(seconds / self._num_done * (self._num_shards - done))} left")
         if quarantined:
             parts.append(f"{quarantined:,} quarantined")
         if self._num_failed:
             parts.append(f"{self._num_failed} shards FAILED")
+        if now.last:
+            parts.append(f"last {now.last}")
         return ", ".join(parts)
 
     def _tick(self) -> None:
@@ -95,7 +99,8 @@ class Progress:
         self._stream.flush()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

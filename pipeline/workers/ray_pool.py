@@ -17,8 +17,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RaySystemE
 from manifests.errors import ConfigError, PairsanError
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.config.provenance import code_sha256
-from pipeline.workers.executors import Done, Failed, ShardQueue, is_transient
+from pipeline.workers.executors import Done, Failed, ShardQueue, UnderWay, is_transient
 from pipeline.workers.listening import Listener
+from pipeline.workers.progress import clock
 from pipeline.workers.ray_worker import NotOpened, Worker, run_marker
 from stages.pair import Shard
 from stages.stage import Stage
@@ -61,11 +62,11 @@ class RayExecutor:
         self._idle: list[_Ready] = []
         self._starting: dict[Any, Any] = {}
         self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
-        self._listener = Listener()
+        self._listener, self._last = Listener(), ""
 
-    def under_way(self) -> tuple[int, int]:
-        """Return rows, and quarantined rows, of shards that are being worked on, as workers said last."""
-        return self._listener.total()
+    def under_way(self) -> UnderWay:
+        """Return what is known of the shards that are being worked on, as workers said last."""
+        return UnderWay(*self._listener.total(), self._last)
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
@@ -79,6 +80,7 @@ class RayExecutor:
         waiting_since = time.monotonic()
         while len(ended) < len(shards):
             self._hand_out(work, queue, running)
+            self._last = "" if queue else _last(running)
             self._grow(len(queue), len(running))
             self._listener.listen({call.shard: call.worker.actor for call in running.values()})
             for ref in self._ready(running, queue):
@@ -101,6 +103,7 @@ class RayExecutor:
             elif time.monotonic() - waiting_since > _WORD_S:
                 log.info("%d shards wait for a worker; the cluster has %s", len(queue), _described(_nodes()))
                 waiting_since = time.monotonic()
+        self._last = ""
         for call in running.values():  # slow ones, whose shards others have finished
             ray.kill(call.worker.actor)
 
@@ -231,6 +234,14 @@ class _Work:
 def _runs(shard: Shard, running: Mapping[Any, _Call]) -> bool:
     """Return whether some worker has a shard."""
     return any(call.shard == shard for call in running.values())
+
+
+def _last(running: Mapping[Any, _Call]) -> str:
+    """Return which shard has run longest, on which node and for how long."""
+    if not running:
+        return ""
+    oldest = min(running.values(), key=lambda call: call.since)
+    return f"{oldest.shard.name} on node {oldest.worker.node} for {clock(time.monotonic() - oldest.since)}"
 
 
 def _late(running: Mapping[Any, _Call], seconds: Sequence[float]) -> _Call | None:

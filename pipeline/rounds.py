@@ -144,7 +144,7 @@ def _take(round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manife
         totals = count(executor, round_)
         signals = add_signals(executor, round_, config, totals.histogram.num_rows)
         decided = decide_round(executor, round_, totals, signals)
-        written = label(executor, round_, signals, decided)
+        written = label(executor, round_, totals, signals, decided)
         seal(round_, totals, signals, decided, written)
     return open_round(round_.run, round_.number)
 

@@ -13,7 +13,7 @@ import pytest
 
 from manifests.errors import PlaceError
 from manifests.store import Store, open_store
-from stages.out_of_core import over_parts
+from stages.out_of_core import over_parts, write_counts
 
 ROWS = 1_000_000
 SCHEMA = pa.schema([pa.field("uid", pa.binary(16))])
@@ -41,6 +41,18 @@ def test_spills_lie_in_the_temporary_folder_until_it_ends(run: Store, tmp_path: 
         assert len(list(spills.iterdir())) == 1
     assert not list(spills.iterdir())
     assert not list(typed_in.iterdir())
+
+
+@pytest.mark.parametrize("num_values", [0, 5_000_000, 50_000_000])
+def test_counts_are_the_same_in_any_number_of_passes(run: Store, num_values: int) -> None:
+    numbers = np.random.default_rng(1).zipf(1.5, 20_000) % 5000
+    pq.write_table(pa.table({"uid": pa.array([int(n).to_bytes(16, "big") if n else None for n in numbers])}), run.path("b"))
+    counts = pa.schema([pa.field("uid", pa.binary()), pa.field("num", pa.int64())])
+    limits = {"num_values": num_values, "memory_bytes": 32 << 20, "fewest": 3}
+    write_counts(run, "c", counts, "uid", parts=(["b"], pa.schema([("uid", pa.binary())])), **limits, fingerprint="x")
+    found, times = np.unique(numbers[numbers > 0], return_counts=True)
+    expected = [(int(n).to_bytes(16, "big"), int(num)) for n, num in zip(found, times, strict=True) if num >= 3]
+    assert [(row["uid"], row["num"]) for row in pq.read_table(run.path("c")).to_pylist()] == expected
 
 
 def test_no_room_to_spill_is_one_line(run: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ _NULL_BINS = 256
 _MOST_LOST = 0.5  # as for crowds: what is most of the rows is no crowd
 
 
-def label(executor: Executor, round_: Round, signals: Signals | None, decided: Decided) -> dict[str, Labelled]:
+def label(executor: Executor, round_: Round, totals: Totals, signals: Signals | None, decided: Decided) -> dict[str, Labelled]:
     """Write every manifest part, and return what is known of each, by shard."""
     written: dict[str, Labelled] = {}
 
@@ -46,6 +46,7 @@ def label(executor: Executor, round_: Round, signals: Signals | None, decided: D
     round_.begin()
     previous, since = _earlier(round_)
     reviews = round_.plan.get("reviews")
+    shards, num_rows = [shard.name for shard in round_.shards], totals.histogram.num_rows
     target = LabelTarget(
         run=round_.run,
         scores_round=round_.scores_round,
@@ -58,7 +59,7 @@ def label(executor: Executor, round_: Round, signals: Signals | None, decided: D
         reviews_until=None if reviews is None else reviews["until"],
         rise_since=since,
         num_folds=round_.split.sit_out_folds,
-        twins=write_twins(round_.run, round_.scores_round, [s.name for s in round_.shards], round_.scores_fingerprint),
+        twins=write_twins(round_.run, round_.scores_round, shards, num_rows, round_.scores_fingerprint),
     )
     run_stage(executor, LabelRows(target), round_.shards, what="label", folder=round_.place, collect=collect)
     return written

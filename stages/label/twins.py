@@ -8,25 +8,29 @@ import pyarrow.compute as pc
 
 from manifests.layout import SCORES, part_name, round_folder
 from manifests.store import Store
-from stages.out_of_core import over_parts, write_answer
+from stages.out_of_core import write_counts
 from stages.vectors import read_columns
 
 TWINS: Final = pa.schema([pa.field("uid", pa.binary(16), nullable=False), pa.field("num_rows", pa.int64(), nullable=False)])
 _UIDS: Final = pa.schema([TWINS.field("uid")])
-_MEMORY_BYTES: Final = 256 << 20  # 2 GiB took as long for 10 M rows
+_MEMORY_BYTES: Final = 512 << 20  # 20 M uids in one pass; 2 GiB took as long
 
 
-def write_twins(run: Store, scores_round: int, shards: Sequence[str], fingerprint: str) -> str:
+def write_twins(run: Store, scores_round: int, shards: Sequence[str], num_rows: int, fingerprint: str) -> str:
     """Write the uids that more than one scored row of a round has, once for its scores; return the part's name.
 
-    DuckDB groups them, and spills to disk what is above 256 MiB: some 50 bytes a row.
+    Args:
+        run: The run folder.
+        scores_round: Whose scores.
+        shards: Names of all shards.
+        num_rows: How many rows they have.
+        fingerprint: Of the scores.
     """
     name = f"{round_folder(scores_round)}/twins-{fingerprint[:8]}.parquet"
     if not run.exists(name):
         parts = [part_name(scores_round, SCORES, shard) for shard in shards]
-        with over_parts(run, parts, _UIDS, _MEMORY_BYTES) as connection:
-            found = connection.sql("SELECT uid, count(*) AS num_rows FROM parts GROUP BY 1 HAVING count(*) > 1 ORDER BY 1")
-            write_answer(found, run, name, TWINS, fingerprint=fingerprint)
+        limits = {"num_values": num_rows, "memory_bytes": _MEMORY_BYTES}
+        write_counts(run, name, TWINS, "uid", parts=(parts, _UIDS), **limits, fingerprint=fingerprint)
     return name
 
 

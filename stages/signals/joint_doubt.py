@@ -15,7 +15,7 @@ from scipy.stats import norm
 from manifests.parts import write_part
 from manifests.schema import COSINE_STEP, SIGNALS
 from stages.histogram import on_grid
-from stages.out_of_core import over_parts, write_answer
+from stages.out_of_core import over_parts, write_answer, write_counts
 from stages.pair import Shard
 from stages.signals.repeats import REPEATS, Repeats
 from stages.signals.signal_parts import GROUPS, PAIRS, WITNESS, SignalParts
@@ -24,6 +24,7 @@ from stages.vectors import read_columns
 
 SIGNALS_PART: Final = pa.schema([pa.field("signals", SIGNALS)])
 WITNESSED: Final = SIGNALS_PART.append(pa.field("pair", pa.int64())).append(pa.field("doubt", pa.int64()))
+_PAIR: Final = pa.schema([WITNESSED.field("pair")])
 GROUP_SCHEMA: Final = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("cluster", "doubt", "num_rows")])
 CORRELATION: Final = 0.3  # of the doubts about copies of one picture; 0.5 finds less of flooding (docs/method.md)
 _DOUBT_UNIT: Final = 2.0**20  # doubts are summed as whole numbers, so that the order of shards does not matter
@@ -85,11 +86,8 @@ def write_groups(parts: SignalParts) -> None:
             "WHERE signals.near_copies > 1 AND doubt IS NOT NULL GROUP BY 1 ORDER BY 1"
         )
         write_answer(groups, parts.run, parts.name(GROUPS), GROUP_SCHEMA, fingerprint=parts.fingerprint)
-        pairs = connection.sql(
-            "SELECT pair AS hash, count(*) AS num_rows FROM parts WHERE pair IS NOT NULL "
-            "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
-        )
-        write_answer(pairs, parts.run, parts.name(PAIRS), REPEATS, fingerprint=parts.fingerprint)
+    limits = {"num_values": parts.num_scored, "memory_bytes": parts.memory_bytes}
+    write_counts(parts.run, parts.name(PAIRS), REPEATS, "pair", parts=(names, _PAIR), **limits, fingerprint=parts.fingerprint)
 
 
 class JoinCopies(Stage[SignalParts, int]):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
 from manifests.store import Store
-from stages.out_of_core import over_parts, write_answer
+from stages.out_of_core import write_counts
 from stages.signals.components import components
 from stages.signals.signal_parts import CLUSTERS, Known, SignalParts, Source
 from stages.vectors import read_columns
@@ -23,23 +23,20 @@ CLUSTER_SCHEMA: Final = REPEATS.append(pa.field("cluster", pa.int64(), nullable=
 
 
 def write_repeats(parts: SignalParts) -> None:
-    """Count equal hashes over all scores parts and write those that occur more than once, sorted by hash.
-
-    DuckDB groups within the memory that is allowed and spills the rest to the temporary folder: 8 bytes a row for each kind at
-    worst.
-    """
+    """Count equal hashes over all scores parts and write those that occur more than once, sorted by hash."""
     names = [part_name(parts.scores_round, SCORES, shard) for shard in parts.shards]
-    for kind in KINDS:
-        columns = (
-            ["pixels_hash", "image_hash"] if kind == "pixels" else [f"{kind}_hash"]
-        )  # the first schemas have no pixels_hash
-        wanted = pa.schema([pa.field(column, pa.int64()) for column in columns])
-        with over_parts(parts.run, names, wanted, parts.memory_bytes) as connection:
-            found = connection.sql(
-                f"SELECT coalesce({', '.join(columns)}) AS hash, count(*) AS num_rows FROM parts WHERE hash IS NOT NULL "  # noqa: S608
-                "GROUP BY 1 HAVING count(*) > 1 ORDER BY 1"
-            )
-            write_answer(found, parts.run, parts.name(repeats_name(kind)), REPEATS, fingerprint=parts.fingerprint)
+    for kind in KINDS:  # parts of the first schemas have no pixels_hash
+        columns = ["pixels_hash", "image_hash"] if kind == "pixels" else [f"{kind}_hash"]
+        write_counts(
+            parts.run,
+            parts.name(repeats_name(kind)),
+            REPEATS,
+            f"coalesce({', '.join(columns)})",
+            parts=(names, pa.schema([pa.field(column, pa.int64()) for column in columns])),
+            num_values=parts.num_scored,
+            memory_bytes=parts.memory_bytes,
+            fingerprint=parts.fingerprint,
+        )
 
 
 def repeats_name(kind: Kind) -> str:

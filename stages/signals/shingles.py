@@ -19,7 +19,7 @@ from datasketch import MinHash
 
 from manifests.layout import SCORES, part_name
 from manifests.parts import write_part
-from stages.out_of_core import over_parts, write_answer
+from stages.out_of_core import write_counts
 from stages.pair import Shard
 from stages.score.hashes import normalised
 from stages.signals.repeats import REPEATS, Counts, Repeats
@@ -81,18 +81,18 @@ class ShingleCaptions(Stage[SignalParts, int]):
 
 
 def write_band_counts(parts: SignalParts) -> None:
-    """Count the rows of every band over all shards, and write those of 5 rows and more, sorted by hash.
-
-    DuckDB spills what is above the memory that is allowed: 48 bytes a row at worst.
-    """
-    names = [parts.part(shard, BANDS) for shard in parts.shards]
-    with over_parts(parts.run, names, BAND_SCHEMA, parts.memory_bytes) as connection:
-        found = connection.sql(
-            "SELECT hash, count(*) AS num_rows FROM (SELECT unnest(bands) AS hash FROM parts) "
-            "GROUP BY 1 HAVING count(*) >= $fewest ORDER BY 1",
-            params={"fewest": FEWEST},
-        )
-        write_answer(found, parts.run, parts.name(BAND_COUNTS), REPEATS, fingerprint=parts.fingerprint)
+    """Count the rows of every band over all shards, and write those of 5 rows and more, sorted by hash."""
+    write_counts(
+        parts.run,
+        parts.name(BAND_COUNTS),
+        REPEATS,
+        "unnest(bands)",
+        parts=([parts.part(shard, BANDS) for shard in parts.shards], BAND_SCHEMA),
+        num_values=parts.num_scored * _NUM_BANDS,
+        memory_bytes=parts.memory_bytes,
+        fingerprint=parts.fingerprint,
+        fewest=FEWEST,
+    )
 
 
 def wording_signals(counts: Counts) -> Source | None:

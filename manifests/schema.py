@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -234,6 +234,17 @@ LIMITS: Final = tuple(
         key=lambda pair: list(Reason).index(pair[0].reason),
     )
 )
+SOURCE: Final = pa.struct(
+    [
+        pa.field("url", pa.string()),
+        pa.field("domain", pa.string()),  # that somebody has registered, by the public suffix list
+        pa.field("sha256", pa.string()),  # of the download, as the source says it, not of what lies in the data
+        pa.field("md5", pa.string()),
+        pa.field("width", pa.int32()),  # px, of the original
+        pa.field("height", pa.int32()),
+        pa.field("others", pa.map_(pa.string(), pa.string())),  # license, status, and what --keep-column names
+    ]
+)
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _UID = pa.binary(16)
 
@@ -255,6 +266,7 @@ SCORES = pa.schema(
         pa.field("image_edge", pa.int32()),  # since version 4: px of the encoded image's shorter side
         pa.field("pixels_hash", pa.int64()),  # since version 6
         pa.field("image_sha256", pa.binary(32)),  # since version 7: of the encoded image, as it lies in the data
+        pa.field("source", SOURCE),  # since version 8
     ]
 )
 _ADDED = {
@@ -262,6 +274,7 @@ _ADDED = {
     4: ("image_edge",),
     6: ("pixels_hash",),
     7: ("image_sha256",),
+    8: ("source",),
 }
 
 
@@ -273,7 +286,8 @@ def scores_schema(version: int) -> pa.Schema:
 
 def manifest_schema(version: int) -> pa.Schema:
     """Return the columns of a manifest part that was written under a schema version."""
-    known = [field for field in MANIFEST if version >= _HISTORY_SINCE or field.name not in HISTORY]
+    later = {name for since, names in ((_HISTORY_SINCE, HISTORY), (8, ("source",))) if since > version for name in names}
+    known = [field for field in MANIFEST if field.name not in later]
     return _with_signals_of(pa.schema(known), version)
 
 
@@ -301,6 +315,7 @@ MANIFEST = pa.schema(
         pa.field("voice", _WORD),  # since version 5, as are the next
         pa.field("since", pa.int32()),
         pa.field("sits_out", pa.bool_()),
+        pa.field("source", SOURCE),  # since version 8
     ]
 )
 
@@ -320,4 +335,6 @@ MEANINGS = {
     "voice": "who made the row what it is: `split`, `veto`, `taken_back`, `put_out` or `review`; null where it is quarantined",
     "since": "the sealed round since which the row has this label and reason",
     "sits_out": "a safe row that is to train unimodally until the next look, which then scores it out of sample",
+    "source": "what the row says of where it comes from: `url`, its registered `domain`, `sha256` and `md5` of the download, "
+    "`width` and `height` of the original, and `others`; null where it says nothing",
 }

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from manifests.schema import Reason
 
@@ -46,6 +47,7 @@ class Pair:
         place: Offset and length of the encoded image inside a plain tar.
         edge: Shorter side of the encoded image, px; known once it was decoded.
         image_sha256: Of the encoded image; known once it was decoded, or could not be.
+        source: What the row says of where it comes from, by the fields of `manifests.schema.SOURCE`.
     """
 
     index: int
@@ -59,6 +61,7 @@ class Pair:
     place: tuple[int, int] | None = None
     edge: int | None = None
     image_sha256: bytes | None = None
+    source: Mapping[str, Any] | None = None
 
     def quarantine(self, reason: Reason, detail: str | None) -> "Pair":
         """Return this pair without its image, marked as unscorable."""

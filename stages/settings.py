@@ -87,6 +87,11 @@ class ReadSettings(Settings):
     encoding: str | None = setting(
         None, "encoding of text tables, by Python's name, as cp1252 or gb18030; UTF-8, or UTF-16 with its mark, if unset"
     )
+    keep_column: str | None = setting(
+        None,
+        "further columns (of a tar: fields of its JSON), joined by `,`, that are kept as text in `source`, beside url, sha256, "
+        "md5, original_width, original_height, license and status, which are found by name",
+    )
     image_root: str | None = setting(None, "folder or URI that image paths are relative to; the table's own if unset")
     allow_ambiguous: bool = setting(
         False, "score rows of a tar that its readers count differently, as open_clip's own reader does; else quarantined"
@@ -102,6 +107,11 @@ class ReadSettings(Settings):
         100_000_000, "images of more pixels, by their header, are quarantined undecoded", ge=1, toml=True
     )
     max_caption_bytes: int = setting(8192, "longer captions are cut, and the row's detail says so", ge=1, toml=True)
+
+    @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Names in `keep_column`."""
+        return tuple(name.strip() for name in (self.keep_column or "").split(",") if name.strip())
 
     @field_validator("encoding")
     @classmethod

@@ -102,7 +102,9 @@ def label_table(
         "since": pa.array(since),
         "sits_out": pa.array(out),
     }
-    return pa.table({name: columns.get(name, scores[name] if name in scores.column_names else None) for name in MANIFEST.names})
+    there = {name: scores[name] for name in scores.column_names} | columns
+    # parts of older schemas have fewer columns
+    return pa.table({field.name: there.get(field.name, pa.nulls(len(scores), field.type)) for field in MANIFEST})
 
 
 @dataclass(frozen=True)

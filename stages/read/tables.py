@@ -29,6 +29,7 @@ from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import captioned
 from stages.read.paths import Roots, how_to_fetch, too_large
+from stages.read.source import SourceReader
 from stages.settings import ReadSettings
 
 BYTES_COLUMNS: Final = ("jpg", "jpeg", "png", "webp", "image", "img", "image_bytes", "bytes")
@@ -62,11 +63,16 @@ class TableReader:
         root = open_store(options.image_root) if options.image_root else Store(store.uri, store.fs, folder)
         self._roots = Roots(root, options.allow_outside, options.max_image_bytes)
         self._seen: set[str] = set()
+        for name in options.kept_columns:
+            _choose("keep", name, (), names, shard)
+        self._source = SourceReader(options.kept_columns)
+        self._of_source = self._source.columns(names)
 
     @property
     def columns(self) -> list[str]:
         """Columns that are read."""
-        return [name for name in (self._image, self._caption, self._key, self._uid) if name is not None]
+        own = [name for name in (self._image, self._caption, self._key, self._uid) if name is not None]
+        return list(dict.fromkeys([*own, *self._of_source]))
 
     def pairs(self, index: int, row: dict[str, Any]) -> list[Pair]:
         """Return the pair of one row; several where each of its captions is to be one."""
@@ -92,7 +98,8 @@ class TableReader:
                 yield Pair(index, key, uid, None, None, Reason.ROW_MALFORMED, bad[:300])
                 return
         image, note = _first_image(image)
-        for pair in captioned(Pair(index, key, uid, None, None, detail=note), raw, self._shard, self._options):
+        source = self._source({name: row.get(name) for name in self._of_source})
+        for pair in captioned(Pair(index, key, uid, None, None, detail=note, source=source), raw, self._shard, self._options):
             if repeated:
                 yield pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
             elif pair.reason:

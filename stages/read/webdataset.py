@@ -21,6 +21,7 @@ from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import captioned
 from stages.read.paths import too_large
+from stages.read.source import SourceReader
 from stages.read.tar_stream import Gap, Member, read_members
 from stages.settings import ReadSettings
 
@@ -174,7 +175,8 @@ def _read(run: Run, index: int, shard: Shard, options: ReadSettings) -> Iterator
     facts = _facts(run.members.get("json"))
     key = run.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     uid = make_uid(shard.name, f"{key}\0{index}" if run.repeated else key, facts.get("uid"))
-    for pair in captioned(Pair(index, key, uid, None, None), _caption(run, facts, options), shard, options):
+    source = SourceReader(options.kept_columns)(facts)
+    for pair in captioned(Pair(index, key, uid, None, None, source=source), _caption(run, facts, options), shard, options):
         image = image_member(run.members, options)
         if run.ambiguous and not options.allow_ambiguous:
             yield pair.quarantine(Reason.AMBIGUOUS, "readers of tars count rows differently from here on (--allow-ambiguous)")

@@ -12,7 +12,7 @@ import torch
 
 from manifests.layout import CANARY_PARTS, EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
-from manifests.schema import NUM_NULLS, SIGNALS, Reason
+from manifests.schema import NUM_NULLS, SIGNALS, SOURCE, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
 from stages.histogram import on_grid
@@ -219,6 +219,7 @@ def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordB
         "null_cosines": _nulls(chunk),
         "image_edge": pa.array([pair.edge for pair in pairs], pa.int32()),
         "image_sha256": pa.array([pair.image_sha256 for pair in pairs], pa.binary(32)),
+        "source": pa.array([pair.source for pair in pairs], SOURCE),
         "caption_hash": pa.array(caption_hashes([pair.caption or "" for pair in pairs]), mask=no_caption),
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCORES_SCHEMA)

@@ -1,0 +1,111 @@
+"""What a row says of its source comes through scores and manifest, from tars and tables, whatever it holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from conftest import CLEAN, make_tar
+
+from manifests import open_round
+from manifests.schema import SOURCE
+from stages.read.source import SourceReader, registered_domain
+
+Pairsan = Callable[..., Result]
+FACTS = {
+    "url": "https://img.shop.example.co.uk:8080/a.jpg?x=1",
+    "sha256": "ab" * 32,
+    "original_width": 640,
+    "original_height": 480,
+    "license": "CC BY 4.0",
+    "photographer": "é <b>",
+    "other": "left out",
+}
+FOUND = {
+    "url": FACTS["url"],
+    "domain": "example.co.uk",
+    "sha256": "ab" * 32,
+    "md5": None,
+    "width": 640,
+    "height": 480,
+    "others": [("license", "CC BY 4.0"), ("photographer", "é <b>")],
+}
+
+
+@pytest.mark.parametrize(
+    ("url", "domain"),
+    [
+        ("http://img.bbc.co.uk/1.jpg", "bbc.co.uk"),
+        ("https://user:pw@A.B.Example.COM./x", "example.com"),
+        ("https://someone.github.io/x", "github.io"),  # what can expire is what a registrar sells
+        ("http://127.0.0.1:80/x", "127.0.0.1"),
+        ("http://[2001:db8::1]/x", "2001:db8::1"),
+        ("http://localhost/x", "localhost"),
+        ("http://[2001:db8::1/x", None),
+        ("no address", None),
+        ("", None),
+    ],
+)
+def test_the_registered_domain_is_what_can_expire(url: str, domain: str | None) -> None:
+    assert registered_domain(url) == domain
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        ({}, None),
+        ({"url": None, "sha256": "  ", "caption": "c"}, None),
+        ({"URL": "http://a.example/1", "SHA256": b"\xab\xcd"}, {"url": "http://a.example/1", "sha256": "abcd"}),
+        ({"url": "http://a.example/" + "x" * 5000}, None),
+        ({"original_width": "640", "original_height": -3}, {"width": 640, "height": None}),
+        ({"original_width": float("nan"), "original_height": 1e300, "md5": "q"}, {"width": None, "height": None, "md5": "q"}),
+        ({"url": ["http://a"], "md5": {"x": 1}}, {"url": "['http://a']", "md5": "{'x': 1}"}),
+        ({"license": "\udcff", "url": "http://b.example"}, {"url": "http://b.example", "others": [("license", "?")]}),
+    ],
+)
+def test_odd_facts_never_take_a_row_along(facts: dict[str, object], found: dict[str, object] | None) -> None:
+    picked = SourceReader(())(facts)
+    if found is None:
+        assert picked is None
+    else:
+        assert picked is not None
+        assert {name: picked[name] for name in found} == found
+        assert pa.array([picked], SOURCE).to_pylist()[0]["url"] == picked["url"]
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_columns_of_the_source_reach_the_manifest(
+    form: str, emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    members = [(name, body) for name, body in emoji_members[:120] if not name.endswith(".json")]
+    first = members[0][0].partition(".")[0]
+    if form == "tar":
+        members.insert(2, (f"{first}.json", json.dumps(FACTS).encode()))
+        (data / "0.tar").write_bytes(make_tar(members))
+    else:
+        rows = [{"webp": members[i][1], "txt": members[i + 1][1].decode(), "key": members[i][0]} for i in range(0, 80, 2)]
+        nothing = dict.fromkeys(FACTS)
+        pq.write_table(pa.Table.from_pylist([rows[0] | FACTS, *(row | nothing for row in rows[1:])]), data / "0.parquet")
+    pairsan("clean", data, "--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN, "--keep-column", "photographer")
+    manifest = open_round(tmp_path / "run")
+    [shard] = manifest.shards
+    column = manifest.table(shard)["source"].to_pylist()
+    assert column[0] == FOUND
+    assert set(map(str, column[1:])) == {"None"}
+    shown = pairsan("inspect", tmp_path / "run", "--label", "safe", "--label", "risky", "--format", "json", "--limit", 0).output
+    assert [row["source"]["domain"] for row in map(json.loads, shown.splitlines()) if row["source"]] == ["example.co.uk"]
+
+
+def test_a_column_that_is_not_there_is_said_before_anything_is_scored(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    rows = [{"webp": emoji_members[i][1], "txt": "c"} for i in range(0, 30) if emoji_members[i][0].endswith(".webp")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    options = ("--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN, "--keep-column", "author, webp")
+    said = pairsan("clean", tmp_path / "0.parquet", *options, code=3).stderr
+    assert "no column 'author' (--keep-column)" in said

@@ -20,7 +20,7 @@ Pairsan = Callable[..., Result]
 # every flag of a setting, by its table of the settings file
 FLAGS = {
     "data": "--image-column --caption-column --caption --key-column --separator --encoding --image-root --allow-ambiguous"
-    " --allow-outside --skip-unreadable",
+    " --allow-outside --keep-column --skip-unreadable",
     "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --signals-memory-mb",
@@ -179,7 +179,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 7' in pairsan("schema", "--json").output
+    assert '"schema_version": 8' in pairsan("schema", "--json").output
     told = pairsan("schema").output
     assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 

@@ -101,6 +101,29 @@ def test_columns_of_the_source_reach_the_manifest(
     assert [row["source"]["domain"] for row in map(json.loads, shown.splitlines()) if row["source"]] == ["example.co.uk"]
 
 
+def test_a_report_names_the_domain_whose_pairs_are_risky(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    images = 3 * [body for name, body in emoji_members if name.endswith(".webp")]
+    captions = 3 * [body.decode() for name, body in emoji_members if name.endswith(".txt")]
+    rows, num = [], len(images)
+    for i, image in enumerate(images):
+        expired = i % 5 == 0
+        url = f"http://i{i % 7}.{'expired.co.uk' if expired else 'fine.example'}/{i}<b>.webp"
+        rows.append({"webp": image, "txt": captions[(i + 17) % num if expired else i], "url": url})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", "0.8")
+    pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "run", *options)
+    pairsan("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    found = json.loads((tmp_path / "report.json").read_text())["domains"]
+    assert [(line["domain"], line["rows"], line["stands_out"]) for line in found] == [
+        ("expired.co.uk", -(-num // 5), True),
+        ("fine.example", num - -(-num // 5), False),
+    ]
+    assert found[0]["low"] < found[0]["risky_share"] < found[0]["high"]
+    assert "<td>expired.co.uk</td>" in (tmp_path / "report.html").read_text()
+
+
 def test_a_column_that_is_not_there_is_said_before_anything_is_scored(
     emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
 ) -> None:

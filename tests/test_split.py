@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.speed.signals import build as build_signals
 from benchmarks.speed.split import build
 from manifests.errors import SplitRefused
-from manifests.schema import MANIFEST, SCORES, SIGNALS, Reason
+from manifests.schema import MANIFEST, SCORES, SIGNALS, SOURCE, Reason
 from manifests.store import open_store
 from stages.histogram import NUM_BINS, grid_values
 from stages.label.decide import decide
@@ -142,6 +142,7 @@ def test_a_row_without_a_cosine_is_never_safe() -> None:
             "image_edge": pa.nulls(3, pa.int32()),
             "pixels_hash": pa.nulls(3, pa.int64()),
             "image_sha256": pa.nulls(3, pa.binary(32)),
+            "source": pa.nulls(3, SOURCE),
         },
         schema=SCORES,
     )

@@ -26,7 +26,7 @@ from benchmarks.evidence.data import BUNDLED
 from manifests.layout import RUN, fingerprint
 from manifests.parts import write_json, write_part
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, SCHEMA_VERSION, SIGNALS
+from manifests.schema import MANIFEST, SCHEMA_VERSION, SIGNALS, SOURCE
 from manifests.store import open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.pages import report
@@ -116,6 +116,7 @@ def _part(name: str, rng: np.random.Generator, captions: pa.Array) -> tuple[pa.T
             "voice": pa.nulls(SHARD_ROWS, MANIFEST.field("voice").type),
             "since": pa.array(np.ones(SHARD_ROWS, np.int32)),
             "sits_out": pa.array(np.zeros(SHARD_ROWS, bool)),
+            "source": pa.nulls(SHARD_ROWS, SOURCE),
         }
     )
     return table, {str(word): int((code == i).sum()) for i, word in enumerate(words.to_pylist())}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from manifests.layout import read_seal, sealed_rounds
 from manifests.reading import Manifest, open_round
@@ -24,6 +24,8 @@ _DRAWN_ROUNDS: Final = 24  # a report of one round stays a few passes over it, h
 _SPREAD_BINS: Final = 200  # to a cosine of 1
 _QUANTILES: Final = (0.1, 0.5, 0.9)
 _BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.PUT_OUT, Reason.REVIEW}
+_DOMAIN_ROWS: Final = 20  # scored rows of a domain that is tested
+_SOURCE_SINCE: Final = 8
 _EXACT_SINCE: Final = 6  # manifests of before it do not tell copies from look-alikes
 Figures = dict[str, Any]
 
@@ -55,6 +57,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "rounds": list(rounds(manifest)),
         "spreads": spreads(manifest),
         "shards": unusual_shards(manifest),
+        "domains": domains(gallery),
         "image_groups": groups(gallery),
         "caption_groups": caption_groups(gallery),
     }
@@ -147,6 +150,33 @@ def unusual_shards(manifest: Manifest) -> list[dict[str, Any]]:
             }
             found.append({**line, "labels": part["labels"]})
     return sorted((line for line in found if abs(line["z"]) > beyond), key=lambda line: -abs(line["z"]))[:_UNUSUAL]
+
+
+def domains(gallery: Gallery) -> list[dict[str, Any]]:
+    """Return the registered domains of which more rows are risky than of others, farthest first, then the largest.
+
+    Of scored rows: a one-sided z test of each domain of 20 or more, at 1 % over all of them. Intervals are Wilson's, 95 %.
+    """
+    if gallery.manifest.seal["schema_version"] < _SOURCE_SINCE:
+        return []
+    counted = (
+        "SELECT source.domain AS domain, count(*) AS n, count(*) FILTER (label = 'risky') AS risky "
+        "FROM pairs WHERE source.domain IS NOT NULL AND cosine IS NOT NULL GROUP BY ALL"
+    )
+    [(num, rows, risky)] = gallery.query(f"SELECT count(*), sum(n), sum(risky) FROM ({counted}) WHERE n >= {_DOMAIN_ROWS}")  # noqa: S608
+    share = (risky or 0) / max(1, rows or 0)
+    z = f"(risky / n - {share}) / sqrt({max(share * (1.0 - share), 1e-12)} / n)"
+    beyond = norm.isf(_LEVEL / max(1, num))
+    tested = f"SELECT *, CASE WHEN n >= {_DOMAIN_ROWS} THEN {z} END AS z FROM ({counted})"  # noqa: S608
+    far = f"coalesce(z, 0) > {beyond}"
+    order = f"{far} DESC, if({far}, z, n) DESC, domain"
+    text = f"SELECT domain, n, risky, z, {far} FROM ({tested}) ORDER BY {order} LIMIT {_UNUSUAL}"  # noqa: S608
+    found = []
+    for domain, n, bad, z_value, stands_out in gallery.query(text):
+        ends = binomtest(bad, n).proportion_ci(0.95, "wilson")
+        line = {"domain": domain, "rows": n, "risky_share": bad / n, "low": float(ends.low), "high": float(ends.high)}
+        found.append({**line, "z": z_value, "stands_out": stands_out})
+    return found
 
 
 def groups(gallery: Gallery) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def schema_text() -> str:
     """Return the same as text."""
     document, lines = schema_document(), [f"manifest schema {SCHEMA_VERSION}"]
     for column in document["columns"]:
-        kind = "struct" if column["name"] == "signals" else column["type"].split("<values=")[-1].split(",")[0]
+        kind = "struct" if column["type"].startswith("struct") else column["type"].split("<values=")[-1].split(",")[0]
         lines.append(f"  {column['name']:<9}{kind:<23}{'null ' if column['nullable'] else '     '} {column['meaning']}")
     lines += ["", "fields of signals:"]
     lines += [f"  {field['name']:<21}{field['type']:<6} {field['meaning']}" for field in document["signals"]]

@@ -1,7 +1,7 @@
 """What a row says of where it comes from: address, hashes and size as an index has them, and columns that a user wants kept.
 
     url, sha256, md5, original_width, original_height    as img2dataset and DataComp name them, in any case; found by themselves
-    license, status                                      the same, kept among the others
+    license (or licence), status                         the same, kept among the others
     --keep-column NAME                                   any other, as text
 
 A tar says it in the JSON of each row, a table in its columns. Hashes are of the download, before anything was encoded anew.
@@ -16,7 +16,7 @@ from publicsuffixlist import PublicSuffixList
 
 _TEXTS: Final = ("url", "sha256", "md5")
 _NUMBERS: Final = {"original_width": "width", "original_height": "height"}
-_OTHERS: Final = ("license", "status")
+_OTHERS: Final = ("license", "licence", "status")
 _MOST_CHARACTERS: Final = 4096  # of a value; a longer address is none, any other text is cut
 _MOST_PIXELS: Final = 2**31
 

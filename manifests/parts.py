@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -62,7 +62,13 @@ class _HashingFile(io.RawIOBase):
 
 
 def write_part(
-    store: Store, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table], *, fingerprint: str
+    store: Store,
+    name: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    *,
+    fingerprint: str,
+    footer: Mapping[bytes, bytes] | None = None,
 ) -> Part:
     """Write one Parquet part, streaming, in row groups of about 25,000 rows.
 
@@ -72,12 +78,13 @@ def write_part(
         schema: Columns of the part; stored with schema version and fingerprint in the footer.
         batches: Rows in order; each is at most a few row groups, since one at a time is held in memory.
         fingerprint: Of the plan under which the part was made.
+        footer: What else stands in the footer.
 
     Returns:
         Rows, size and hash of what was written.
     """
-    footer = {VERSION_KEY: str(SCHEMA_VERSION).encode(), FINGERPRINT_KEY: fingerprint.encode()}
-    stamped = schema.with_metadata({**(schema.metadata or {}), **footer})
+    stamps = {VERSION_KEY: str(SCHEMA_VERSION).encode(), FINGERPRINT_KEY: fingerprint.encode()}
+    stamped = schema.with_metadata({**(schema.metadata or {}), **(footer or {}), **stamps})
     num_rows = 0
 
     def write(target: _HashingFile) -> None:

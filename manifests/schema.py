@@ -14,6 +14,7 @@ SCHEMA_VERSION = 8
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
+NOT_DOWNLOADED_KEY = b"pairsan.not_downloaded"  # of a scores part: rows of the crawl that never came, by why, as JSON
 
 # Cosines are stored on this grid (2**-19, about 1.9e-6), which float32 represents exactly. The noise of an fp32 encoder
 # is no smaller, and on a grid a merged histogram loses nothing: fit, cut and ranks are exact at any number of rows.

@@ -89,8 +89,14 @@ def test_what_img2dataset_wrote_is_cleaned(
     manifest = open_round(tmp_path / "run")
     labels = manifest.seal["counts"]["labels"]
     assert len(manifest.shards) == 3
+    sources = [row for shard in manifest.shards for row in manifest.table(shard)["source"].to_pylist()]
+    assert all(row["domain"] == "127.0.0.1" and len(row["sha256"]) == 64 and row["width"] for row in sources if row["sha256"])
+    assert sum(bool(row["sha256"]) for row in sources) == NUM_PAIRS
     if form == "webdataset":  # failed downloads never reach its tars
         assert labels == {"safe": NUM_PAIRS // 2, "risky": NUM_PAIRS // 2, "quarantined": 0}
+        lost = manifest.seal["not_downloaded"]
+        assert sum(lost.values()) == 9
+        assert any("404" in word for word in lost)
     else:  # and stand as rows without an image in its tables
         assert labels == {"safe": NUM_PAIRS // 2, "risky": NUM_PAIRS // 2, "quarantined": 9}
         assert manifest.seal["counts"]["reasons"]["image_missing"] == 9

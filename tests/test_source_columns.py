@@ -101,6 +101,29 @@ def test_columns_of_the_source_reach_the_manifest(
     assert [row["source"]["domain"] for row in map(json.loads, shown.splitlines()) if row["source"]] == ["example.co.uk"]
 
 
+def test_rows_of_the_crawl_that_never_came_are_counted(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pa.table(
+        {"key": list("abcd"), "status": ["success", "failed_to_download", "failed_to_download", "failed_to_resize"]}
+    )
+    table = table.append_column("error_message", pa.array([None, "HTTP Error 404", "HTTP Error 404", "\x1b[31m" + "x" * 99]))
+    for shard in ("0", "1"):
+        (data / f"{shard}.tar").write_bytes(make_tar(emoji_members[int(shard) * 60 : int(shard) * 60 + 60]))
+        pq.write_table(table, data / f"{shard}.parquet")
+    (data / "2.tar").write_bytes(make_tar(emoji_members[:0]))
+    (data / "2.parquet").write_bytes(b"no table")
+    out = pairsan("clean", data, "--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN).output
+    assert open_round(tmp_path / "run").seal["not_downloaded"] == {
+        "failed_to_download: HTTP Error 404": 4,
+        f"failed_to_resize: \x1b[31m{'x' * 35}": 2,
+    }
+    assert "6 more rows of the crawl never came (failed_to_download: HTTP Error 404 4, " in out
+    assert "\x1b" not in out
+
+
 def test_a_report_names_the_domain_whose_pairs_are_risky(
     emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
 ) -> None:

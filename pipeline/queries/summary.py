@@ -21,6 +21,9 @@ def of_round(manifest: Manifest, *, verbose: bool = False) -> str:
         lines.append(
             f"    {sum(unread.values()):,} bytes of {len(unread)} shards could not be read, e.g. of {next(iter(unread))}"
         )
+    if lost := seal.get("not_downloaded"):
+        why = ", ".join(f"{printable(word, 60)} {num:,}" for word, num in sorted(lost.items(), key=lambda item: -item[1]))
+        lines.append(f"    {sum(lost.values()):,} more rows of the crawl never came ({why})")
     if skipped := seal["plan"]["scores"]["dataset"].get("skipped"):
         lines.append(f"    {len(skipped)} of the data were left out, as they cannot be read, e.g. {printable(skipped[0], 200)}")
     lines += ["", f"  profile   {profile_of(seal['plan'])}", f"  rule      {_rule(seal)}"]

@@ -29,6 +29,7 @@ class Totals:
         quarantined: Rows without a score, per shard.
         reasons: Rows without a score, per reason.
         unread: Bytes that could not be read, of each shard that has any.
+        not_downloaded: Rows of the crawl that never came, by why.
     """
 
     histogram: Histogram = field(default_factory=Histogram)
@@ -39,6 +40,7 @@ class Totals:
     quarantined: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
+    not_downloaded: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -59,8 +61,9 @@ class Totals:
             self.unread[shard.name] = tallied.unread_bytes
         num = sum(tallied.reasons.values())
         self.quarantined[shard.name] = num
-        for reason, rows in tallied.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + rows
+        for totals, found in ((self.reasons, tallied.reasons), (self.not_downloaded, tallied.not_downloaded)):
+            for reason, rows in found.items():
+                totals[reason] = totals.get(reason, 0) + rows
         return tallied.part.num_rows, num
 
 

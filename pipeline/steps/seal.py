@@ -93,6 +93,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
             "labels": labels,
             "reasons": _total([labelled.reasons for labelled in written.values()]),
         },
+        "not_downloaded": dict(sorted(totals.not_downloaded.items())),
         "changes": None if previous is None else changes,
         "before": round_.before,
         "trained_on": round_.trained_on,

@@ -1,5 +1,6 @@
 """Count a scores part, and a signals part: what the driver needs of a shard to decide, never its rows."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +12,7 @@ from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import Part
 from manifests.reading import open_part
-from manifests.schema import LIMITS, NUM_NULLS, Reason
+from manifests.schema import LIMITS, NOT_DOWNLOADED_KEY, NUM_NULLS, Reason
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.label.history import Before
@@ -37,6 +38,7 @@ class Tallied:
         nulls: Occupied histogram bins of cosines of mismatched pairs; none in scores of the first schema.
         strata: Both kinds of bins of every stratum, by its code, where strata were asked for.
         unread_bytes: Of the shard, that rows of damage stand for.
+        not_downloaded: Rows of the crawl that never reached the shard, by why.
     """
 
     part: Part
@@ -46,6 +48,7 @@ class Tallied:
     nulls: SparseCounts
     strata: dict[int, tuple[SparseCounts, SparseCounts]] = field(default_factory=dict)
     unread_bytes: int = 0
+    not_downloaded: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Tally(Stage[ScoresTarget, Tallied]):
         nulls = table["null_cosines"].combine_chunks().flatten() if "null_cosines" in table.column_names else pa.nulls(0)
         counted = count(nulls.drop_null().cast(pa.float32()).to_numpy())
         strata = _by_stratum(table, self._codes(table, shard, name), target.strata) if target.strata else {}
-        return Tallied(part, count(cosines), reasons, embeddings, counted, strata, _unread(table))
+        lost = json.loads((table.schema.metadata or {}).get(NOT_DOWNLOADED_KEY, b"{}"))
+        return Tallied(part, count(cosines), reasons, embeddings, counted, strata, _unread(table), lost)
 
     def _codes(self, table: pa.Table, shard: Shard, name: str) -> Codes:
         """Return the stratum of every row."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from manifests.store import Store
 from stages.pair import Pair, Shard
+from stages.read.count_rows import not_downloaded
 from stages.read.crops import Crop, Crops
 from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
@@ -78,6 +79,10 @@ class Decode:
     def pairs(self, shard: Shard) -> Iterator[Pair]:
         """Yield the rows of a shard in order with their encoded images, none decoded."""
         return read_shard(self._store, shard, self._options)
+
+    def not_downloaded(self, shard: Shard) -> dict[str, int]:
+        """Return how many rows of the crawl never reached a shard, by why; nothing where nobody says."""
+        return not_downloaded(self._store, shard)
 
     def pixels(self, pairs: list[Pair], pool: ThreadPoolExecutor) -> list[npt.NDArray[np.uint8] | None]:
         """Return the pixels of each pair, uint8 (size, size, 3), decoded in the threads of a pool; None where it cannot be."""

@@ -1,5 +1,6 @@
 """Score every pair of a shard with the current checkpoint and write its scores part."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ import torch
 
 from manifests.layout import CANARY_PARTS, EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
-from manifests.schema import NUM_NULLS, SIGNALS, SOURCE, Reason
+from manifests.schema import NOT_DOWNLOADED_KEY, NUM_NULLS, SIGNALS, SOURCE, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
 from stages.histogram import on_grid
@@ -112,7 +113,9 @@ class Embed(Stage[EmbedTarget, Embedded]):
                 yield score_batch(chunk, keep_captions=target.keep_captions)
 
         name = part_name(number, SCORES, shard.name)
-        part = write_part(target.run, name, SCORES_SCHEMA, batches(), fingerprint=target.fingerprint)
+        lost = target.decode.not_downloaded(shard)
+        footer = {NOT_DOWNLOADED_KEY: json.dumps(lost).encode()} if lost else None
+        part = write_part(target.run, name, SCORES_SCHEMA, batches(), fingerprint=target.fingerprint, footer=footer)
         return Embedded(part.num_rows, num_quarantined)
 
     def _scored(self, shard: Shard) -> Iterator["ScoredChunk"]:

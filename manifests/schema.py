@@ -54,6 +54,10 @@ class Reason(StrEnum):
     LOCAL_OUTLIER = "local_outlier", "has an image vector farther from all others than most"
     DISCORDANT = "discordant", "is doubted by several witnesses together: its accord is among the lowest"
     DUPLICATE_UID = "duplicate_uid", "has the uid of another row, so that what is said of one would be said of both"
+    REPLACED = (
+        "replaced",
+        "is farther from what the index promised than honest pictures that were encoded anew",
+    )
     PUT_OUT = "put_out", "sat out of the CLIP loss, and the model that had not trained on it for a round contradicts it"
     # set by a human verdict, on safe rows too; a `drop` makes the row quarantined
     REVIEW = "review", "has a human verdict"
@@ -94,6 +98,7 @@ class Bound(StrEnum):
     MOST = "most"  # the setting is the highest value of a safe row
     LOWEST_SHARE = "lowest_share"  # the setting is the share of rows, those of lowest values, that is risky
     HIGHEST_SHARE = "highest_share"  # the same of highest values
+    LEAST = "least"  # the setting is the lowest value of a safe row; of a row that has none nothing is said
     CROWD = "crowd"  # the setting is the share of ordinary rows that fall under the cut; see `stages.label.crowds`
 
 
@@ -225,6 +230,14 @@ SIGNAL_TABLE: Final = (
         6,
         "rows of the whole dataset that share these pixels, itself too",
         (LimitSetting("max_image_repeats", Reason.EXACT_DUPLICATE),),
+    ),
+    Signal("promise", pa.string(), 8, "what came of what the index promised: `exact`, `differs`, `no_hash` or `unknown`"),
+    Signal(
+        "p_reencoded",
+        _F,
+        8,
+        "p-value, in [0, 1], of its distance from what the index promised, if the picture was honestly encoded anew; 1: exact",
+        (LimitSetting("replaced_tail", Reason.REPLACED, Bound.LEAST),),
     ),
 )
 SIGNALS: Final = pa.struct([pa.field(signal.name, signal.type) for signal in SIGNAL_TABLE])

@@ -244,6 +244,19 @@ class SignalSettings(Settings):
     reference_image_size: int | None = _reference(
         None, "edge in px of its inputs; its own if unset", ge=16, le=1024, toml=True, when={"reference_encoder": ()}
     )
+    index: str | None = setting(
+        None,
+        "Parquet file, folder or glob of the index that the data were fetched from, to compare what came with what it promised",
+    )
+    index_key: Literal["auto", "uid", "url", "key"] = setting(
+        "auto", "column by which rows are found in the index; the first of uid, url and key that it has", when={"index": ()}
+    )
+    index_score: str | None = setting(
+        None,
+        "column of the index with cosines of this very checkpoint, as clip_b32_similarity_score of DataComp is of openai's "
+        "ViT-B-32",
+        when={"index": ()},
+    )
     signals_seed: int = setting(0, "seed of the samples", ge=0, toml=True, when=_ALL)
     signals_memory_mb: int = setting(2048, "memory of the counting of repeats; more is spilled to disk", ge=64, how=True)
 

@@ -120,7 +120,7 @@ def copies(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pairsan() -> Callable[..., Result]:
     """Call the command line in this process; `code` is the exit code that is expected."""
 

@@ -23,14 +23,14 @@ FLAGS = {
     " --allow-outside --keep-column --skip-unreadable",
     "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
-    "signals": "--signals --caption-shingles --signals-memory-mb",
+    "signals": "--signals --caption-shingles --index --index-key --index-score --signals-memory-mb",
     "signals.near": "--neighbours --reference-rows --agreement-rows --common-captions --near-copy-cosine",
     "signals.reference": "--reference-encoder --reference-checkpoint",
     "split": "--rule --keep-share --min-cosine --sit-out-folds",
     "split.calibrated": "--alpha --max-p-mismatch --null-strata",
     "split.mixture": "--threshold --min-separation",
     "split.limits": "--max-image-repeats --max-look-alikes --max-near-copies --max-pair-copies --max-caption-copies"
-    " --crowded-share --crowded-tail --outlier-share --discord-share",
+    " --crowded-share --crowded-tail --outlier-share --discord-share --replaced-tail",
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
@@ -147,7 +147,18 @@ def test_the_settings_file_of_a_profile_is_taken_as_it_is_printed(pairsan: Pairs
 def test_flags_named_in_the_docs_exist() -> None:
     known = {flag for words in [*FLAGS.values(), *SURFACE.values(), *REVIEWS.values()] for flag in words.split()}
     known |= {*COMMON, "--profile", "--verbose", "--help", "--version", "--no-keep-captions", "--no-common-captions"}
-    known |= {"--benchmark", "--vs", "--no-index", "--strict", "--arm", "--reword", "--exchange", "--seeds", "--attack"}
+    known |= {
+        "--benchmark",
+        "--vs",
+        "--no-index",
+        "--compute",
+        "--strict",
+        "--arm",
+        "--reword",
+        "--exchange",
+        "--seeds",
+        "--attack",
+    }
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         if page.name == "walk.md":
             continue  # written by a script that runs every command in it

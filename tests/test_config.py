@@ -235,7 +235,7 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
     other = {
         **{"separator": ";", "precision": "fp32", "device": "cpu", "signals": "all", "decode": "cluster", "risky": "skip"},
         **{"train_precision": "fp32", "order": "sequential", "executor": "local", "max_canary_leak": 0.1, "caption": "all"},
-        "encoding": "cp1252",
+        **{"encoding": "cp1252", "index_key": "url"},
     }
     for name, entry in CATALOGUE.items():
         if name in tested or entry.how:
@@ -254,6 +254,8 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
             given["canaries"] = 10
         if "near_copy_cosine" in str(entry.when) or name in ("max_near_copies", "max_pair_copies"):
             given["near_copy_cosine"] = 0.9
+        if "index" in str(entry.when):
+            given["index"] = "x.parquet"
         if "reference_encoder" in str(entry.when):
             given["reference_encoder"] = "x"
         config = load_config(None, given, command="run" if entry.section == "train" else "clean")

@@ -46,7 +46,19 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "counts": manifest.seal["counts"],
         **{
             key: manifest.seal.get(key)
-            for key in ("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled", "canaries", "null", "strata")
+            for key in (
+                "rule",
+                "cut",
+                "safe_share",
+                "limits",
+                "doubts",
+                "mixture",
+                "overruled",
+                "canaries",
+                "null",
+                "strata",
+                "promises",
+            )
         },
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
         "weights": manifest.seal["plan"].get("weights"),
@@ -160,7 +172,9 @@ def domains(gallery: Gallery) -> list[dict[str, Any]]:
     if gallery.manifest.seal["schema_version"] < _SOURCE_SINCE:
         return []
     counted = (
-        "SELECT source.domain AS domain, count(*) AS n, count(*) FILTER (label = 'risky') AS risky "
+        "SELECT source.domain AS domain, count(*) AS n, count(*) FILTER (label = 'risky') AS risky, "
+        "count(*) FILTER (signals.promise = 'exact') AS exact, count(*) FILTER (signals.promise = 'differs') AS differs, "
+        "count(*) FILTER (reason = 'replaced') AS replaced "
         "FROM pairs WHERE source.domain IS NOT NULL AND cosine IS NOT NULL GROUP BY ALL"
     )
     [(num, rows, risky)] = gallery.query(f"SELECT count(*), sum(n), sum(risky) FROM ({counted}) WHERE n >= {_DOMAIN_ROWS}")  # noqa: S608
@@ -170,12 +184,13 @@ def domains(gallery: Gallery) -> list[dict[str, Any]]:
     tested = f"SELECT *, CASE WHEN n >= {_DOMAIN_ROWS} THEN {z} END AS z FROM ({counted})"  # noqa: S608
     far = f"coalesce(z, 0) > {beyond}"
     order = f"{far} DESC, if({far}, z, n) DESC, domain"
-    text = f"SELECT domain, n, risky, z, {far} FROM ({tested}) ORDER BY {order} LIMIT {_UNUSUAL}"  # noqa: S608
+    text = f"SELECT domain, n, risky, z, {far}, exact, differs, replaced FROM ({tested}) ORDER BY {order} LIMIT {_UNUSUAL}"  # noqa: S608
     found = []
-    for domain, n, bad, z_value, stands_out in gallery.query(text):
+    for domain, n, bad, z_value, stands_out, *kept in gallery.query(text):
         ends = binomtest(bad, n).proportion_ci(0.95, "wilson")
         line = {"domain": domain, "rows": n, "risky_share": bad / n, "low": float(ends.low), "high": float(ends.high)}
-        found.append({**line, "z": z_value, "stands_out": stands_out})
+        promised = dict(zip(("exact", "differs", "replaced"), kept, strict=True))
+        found.append({**line, "z": z_value, "stands_out": stands_out, **promised})
     return found
 
 

@@ -30,7 +30,7 @@ from manifests.schema import MANIFEST, MEANINGS, SIGNAL_TABLE, Label, Reason
 from pipeline.pages.gallery import PAGE_ROWS, Gallery, Place
 from pipeline.pages.guard import Guard
 from pipeline.pages.thumbnails import Thumbnails
-from pipeline.pages.wire import IDS, plain, shown, wanted
+from pipeline.pages.wire import NUMBERS, plain, shown, wanted
 from pipeline.steps import audit
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -140,7 +140,7 @@ def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
     words = {"labels": [str(word) for word in Label], "reasons": {str(word): word.meaning for word in Reason}}
     signals = {f"signals.{signal.name}": signal.meaning for signal in SIGNAL_TABLE} if _has_signals(manifest) else {}
     columns = {name: MEANINGS[name] for name in MANIFEST.names if name != "signals"} | signals
-    numbers = [name for name in columns if name in _NUMBERS or (name in signals and name.removeprefix("signals.") not in IDS)]
+    numbers = [name for name in columns if name in _NUMBERS or (name in signals and name.removeprefix("signals.") in NUMBERS)]
     return {
         "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, "numbers": numbers,
         **words, **facts,

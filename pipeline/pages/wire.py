@@ -10,6 +10,9 @@ from pipeline.pages.gallery import Wanted
 from pipeline.queries.inspection import Query
 
 IDS: Final = frozenset(signal.name for signal in SIGNAL_TABLE if pa.types.is_int64(signal.type))
+NUMBERS: Final = frozenset(
+    signal.name for signal in SIGNAL_TABLE if pa.types.is_floating(signal.type) or pa.types.is_int32(signal.type)
+)
 _UNSEEN: Final = ("shard", "index", "key", "caption")
 
 

@@ -55,8 +55,20 @@ def known_of(seal: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         *_known_by_null(seal),
         *([("people", _by_people(people, seal["plan"]["split"]["alpha"]))] if people else []),
+        *([("index", _by_index(seal))] if seal.get("promises") else []),
         *([("audit", audit.as_text(seal["audit"]))] if seal.get("audit") else []),
     ]
+
+
+def _by_index(seal: dict[str, Any]) -> str:
+    """Say what came of what an index promised."""
+    rows, judged = seal["promises"]["rows"], seal["promises"]["judged_by"]
+    tail, replaced = seal["plan"]["split"]["replaced_tail"], seal["counts"]["reasons"].get(Reason.REPLACED, 0)
+    parts = ", ".join(f"{word} {rows.get(word, 0):,}" for word in ("exact", "differs", "no_hash", "unknown"))
+    moved = judged.get("gap", 0)
+    by = f"aspect ratio and cosines ({moved:,} of pictures encoded anew)" if moved else "aspect ratio alone (see --index-score)"
+    few = f"; too few to tell at {tail:g}" if moved and 2 / (moved + 1) > tail else ""
+    return f"{parts}; {replaced:,} replaced, by {by}{few}"
 
 
 def _by_people(said: dict[str, Any], alpha: float) -> str:

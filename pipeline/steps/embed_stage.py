@@ -16,6 +16,7 @@ from stages.score.checkpoints import Weights, load_model, resolve_weights, weigh
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
 from stages.score.encoders import preprocess_config
+from stages.score.reencoded import ROWS
 from stages.score.tokenizers import tokenizer_sha256
 from stages.settings import ModelSettings
 
@@ -54,6 +55,7 @@ class Scoring:
             num_threads=num_threads,
             keep_embeddings=config.embed.keep_embeddings,
             keep_captions=config.embed.keep_captions,
+            num_reencoded=-(-ROWS // max(1, num_shards)) if config.signals.index else 0,
             num_canaries=-(-config.embed.canaries // max(1, num_shards)),
         )
         return Embed(target)

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import pyarrow.compute as pc
+
 from manifests.errors import RunError, SplitRefused
 from manifests.layout import (
     EMBEDDINGS,
@@ -30,6 +32,8 @@ from stages.label.decide import Decision
 from stages.label.label_rows import Labelled, LabelRows, LabelTarget
 from stages.label.twins import write_twins
 from stages.pair import Shard
+from stages.signals.signal_parts import HONEST
+from stages.vectors import read_columns
 
 _NULL_BINS = 256
 _MOST_LOST = 0.5  # as for crowds: what is most of the rows is no crowd
@@ -93,6 +97,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
             "labels": labels,
             "reasons": _total([labelled.reasons for labelled in written.values()]),
         },
+        "promises": _promises(round_, signals),
         "not_downloaded": dict(sorted(totals.not_downloaded.items())),
         "changes": None if previous is None else changes,
         "before": round_.before,
@@ -128,6 +133,15 @@ def _audit(round_: Round) -> dict[str, Any] | None:
         return None
     sample = audit.sample_at(round_.run, round_.number, reviews["until"])
     return None if sample is None else audit.estimate(round_.run, sample, reviews["until"])
+
+
+def _promises(round_: Round, signals: Signals | None) -> dict[str, Any] | None:
+    """Return how many scored rows kept what an index promised, and by how many honest distances the others were judged."""
+    if signals is None or signals.parts.asked.index is None:
+        return None
+    honest = read_columns(round_.run, signals.parts.name(HONEST), ["kind"])["kind"]
+    judged = {row["values"]: row["counts"] for row in pc.value_counts(honest).to_pylist()}
+    return {"rows": dict(sorted(signals.promises.items())), "judged_by": judged}
 
 
 def _people(decision: Decision) -> dict[str, Any] | None:

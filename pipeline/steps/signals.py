@@ -12,6 +12,7 @@ from manifests.parts import Part
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import limits_of
+from pipeline.steps.index_files import index_of, index_plan, is_compared
 from pipeline.steps.near_copies import find_copies, num_cells
 from pipeline.steps.plan import Round
 from pipeline.steps.witness_vectors import add_reference, canary_folder, reference_folder, tower_of
@@ -20,6 +21,7 @@ from pipeline.workers.run_stage import run_missing, run_stage
 from stages.histogram import Histogram
 from stages.label.tally import COUNTED, TalliedSignals, TallySignals
 from stages.pair import Shard
+from stages.signals.index_join import write_promises
 from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.repeats import KINDS, repeats_name, write_repeats
 from stages.signals.sample import Reference, Sampled, SampleRows, SampleTarget, share_of
@@ -32,6 +34,7 @@ from stages.signals.signal_parts import (
     CLUSTERS,
     GROUPS,
     PAIRS,
+    PROMISES,
     REFERENCE,
     WITNESS,
     Asked,
@@ -128,6 +131,15 @@ def _check_memory(parts: SignalParts, num_rows: int) -> None:
         )
 
 
+def _compare_with_index(work: Work) -> None:
+    """Compare what came with what the index promised."""
+    index = index_of(work.config)
+    if index is None:
+        raise RunError("these signals compare with an index; name it with --index")
+    if not is_compared(work.parts):
+        write_promises(work.parts, index)
+
+
 def _write_rows(work: Work) -> None:
     """Ask every source about every row."""
     within = work.parts.name(WITNESS) if work.parts.asked.joins else work.parts.folder
@@ -150,6 +162,7 @@ STEPS: Final = (
     ),
     Step(_draw_samples, lambda asked: asked.near),
     Step(lambda work: find_copies(work.executor, work.round_, work.parts), lambda asked: asked.copies, (CLUSTERS,)),
+    Step(_compare_with_index, lambda asked: asked.index is not None, scratch=PROMISES),
     Step(_write_rows, lambda _: True, scratch=WITNESS),
     Step(_join_copies, lambda asked: asked.joins),
 )
@@ -163,11 +176,13 @@ class Signals:
         parts: Where they lie.
         written: Each shard's part.
         values: Of the signals of which shares are limited, by name; of those that were computed.
+        promises: Rows by what came of what an index promised; empty without one.
     """
 
     parts: SignalParts
     written: dict[str, Part] = field(default_factory=dict)
     values: dict[str, Histogram] = field(default_factory=dict)
+    promises: dict[str, int] = field(default_factory=dict)
 
 
 def add_signals(executor: Executor, round_: Round, config: RunConfig, num_scored: int) -> Signals | None:
@@ -206,6 +221,8 @@ def count_signals(executor: Executor, round_: Round, parts: SignalParts) -> Sign
         found.written[shard.name] = tallied.part
         for name, some in tallied.values.items():
             values[name].add(some)
+        for promise, rows in tallied.promises.items():
+            found.promises[promise] = found.promises.get(promise, 0) + rows
         return tallied.part.num_rows, 0
 
     run_stage(executor, TallySignals(parts), round_.shards, what="count signals", folder=round_.place, collect=collect)
@@ -246,10 +263,13 @@ def asked_signals(config: RunConfig) -> dict[str, Any] | None:
     """Return what a plan says of signals: what of the settings can change one; None where there are none.
 
     Raises:
-        PairsanError: The reference encoder cannot be found.
+        PairsanError: The reference encoder, or the index, cannot be found.
     """
-    asked, tower = config.signals.plan, tower_of(config)
-    return asked if asked is None or tower is None else {**asked, "reference_encoder": tower.plan}
+    asked, tower, index = config.signals.plan, tower_of(config), index_of(config)
+    if asked is None:
+        return None
+    more = {"reference_encoder": tower.plan} if tower else {}
+    return {**asked, **more, **({"index": index_plan(index)} if index else {})}
 
 
 def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, Any] | None:

@@ -214,7 +214,8 @@ def _why(
     names = {name for limit in decision.limits for name in limit.reads()}
     signals = {name: pc.struct_field(scores["signals"], name).cast(pa.float64()).to_numpy() for name in names}
     for place, limit in enumerate(decision.limits, start=1):
-        why[limited & (why <= 0) & ~limit.allows(signals)] = place
+        asked = scored if limit.lenient else limited  # what was replaced is called so below the cut, too
+        why[asked & (why <= 0) & ~limit.allows(signals)] = place
     why[limited & (why <= 0) & twin] = len(decision.limits) + 1
     return why
 

@@ -29,6 +29,7 @@ class Limit:
         least: Lower values are not safe; None for no bound.
         most: Higher values are not safe; None for no bound.
         witness: Signal, a p-value, that must doubt a row as well before the bound makes it risky; None where it suffices.
+        lenient: Whether a row that has no such value is safe.
     """
 
     reason: Reason
@@ -36,9 +37,10 @@ class Limit:
     least: float | None = None
     most: float | None = None
     witness: str | None = None
+    lenient: bool = False
 
     def allows(self, signals: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
-        """Return which rows the limit leaves safe, bool (n,); NaN never is: what is not known is not safe.
+        """Return which rows the limit leaves safe, bool (n,); NaN is not, unless it is lenient: what is not known is not safe.
 
         Args:
             signals: By name, (n,) each.
@@ -49,6 +51,7 @@ class Limit:
             inside &= values >= self.least
         if self.most is not None:
             inside &= values <= self.most
+        inside |= np.isnan(values) if self.lenient else False
         return inside if self.witness is None else inside | (signals[self.witness] > DOUBTS_UP_TO)
 
     def reads(self) -> tuple[str, ...]:
@@ -76,7 +79,9 @@ def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tupl
         asked = getattr(settings, limit.setting)
         if not asked or (limit.counted is not None and limit.counted not in counted):
             continue
-        if limit.counted is None:
+        if limit.bound == Bound.LEAST:
+            limits.append(Limit(limit.reason, signal.name, least=asked, lenient=True))
+        elif limit.counted is None:
             limits.append(Limit(limit.reason, signal.name, most=asked, witness=limit.witness))
         else:
             least, most = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)

@@ -126,6 +126,14 @@ class SplitSettings(Settings):
         "this share of scored rows, those of lowest accord, is risky (discordant): cosine, images of like captions "
         "and reference encoder speak against them together",
     )
+    replaced_tail: float = _limit(
+        0.001,
+        "rows are risky (replaced) that lie farther from what the index promised than all but this share of pictures that were "
+        "honestly encoded anew",
+        gt=0.0,
+        lt=0.5,
+        when={"index": ()},
+    )
     max_canary_leak: Share | None = _belief(
         None,
         "refuse the seal where a larger share of a kind of canary with a foreign caption would be safe",

@@ -141,10 +141,12 @@ class TalliedSignals:
     Attributes:
         part: Rows, size and hash of the part.
         values: Occupied histogram bins of the signals of which shares are limited, by name; empty where one was not computed.
+        promises: Rows by what came of what an index promised.
     """
 
     part: Part
     values: dict[str, SparseCounts]
+    promises: dict[str, int] = field(default_factory=dict)
 
 
 class TallySignals(Stage[SignalParts, TalliedSignals]):
@@ -159,4 +161,7 @@ class TallySignals(Stage[SignalParts, TalliedSignals]):
         parts = self.target
         found, part = open_part(parts.run, parts.part(shard.name), ["signals"], parts.fingerprint)
         values = {name: pc.struct_field(found["signals"], name).drop_null().to_numpy() for name in COUNTED}
-        return TalliedSignals(part, {name: count(counted_as(name, some)) for name, some in values.items()})
+        there = found["signals"].type.get_field_index("promise") >= 0  # parts of older schemas have none
+        kept = pc.value_counts(pc.struct_field(found["signals"], "promise").drop_null()).to_pylist() if there else []
+        promises = {row["values"]: row["counts"] for row in kept}
+        return TalliedSignals(part, {name: count(counted_as(name, some)) for name, some in values.items()}, promises)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from manifests.layout import CANARY_PARTS, EMBEDDINGS, SCORES, part_name
+from manifests.layout import CANARY_PARTS, EMBEDDINGS, REENCODED, SCORES, part_name
 from manifests.parts import write_part
 from manifests.schema import NOT_DOWNLOADED_KEY, NUM_NULLS, SIGNALS, SOURCE, Reason
 from manifests.schema import SCORES as SCORES_SCHEMA
@@ -25,6 +25,7 @@ from stages.score.decode import Chunk, Decode
 from stages.score.encoders import Encoder
 from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.score.null_cosines import null_cosines
+from stages.score.reencoded import REENCODED_SCHEMA, moved
 from stages.stage import Stage
 from stages.vectors import packed
 
@@ -48,6 +49,7 @@ class EmbedTarget:
         keep_embeddings: Whether to write fp16 embeddings beside the scores.
         keep_captions: Whether captions are written.
         num_canaries: Canaries of each kind in every shard.
+        num_reencoded: Rows of every shard that are encoded anew, to see how far their cosines move.
     """
 
     decode: Decode
@@ -62,6 +64,7 @@ class EmbedTarget:
     keep_embeddings: bool
     keep_captions: bool
     num_canaries: int = 0
+    num_reencoded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class Embed(Stage[EmbedTarget, Embedded]):
         chunks: Iterable[Chunk] = self._chunks(shard)
         if self.target.num_canaries:
             chunks = self._with_canaries(shard, chunks)
+        if self.target.num_reencoded:
+            chunks = self._with_reencoded(shard, chunks)
         return (self._counted(score_chunk(chunk, self._encoder)) for chunk in chunks)
 
     def _counted(self, chunk: "ScoredChunk") -> "ScoredChunk":
@@ -142,6 +147,17 @@ class Embed(Stage[EmbedTarget, Embedded]):
             yield chunk
         if made is None:
             self._write_canaries(shard, None)
+
+    def _with_reencoded(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Pass chunks on; encode rows of the first one anew, and write how far their cosines moved."""
+        target, found = self.target, None
+        for chunk in chunks:
+            if found is None and len(chunk.rows):
+                found = moved(chunk.pixels[: target.num_reencoded], chunk.captions[: target.num_reencoded], self._encoder)
+            yield chunk
+        table = REENCODED_SCHEMA.empty_table() if found is None else pa.table([pa.array(found)], schema=REENCODED_SCHEMA)
+        name = part_name(target.round_number, REENCODED, shard.name)
+        write_part(target.run, name, REENCODED_SCHEMA, [table], fingerprint=target.fingerprint)
 
     def _write_canaries(self, shard: Shard, made: Canaries | None) -> None:
         target, table = self.target, CANARIES.empty_table()

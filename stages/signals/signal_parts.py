@@ -6,12 +6,14 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from manifests.store import Store
 
 REFERENCE, AGREEMENT, CENTRES = "reference.parquet", "agreement.parquet", "centres.parquet"
 CLUSTERS: Final = "clusters-image.parquet"
 BANDS, BAND_COUNTS = "bands", "repeats-bands.parquet"
+PROMISES, HONEST = "promises", "honest.parquet"
 WITNESS, GROUPS, PAIRS = "witness", "groups.parquet", "repeats-pairs.parquet"
 
 
@@ -23,6 +25,7 @@ class Asked:
         exact_copies: Whether the parts have that field; those of before it are made anew.
         neighbour_outlier: The same of this one.
         reference_encoder: Name, sha256 and size_px of the tower; None without one.
+        index: Names and sizes of the index's files, key and score column; None without one.
     """
 
     signals: str = "repeats"
@@ -38,6 +41,7 @@ class Asked:
     neighbour_outlier: bool = False
     caption_shingles: bool = False
     reference_encoder: dict[str, Any] | None = None
+    index: dict[str, Any] | None = None
 
     @property
     def near(self) -> bool:
@@ -112,6 +116,7 @@ class Known:
         words: The captions, with a reference encoder; else none.
         bands: Of the captions' wording, int64 (n, 6), and which rows have them, bool (n,); None where wording is not counted.
         pixels: Hashes of the images' pixels, int64 (n,); None where they are not known.
+        promises: What the index promised of them, by the columns of `stages.signals.promises`; None without an index.
     """
 
     images: npt.NDArray[np.int64]
@@ -122,6 +127,7 @@ class Known:
     words: tuple[str, ...] = ()
     bands: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None = None
     pixels: npt.NDArray[np.int64] | None = None
+    promises: pa.Table | None = None
 
 
 # from rows to fields of the `signals` column, (n,) each

@@ -16,9 +16,10 @@ from stages.signals.accord import accord_signals
 from stages.signals.joint_doubt import witnessed
 from stages.signals.near_copies import copy_signals
 from stages.signals.neighbourhood import neighbour_signals
+from stages.signals.promises import promise_signals
 from stages.signals.repeats import Counts, repeat_signals
 from stages.signals.shingles import read_bands, wording_signals
-from stages.signals.signal_parts import WITNESS, Known, SignalParts, Source
+from stages.signals.signal_parts import PROMISES, WITNESS, Known, SignalParts, Source
 from stages.stage import Stage
 from stages.vectors import read_columns, unit, vectors_of
 
@@ -30,6 +31,7 @@ SOURCES: Final[tuple[Maker, ...]] = (
     copy_signals,
     neighbour_signals,
     accord_signals,
+    promise_signals,
 )
 _MOST: Final = 2**31 - 1
 
@@ -86,12 +88,15 @@ class WriteSignals(Stage[SignalParts, int]):
         bands = read_bands(parts, shard, scored) if asked.caption_shingles else None
         # scores of before schema 6 do not tell copies from look-alikes, and are labelled as they were
         pixels = mine["pixels_hash"].fill_null(0).to_numpy() if "pixels_hash" in mine.column_names else images
+        promises = None
+        if asked.index is not None:
+            promises = read_columns(parts.run, parts.part(shard, PROMISES), None).filter(pa.array(scored))
         if not asked.near:
-            return Known(images, captions, bands=bands, pixels=pixels)
+            return Known(images, captions, bands=bands, pixels=pixels, promises=promises)
         vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard), ["image", "text"])
         v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
         if parts.others is None:
-            return Known(images, captions, v, t, bands=bands, pixels=pixels)
+            return Known(images, captions, v, t, bands=bands, pixels=pixels, promises=promises)
         others = read_columns(parts.run, f"{parts.others}/{shard}.parquet", ["image"])["image"]
         words = mine["caption"].fill_null("").to_pylist()
-        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands, pixels)
+        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands, pixels, promises)

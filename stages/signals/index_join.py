@@ -1,0 +1,200 @@
+"""Find every row of a round in the index that it was fetched from; DuckDB joins, and spills what is above its memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from manifests.errors import DataError
+from manifests.layout import REENCODED, SCORES, part_name, round_folder
+from manifests.parts import write_part
+from manifests.store import Store
+from stages.out_of_core import connect
+from stages.signals.promises import DRAWS, HONEST_SCHEMA, PROMISE, Distances, simulated_aspects
+from stages.signals.signal_parts import HONEST, PROMISES, SignalParts
+from stages.vectors import read_columns
+
+Key = Literal["uid", "url", "key"]
+KEYS: Final[tuple[Key, ...]] = ("uid", "url", "key")
+_FEWEST: Final = 20
+_LEAST_FOUND: Final = 0.1
+_MOST_GAP: Final = 0.05  # median, of exact rows: more is another model's
+_BATCH_ROWS: Final = 100_000
+_USUAL: Final = {
+    **{kind: (kind,) for kind in ("sha256", "md5")},
+    **{edge: (f"original_{edge}", edge) for edge in ("width", "height")},
+}
+_OURS: Final = {"uid": "lower(hex(uid))", "url": "source.url", "key": "key"}
+_SCORES: Final = ["uid", "key", "index", "cosine", "source", "__filename"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index that data were fetched from.
+
+    Attributes:
+        store: Where it lies.
+        files: Its Parquet files, on the file system of the store.
+        sizes: Of each, in bytes.
+        key: By which rows are found.
+        score: Column of its cosines; None without.
+    """
+
+    store: Store
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    key: Key
+    score: str | None
+
+    def scan(self) -> tuple[pads.Scanner, dict[str, str]]:
+        """Return a scan of the columns that are wanted, and their names, quoted, by what they are."""
+        dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.store.fs)
+        folded = {name.casefold(): name for name in dataset.schema.names}
+        named = {what: next((folded[name] for name in names if name in folded), "") for what, names in _USUAL.items()}
+        named = {what: name for what, name in (named | {"by": folded[self.key], "score": self.score or ""}).items() if name}
+        scanner = dataset.scanner(columns=sorted(set(named.values())), cache_metadata=False)
+        return scanner, {what: '"' + name.replace('"', '""') + '"' for what, name in named.items()}
+
+
+def key_of(names: Sequence[str], wanted: str, where: str) -> Key:
+    """Return by which column rows of an index are found.
+
+    Raises:
+        DataError: It has none, or not the one that is wanted.
+    """
+    there = {name.casefold() for name in names}
+    for key in KEYS if wanted == "auto" else (wanted,):
+        if key in there:
+            return cast(Key, key)
+    asked = "none of the columns uid, url, key" if wanted == "auto" else f"no column {wanted!r} (--index-key)"
+    raise DataError(f"--index {where} has {asked} to find rows by; it has {list(names)[:20]}")
+
+
+def write_promises(parts: SignalParts, index: Index) -> None:
+    """Write a part of promises for every shard, and what is honest.
+
+    Raises:
+        DataError: Hardly a row is in the index, its hashes are of something else, or its scores are another model's.
+    """
+    with connect(memory_limit=f"{parts.memory_bytes}B", preserve_insertion_order=False) as connection:
+        _join(connection, parts, index)
+        _refuse_another_index(connection, index)
+        honest = {"aspect": simulated_aspects(), "gap": _honest_gaps(connection, parts, index)}
+        found = connection.sql("SELECT number, promise, aspect, gap FROM found ORDER BY number, row").to_arrow_reader(
+            _BATCH_ROWS
+        )
+        for shard, table in _by_shard(found, parts.shards):
+            write_part(parts.run, parts.part(shard, PROMISES), PROMISE, [table], fingerprint=parts.fingerprint)
+    kinds = np.repeat(list(honest), [len(values) for values in honest.values()])
+    distances = np.concatenate([np.sort(values) for values in honest.values()])
+    table = pa.table([pa.array(kinds), pa.array(distances)], schema=HONEST_SCHEMA)
+    write_part(parts.run, parts.name(HONEST), HONEST_SCHEMA, [table], fingerprint=parts.fingerprint)
+
+
+def _join(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> None:
+    """Make the table `found`, a line for each row of the data."""
+    paths = [parts.run.path(part_name(parts.scores_round, SCORES, shard)) for shard in parts.shards]
+    scores = pads.dataset(paths, format="parquet", filesystem=parts.run.fs)
+    scan, named = index.scan()
+    connection.register("scores", scores.scanner(columns=_SCORES, cache_metadata=False))
+    connection.register("shards", pa.table({"path": paths, "number": pa.array(range(len(paths)), pa.int32())}))
+    connection.register("promised", scan)
+    text = {what: f"lower(CAST({name} AS VARCHAR))" for what, name in named.items()}
+    by = f"replace({text['by']}, '-', '')" if index.key == "uid" else f"CAST({named['by']} AS VARCHAR)"
+    hashes = [kind for kind in ("sha256", "md5") if kind in named]
+    columns = [f"if(min({text[kind]}) = max({text[kind]}), min({text[kind]}), NULL) AS {kind}" for kind in hashes]
+    columns += [f"any_value(try_cast({named.get(what, 'NULL')} AS DOUBLE)) AS {what}" for what in ("width", "height", "score")]
+    equal = " OR ".join(f"lower(s.source.{kind}) = i.{kind}" for kind in hashes) or "false"
+    both = " OR ".join(f"(s.source.{kind} IS NOT NULL AND i.{kind} IS NOT NULL)" for kind in hashes) or "false"
+    ours, theirs = "ln(s.source.width / s.source.height)", "ln(i.width / i.height)"
+    connection.execute(  # names of columns are quoted, all else is our own
+        f"""CREATE TEMP TABLE found AS
+        WITH i AS (SELECT {by} AS by, true AS known, {", ".join(columns)} FROM promised GROUP BY 1),
+             s AS (SELECT shards.number, scores."index" AS row, {_OURS[index.key]} AS by, source, cosine
+                   FROM scores JOIN shards ON scores.__filename = shards.path)
+        SELECT s.number, s.row, s.cosine - i.score AS gap,
+            abs({ours} - if(i.width > 0 AND i.height > 0, {theirs}, NULL)) AS aspect,
+            CASE WHEN i.known IS NULL THEN 'unknown' WHEN {equal} THEN 'exact'
+                 WHEN {both} THEN 'differs' ELSE 'no_hash' END AS promise
+        FROM s LEFT JOIN i ON s.by = i.by"""  # noqa: S608
+    )
+
+
+def _refuse_another_index(connection: duckdb.DuckDBPyConnection, index: Index) -> None:
+    """Refuse an index that is not this data's.
+
+    Raises:
+        DataError: Says how many rows were found, or how many hashes agree.
+    """
+    counts = dict(connection.sql("SELECT promise, count(*) FROM found GROUP BY 1").fetchall())
+    rows, known = sum(counts.values()), sum(num for promise, num in counts.items() if promise != "unknown")
+    if known < _LEAST_FOUND * rows:
+        raise DataError(
+            f"--index {index.store.uri}: {known:,} of {rows:,} rows are in it by {index.key}; is it the index of these data? "
+            "--index-key names another column"
+        )
+    if not counts.get("exact") and counts.get("differs", 0) >= _FEWEST:
+        raise DataError(
+            f"--index {index.store.uri}: of {counts['differs']:,} rows with a hash in both not one has the same; its hashes, "
+            "or the data's, are of something else (of the URL? of pictures encoded anew?)"
+        )
+
+
+def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> Distances:
+    """Return how far cosines of honest pictures are from the index's; the gaps in `found` lose what is usual of exact rows.
+
+    Raises:
+        DataError: The index's scores are another model's.
+    """
+    exact = "FROM found WHERE promise = 'exact' AND gap IS NOT NULL"
+    usual, spread, num = connection.sql(f"SELECT median(gap), mad(gap), count(*) {exact}").fetchall()[0]
+    steps = _moved(parts) if index.score is not None and num >= _FEWEST else np.zeros(0, np.float32)
+    if not len(steps):
+        connection.execute("UPDATE found SET gap = NULL")
+        return steps
+    if max(abs(usual), spread) > _MOST_GAP:
+        raise DataError(
+            f"--index-score {index.score}: of {num:,} exact rows it is {abs(usual):.3f} (median) from this checkpoint's cosine,"
+            f" give or take {spread:.3f}; it is another model's"
+        )
+    connection.execute("UPDATE found SET gap = gap - ?", [usual])
+    sample = connection.sql(f"SELECT gap {exact} ORDER BY hash(number, row) LIMIT {DRAWS}").fetchnumpy()["gap"]
+    noise = np.random.default_rng(0).choice(
+        np.asarray(sample), len(steps)
+    )  # no more values than were measured: p has its floor
+    found: Distances = np.abs(steps + noise).astype(np.float32)
+    return found
+
+
+def _moved(parts: SignalParts) -> Distances:
+    """Return by how much cosines moved when rows were encoded anew; none where these scores were made without an index."""
+    if not parts.run.names(f"{round_folder(parts.scores_round)}/{REENCODED}"):
+        return np.zeros(0, np.float32)
+    names = (part_name(parts.scores_round, REENCODED, shard) for shard in parts.shards)
+    return np.concatenate([read_columns(parts.run, name, None)["moved"].to_numpy() for name in names])
+
+
+def _by_shard(batches: pa.RecordBatchReader, shards: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the rows of every shard, in order; those of shards without rows too."""
+    waiting, current = list[pa.Table](), 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        numbers = table["number"].to_numpy()
+        for number in np.unique(numbers).tolist():
+            for done in range(current, number):
+                yield shards[done], _joined(waiting)
+                waiting = []
+            current = number
+            first, last = np.searchsorted(numbers, [number, number + 1])
+            waiting.append(table.slice(first, last - first))
+    for done in range(current, len(shards)):
+        yield shards[done], _joined(waiting)
+        waiting = []
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).select(PROMISE.names).cast(PROMISE) if tables else PROMISE.empty_table()

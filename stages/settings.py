@@ -257,6 +257,12 @@ class SignalSettings(Settings):
         "ViT-B-32",
         when={"index": ()},
     )
+    index_embeddings: str | None = setting(
+        None,
+        "column of the index with image vectors of this very checkpoint, or array of the .npz beside each of its files, as "
+        "b32_img of DataComp; needs keep_embeddings and turns it on",
+        when={"index": ()},
+    )
     signals_seed: int = setting(0, "seed of the samples", ge=0, toml=True, when=_ALL)
     signals_memory_mb: int = setting(2048, "memory of the counting of repeats; more is spilled to disk", ge=64, how=True)
 

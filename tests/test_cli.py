@@ -23,7 +23,7 @@ FLAGS = {
     " --allow-outside --keep-column --skip-unreadable",
     "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
-    "signals": "--signals --caption-shingles --index --index-key --index-score --signals-memory-mb",
+    "signals": "--signals --caption-shingles --index --index-key --index-score --index-embeddings --signals-memory-mb",
     "signals.near": "--neighbours --reference-rows --agreement-rows --common-captions --near-copy-cosine",
     "signals.reference": "--reference-encoder --reference-checkpoint",
     "split": "--rule --keep-share --min-cosine --sit-out-folds",

@@ -19,8 +19,9 @@ from conftest import EMOJI, make_tar
 from PIL import Image
 
 from manifests import open_round
-from stages.signals.index_join import _by_shard
-from stages.signals.promises import PROMISE, beyond, simulated_aspects
+from stages.signals.index.join import _by_shard
+from stages.signals.index.promises import PROMISE, beyond, simulated_aspects
+from stages.vectors import vectors_of
 
 Pairsan = Callable[..., Result]
 NUM, NUM_ENCODED, NUM_REPLACED = 300, 60, 40
@@ -74,7 +75,7 @@ def web(tmp_path_factory: pytest.TempPathFactory, tiny: str, pairsan: Pairsan) -
     ]
     write(folder / "now", came, captions)
     options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9)
-    pairsan("clean", folder / "then", "--out", folder / "first", *options)
+    pairsan("clean", folder / "then", "--out", folder / "first", *options, "--keep-embeddings")
     first = open_round(folder / "first")
     table = pa.table(
         {
@@ -86,7 +87,11 @@ def web(tmp_path_factory: pytest.TempPathFactory, tiny: str, pairsan: Pairsan) -
             "clip_score": [cosine for shard in first.shards for cosine in first.table(shard)["cosine"].to_pylist()],
         }
     )
+    parts = [folder / "first/rounds/0001/embeddings" / f"{shard}.parquet" for shard in first.shards]
+    vectors = np.concatenate([vectors_of(pq.read_table(part)["image"]) for part in parts])
     (folder / "index").mkdir()
+    np.savez(folder / "index" / "a.npz", b32_img=vectors[:111])
+    np.savez(folder / "index" / "b.npz", b32_img=vectors[111:])
     pq.write_table(table.slice(0, 111), folder / "index" / "a.parquet")
     pq.write_table(table.slice(111), folder / "index" / "b.parquet")
     return folder, what
@@ -132,11 +137,34 @@ def test_replaced_pictures_are_told_from_those_encoded_anew(
     found = labels(run, what)
     assert (found.loc[found["reason"] == "replaced", "what"] == "replaced").all()
     assert (found.loc[found["what"] == "replaced", "reason"] == "replaced").mean() > 0.5
-    assert f"{(found['reason'] == 'replaced').sum()} replaced, by aspect ratio and cosines" in said
+    assert f"{(found['reason'] == 'replaced').sum()} replaced, by aspect ratio and cosine (1,500 pictures encoded anew)" in said
     pairsan("report", run, "--out", tmp_path / "report.html")
     domains = json.loads((tmp_path / "report.json").read_text())["domains"]
     assert sum(line["exact"] for line in domains) == same.sum()
     assert sum(line["replaced"] for line in domains) == (found["reason"] == "replaced").sum()
+
+
+@pytest.mark.parametrize("form", ["npz", "column"])
+def test_vectors_of_the_index_tell_almost_all(
+    web: tuple[Path, np.ndarray[Any, Any]], tmp_path: Path, tiny: str, pairsan: Pairsan, form: str
+) -> None:
+    (folder, what), index = web, web[0] / "index"
+    if form == "column":
+        vectors = np.concatenate([np.load(index / f"{name}.npz")["b32_img"] for name in "ab"])
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel().astype(np.float32)), vectors.shape[1])
+        index = tmp_path / "index.parquet"
+        pq.write_table(pq.read_table(sorted((folder / "index").glob("*.parquet"))).append_column("b32_img", column), index)
+    options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--index", index)
+    options += ("--index-embeddings", "b32_img", "--replaced-tail", 0.005)
+    pairsan("clean", folder / "now", "--out", tmp_path / "run", *options)
+    found = labels(tmp_path / "run", what)
+    assert (found.loc[found["what"] == "replaced", "reason"] == "replaced").mean() > 0.9
+    assert (found.loc[found["reason"] == "replaced", "what"] == "replaced").all()
+    assert open_round(tmp_path / "run").seal["promises"]["judged_by"]["turn"] == 5 * NUM
+    wrong = pairsan(
+        "clean", folder / "now", "--out", tmp_path / "other", *options[:7], index, "--index-embeddings", "l14_img", code=6
+    )
+    assert "neither a column of" in wrong.stderr
 
 
 def test_a_split_of_older_scores_has_hashes_and_sizes_alone(
@@ -145,7 +173,7 @@ def test_a_split_of_older_scores_has_hashes_and_sizes_alone(
     folder, what = web
     options = ("--executor", "local", "--keep-share", 0.9)
     pairsan("clean", folder / "now", "--out", tmp_path / "run", "--checkpoint", tiny, *options)
-    index = pq.read_table(folder / "index")
+    index = pq.read_table(sorted((folder / "index").glob("*.parquet")))
     index = index.filter(pa.array(np.arange(NUM) != 7))  # not in the index
     doubled = index.slice(0, 1).set_column(2, "sha256", pa.array(["00" * 32]))  # one key, two hashes
     index = pa.concat_tables([index, doubled])
@@ -213,7 +241,7 @@ def test_another_index_is_refused_in_one_line(
     code: int,
     message: str,
 ) -> None:
-    pq.write_table(change(pq.read_table(web[0] / "index")), tmp_path / "index.parquet")
+    pq.write_table(change(pq.read_table(sorted((web[0] / "index").glob("*.parquet")))), tmp_path / "index.parquet")
     given = ("--executor", "local", "--keep-share", 0.9, "--index", tmp_path / "index.parquet", *options)
     refused = pairsan("split", scored[0], *given, code=code)
     [line] = [line for line in refused.stderr.splitlines() if line.startswith("pairsan: ")]
@@ -239,6 +267,9 @@ def test_p_values_count_honest_distances() -> None:
 def test_shards_without_rows_have_parts_too() -> None:
     rows = pa.table({"number": pa.array([1, 1, 3], pa.int32()), "promise": ["exact", "differs", "exact"]})
     rows = rows.append_column("aspect", pa.nulls(3, pa.float32())).append_column("gap", pa.nulls(3, pa.float32()))
+    rows = (
+        rows.append_column("turn", rows["gap"]).append_column("file", rows["number"]).append_column("row", pa.array([0, 1, 2]))
+    )
     reader = pa.RecordBatchReader.from_batches(rows.schema, rows.to_batches(max_chunksize=1))
     found = dict(_by_shard(reader, ["a", "b", "c", "d", "e"]))
     assert {shard: len(table) for shard, table in found.items()} == {"a": 0, "b": 2, "c": 0, "d": 1, "e": 0}

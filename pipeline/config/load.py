@@ -217,7 +217,7 @@ def _imply_signals(given: dict[str, Any]) -> None:
     asked = signals.get("signals")
     if near and asked != "none":
         signals["signals"] = "all"
-    if signals.get("signals") == "all":
+    if signals.get("signals") == "all" or signals.get("index_embeddings"):
         given["embed"]["keep_embeddings"] = True
 
 

@@ -65,10 +65,11 @@ def _by_index(seal: dict[str, Any]) -> str:
     rows, judged = seal["promises"]["rows"], seal["promises"]["judged_by"]
     tail, replaced = seal["plan"]["split"]["replaced_tail"], seal["counts"]["reasons"].get(Reason.REPLACED, 0)
     parts = ", ".join(f"{word} {rows.get(word, 0):,}" for word in ("exact", "differs", "no_hash", "unknown"))
-    moved = judged.get("gap", 0)
-    by = f"aspect ratio and cosines ({moved:,} of pictures encoded anew)" if moved else "aspect ratio alone (see --index-score)"
-    few = f"; too few to tell at {tail:g}" if moved and 2 / (moved + 1) > tail else ""
-    return f"{parts}; {replaced:,} replaced, by {by}{few}"
+    words = {"aspect": "aspect ratio", "gap": "cosine", "turn": "vector"}
+    by, moved = [word for kind, word in words.items() if judged.get(kind)], max(judged.get("gap", 0), judged.get("turn", 0))
+    how = f"{' and '.join(by)} ({moved:,} pictures encoded anew)" if moved else "aspect ratio alone (see --index-score)"
+    few = f"; too few to tell at {tail:g}" if moved and len(by) / (moved + 1) > tail else ""
+    return f"{parts}; {replaced:,} replaced, by {how}{few}"
 
 
 def _by_people(said: dict[str, Any], alpha: float) -> str:

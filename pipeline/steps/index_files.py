@@ -9,8 +9,8 @@ from manifests.layout import fingerprint
 from pipeline.config.catalogue import RunConfig
 from stages.read.listing import format_of, matches, meant_by
 from stages.read.tables import DAMAGED
-from stages.signals.index_join import Index, key_of
-from stages.signals.signal_parts import HONEST, PROMISES, SignalParts
+from stages.signals.index.join import Index, key_of
+from stages.signals.signal_parts import HONEST, SignalParts
 
 
 def index_of(config: RunConfig) -> Index | None:
@@ -41,16 +41,23 @@ def index_of(config: RunConfig) -> Index | None:
         sizes=tuple(int(info.size or 0) for info in infos),
         key=key_of(names, wanted.index_key, wanted.index),
         score=wanted.index_score,
+        vectors=wanted.index_embeddings,
     )
 
 
 def index_plan(index: Index) -> dict[str, Any]:
     """Return what a plan says of an index: enough to tell it from any other."""
     files = [[name.rpartition("/")[2], size] for name, size in zip(index.files, index.sizes, strict=True)]
-    return {"files": len(files), "fingerprint": fingerprint(files), "key": index.key, "score": index.score}
+    return {
+        "files": len(files),
+        "fingerprint": fingerprint(files),
+        "key": index.key,
+        "score": index.score,
+        "embeddings": index.vectors,
+    }
 
 
-def is_compared(parts: SignalParts) -> bool:
-    """Return whether every shard has its part of promises."""
+def is_there(parts: SignalParts, folder: str) -> bool:
+    """Return whether every shard has its part in a folder, and it is known what is honest."""
     names = parts.run.names(parts.folder)
-    return HONEST in names and {f"{PROMISES}/{shard}.parquet" for shard in parts.shards} <= names
+    return HONEST in names and {f"{folder}/{shard}.parquet" for shard in parts.shards} <= names

@@ -12,7 +12,7 @@ from manifests.parts import Part
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import limits_of
-from pipeline.steps.index_files import index_of, index_plan, is_compared
+from pipeline.steps.index_files import index_of, index_plan, is_there
 from pipeline.steps.near_copies import find_copies, num_cells
 from pipeline.steps.plan import Round
 from pipeline.steps.witness_vectors import add_reference, canary_folder, reference_folder, tower_of
@@ -21,7 +21,8 @@ from pipeline.workers.run_stage import run_missing, run_stage
 from stages.histogram import Histogram
 from stages.label.tally import COUNTED, TalliedSignals, TallySignals
 from stages.pair import Shard
-from stages.signals.index_join import write_promises
+from stages.signals.index.join import FOUND, write_found
+from stages.signals.index.vectors import CompareVectors, VectorTarget, add_honest_turns
 from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.repeats import KINDS, repeats_name, write_repeats
 from stages.signals.sample import Reference, Sampled, SampleRows, SampleTarget, share_of
@@ -136,8 +137,12 @@ def _compare_with_index(work: Work) -> None:
     index = index_of(work.config)
     if index is None:
         raise RunError("these signals compare with an index; name it with --index")
-    if not is_compared(work.parts):
-        write_promises(work.parts, index)
+    parts = work.parts
+    if not is_there(parts, FOUND if index.vectors else PROMISES):
+        write_found(parts, index, FOUND if index.vectors else PROMISES)
+    if index.vectors:
+        work.missing(CompareVectors(VectorTarget(parts, index)), parts.name(PROMISES), "compare with the index's vectors")
+        add_honest_turns(parts, index)
 
 
 def _write_rows(work: Work) -> None:

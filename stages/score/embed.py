@@ -155,7 +155,7 @@ class Embed(Stage[EmbedTarget, Embedded]):
             if found is None and len(chunk.rows):
                 found = moved(chunk.pixels[: target.num_reencoded], chunk.captions[: target.num_reencoded], self._encoder)
             yield chunk
-        table = REENCODED_SCHEMA.empty_table() if found is None else pa.table([pa.array(found)], schema=REENCODED_SCHEMA)
+        table = REENCODED_SCHEMA.empty_table() if found is None else found
         name = part_name(target.round_number, REENCODED, shard.name)
         write_part(target.run, name, REENCODED_SCHEMA, [table], fingerprint=target.fingerprint)
 

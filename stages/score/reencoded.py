@@ -1,4 +1,4 @@
-"""How far the cosine of an honest picture moves when somebody encodes it anew: measured on rows of the data themselves.
+"""How far cosine and vector of an honest picture move when somebody encodes it anew: measured on rows of the data themselves.
 
 The pixels that the model sees are encoded again (JPEG at quality 50 and 75, WebP at 60), made half as large and large again,
 and cut by a twenty-fifth at every border. At the model's size each does more harm than at the original's, so that what is
@@ -16,7 +16,7 @@ from PIL import Image
 
 from stages.score.encoders import Encoder
 
-REENCODED_SCHEMA: Final = pa.schema([pa.field("moved", pa.float32(), nullable=False)])
+REENCODED_SCHEMA: Final = pa.schema([pa.field(name, pa.float32(), nullable=False) for name in ("moved", "turned")])
 ROWS: Final = 1024  # of a run
 _BORDER: Final = 25
 Pixels = npt.NDArray[np.uint8]
@@ -55,8 +55,8 @@ def reencoded(pixels: Pixels) -> Pixels:
     return np.stack(shown).astype(np.uint8) if shown else pixels[:0]
 
 
-def moved(pixels: Pixels, captions: list[str], encoder: Encoder) -> npt.NDArray[np.float32]:
-    """Return by how much the cosine of each picture moves in each way, float32 (5 n,).
+def moved(pixels: Pixels, captions: list[str], encoder: Encoder) -> pa.Table:
+    """Return by how much the cosine of each picture moves in each way, and by 1 - which cosine its vector turns, 5 n rows.
 
     Args:
         pixels: Preprocessed RGB, uint8 (n, size, size, 3).
@@ -64,8 +64,7 @@ def moved(pixels: Pixels, captions: list[str], encoder: Encoder) -> npt.NDArray[
         encoder: The model.
     """
     images, texts = encoder.encode_pairs(np.concatenate([pixels, reencoded(pixels)]), captions * (1 + len(WAYS)))
-    own = texts[: len(pixels)].astype(np.float64)
-    before = np.einsum("nd,nd->n", images[: len(pixels)].astype(np.float64), own)
-    after = np.einsum("nd,nd->n", images[len(pixels) :].astype(np.float64), np.repeat(own, len(WAYS), axis=0))
-    found: npt.NDArray[np.float32] = (after - np.repeat(before, len(WAYS))).astype(np.float32)
-    return found
+    old, own = (np.repeat(vectors[: len(pixels)].astype(np.float64), len(WAYS), axis=0) for vectors in (images, texts))
+    new = images[len(pixels) :].astype(np.float64)
+    found = (np.einsum("nd,nd->n", new - old, own), 1.0 - np.einsum("nd,nd->n", new, old))
+    return pa.table([pa.array(values.astype(np.float32)) for values in found], schema=REENCODED_SCHEMA)

@@ -116,7 +116,7 @@ class Known:
         words: The captions, with a reference encoder; else none.
         bands: Of the captions' wording, int64 (n, 6), and which rows have them, bool (n,); None where wording is not counted.
         pixels: Hashes of the images' pixels, int64 (n,); None where they are not known.
-        promises: What the index promised of them, by the columns of `stages.signals.promises`; None without an index.
+        promises: What the index promised of them, by the columns of `stages.signals.index.promises`; None without an index.
     """
 
     images: npt.NDArray[np.int64]

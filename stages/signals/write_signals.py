@@ -13,10 +13,10 @@ from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from stages.pair import Shard
 from stages.signals.accord import accord_signals
+from stages.signals.index.promises import promise_signals
 from stages.signals.joint_doubt import witnessed
 from stages.signals.near_copies import copy_signals
 from stages.signals.neighbourhood import neighbour_signals
-from stages.signals.promises import promise_signals
 from stages.signals.repeats import Counts, repeat_signals
 from stages.signals.shingles import read_bands, wording_signals
 from stages.signals.signal_parts import PROMISES, WITNESS, Known, SignalParts, Source

@@ -8,14 +8,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from manifests.errors import DataError
 from manifests.layout import REENCODED, SCORES, part_name, round_folder
 from manifests.parts import write_part
 from manifests.store import Store
 from stages.out_of_core import connect
-from stages.signals.promises import DRAWS, HONEST_SCHEMA, PROMISE, Distances, simulated_aspects
-from stages.signals.signal_parts import HONEST, PROMISES, SignalParts
+from stages.signals.index.promises import DRAWS, HONEST_SCHEMA, PROMISE, Distances, simulated_aspects
+from stages.signals.signal_parts import HONEST, SignalParts
 from stages.vectors import read_columns
 
 Key = Literal["uid", "url", "key"]
@@ -28,6 +29,8 @@ _USUAL: Final = {
     **{kind: (kind,) for kind in ("sha256", "md5")},
     **{edge: (f"original_{edge}", edge) for edge in ("width", "height")},
 }
+_FILE, _ROW = pa.field("__file", pa.int32()), pa.field("__row", pa.int64())
+FOUND: Final = "found"
 _OURS: Final = {"uid": "lower(hex(uid))", "url": "source.url", "key": "key"}
 _SCORES: Final = ["uid", "key", "index", "cosine", "source", "__filename"]
 
@@ -42,6 +45,7 @@ class Index:
         sizes: Of each, in bytes.
         key: By which rows are found.
         score: Column of its cosines; None without.
+        vectors: Its image vectors: a column, or an array of the .npz beside each file; None without.
     """
 
     store: Store
@@ -49,15 +53,27 @@ class Index:
     sizes: tuple[int, ...]
     key: Key
     score: str | None
+    vectors: str | None = None
 
-    def scan(self) -> tuple[pads.Scanner, dict[str, str]]:
-        """Return a scan of the columns that are wanted, and their names, quoted, by what they are."""
-        dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.store.fs)
-        folded = {name.casefold(): name for name in dataset.schema.names}
+    def scan(self) -> tuple[pa.RecordBatchReader, dict[str, str]]:
+        """Read the columns that are wanted, with `__file` and `__row`; and their quoted names by what they are."""
+        schema = pq.read_schema(self.files[0], filesystem=self.store.fs)
+        folded = {name.casefold(): name for name in schema.names}
         named = {what: next((folded[name] for name in names if name in folded), "") for what, names in _USUAL.items()}
         named = {what: name for what, name in (named | {"by": folded[self.key], "score": self.score or ""}).items() if name}
-        scanner = dataset.scanner(columns=sorted(set(named.values())), cache_metadata=False)
-        return scanner, {what: '"' + name.replace('"', '""') + '"' for what, name in named.items()}
+        wanted = pa.schema([schema.field(name) for name in sorted(set(named.values()))])
+        reader = pa.RecordBatchReader.from_batches(wanted.append(_FILE).append(_ROW), self._batches(wanted))
+        return reader, {what: '"' + name.replace('"', '""') + '"' for what, name in named.items()}
+
+    def _batches(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for number, path in enumerate(self.files):
+            first = 0
+            with self.store.fs.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted.names):
+                    table = pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)
+                    table = table.append_column(_FILE, pa.array(np.full(len(batch), number, np.int32)))
+                    yield from table.append_column(_ROW, pa.array(np.arange(first, first + len(batch)))).to_batches()
+                    first += len(batch)
 
 
 def key_of(names: Sequence[str], wanted: str, where: str) -> Key:
@@ -74,8 +90,8 @@ def key_of(names: Sequence[str], wanted: str, where: str) -> Key:
     raise DataError(f"--index {where} has {asked} to find rows by; it has {list(names)[:20]}")
 
 
-def write_promises(parts: SignalParts, index: Index) -> None:
-    """Write a part of promises for every shard, and what is honest.
+def write_found(parts: SignalParts, index: Index, within: str) -> None:
+    """Write what is known of every row by the index into a folder of parts, and how honest aspect ratios and cosines move.
 
     Raises:
         DataError: Hardly a row is in the index, its hashes are of something else, or its scores are another model's.
@@ -84,11 +100,15 @@ def write_promises(parts: SignalParts, index: Index) -> None:
         _join(connection, parts, index)
         _refuse_another_index(connection, index)
         honest = {"aspect": simulated_aspects(), "gap": _honest_gaps(connection, parts, index)}
-        found = connection.sql("SELECT number, promise, aspect, gap FROM found ORDER BY number, row").to_arrow_reader(
-            _BATCH_ROWS
-        )
+        names = ", ".join(PROMISE.names)
+        found = connection.sql(f"SELECT number, {names} FROM found ORDER BY number, place").to_arrow_reader(_BATCH_ROWS)  # noqa: S608
         for shard, table in _by_shard(found, parts.shards):
-            write_part(parts.run, parts.part(shard, PROMISES), PROMISE, [table], fingerprint=parts.fingerprint)
+            write_part(parts.run, parts.part(shard, within), PROMISE, [table], fingerprint=parts.fingerprint)
+    write_honest(parts, honest)
+
+
+def write_honest(parts: SignalParts, honest: dict[str, Distances]) -> None:
+    """Write distances of honest pictures, ascending, by kind."""
     kinds = np.repeat(list(honest), [len(values) for values in honest.values()])
     distances = np.concatenate([np.sort(values) for values in honest.values()])
     table = pa.table([pa.array(kinds), pa.array(distances)], schema=HONEST_SCHEMA)
@@ -107,6 +127,7 @@ def _join(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Inde
     by = f"replace({text['by']}, '-', '')" if index.key == "uid" else f"CAST({named['by']} AS VARCHAR)"
     hashes = [kind for kind in ("sha256", "md5") if kind in named]
     columns = [f"if(min({text[kind]}) = max({text[kind]}), min({text[kind]}), NULL) AS {kind}" for kind in hashes]
+    columns += [f"any_value({name}) AS {name[2:]}" for name in ("__file", "__row")]
     columns += [f"any_value(try_cast({named.get(what, 'NULL')} AS DOUBLE)) AS {what}" for what in ("width", "height", "score")]
     equal = " OR ".join(f"lower(s.source.{kind}) = i.{kind}" for kind in hashes) or "false"
     both = " OR ".join(f"(s.source.{kind} IS NOT NULL AND i.{kind} IS NOT NULL)" for kind in hashes) or "false"
@@ -114,9 +135,9 @@ def _join(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Inde
     connection.execute(  # names of columns are quoted, all else is our own
         f"""CREATE TEMP TABLE found AS
         WITH i AS (SELECT {by} AS by, true AS known, {", ".join(columns)} FROM promised GROUP BY 1),
-             s AS (SELECT shards.number, scores."index" AS row, {_OURS[index.key]} AS by, source, cosine
+             s AS (SELECT shards.number, scores."index" AS place, {_OURS[index.key]} AS by, source, cosine
                    FROM scores JOIN shards ON scores.__filename = shards.path)
-        SELECT s.number, s.row, s.cosine - i.score AS gap,
+        SELECT s.number, s.place, s.cosine - i.score AS gap, NULL::FLOAT AS turn, i.file, i.row,
             abs({ours} - if(i.width > 0 AND i.height > 0, {theirs}, NULL)) AS aspect,
             CASE WHEN i.known IS NULL THEN 'unknown' WHEN {equal} THEN 'exact'
                  WHEN {both} THEN 'differs' ELSE 'no_hash' END AS promise
@@ -152,7 +173,7 @@ def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, inde
     """
     exact = "FROM found WHERE promise = 'exact' AND gap IS NOT NULL"
     usual, spread, num = connection.sql(f"SELECT median(gap), mad(gap), count(*) {exact}").fetchall()[0]
-    steps = _moved(parts) if index.score is not None and num >= _FEWEST else np.zeros(0, np.float32)
+    steps = encoded_anew(parts, "moved") if index.score is not None and num >= _FEWEST else np.zeros(0, np.float32)
     if not len(steps):
         connection.execute("UPDATE found SET gap = NULL")
         return steps
@@ -162,7 +183,7 @@ def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, inde
             f" give or take {spread:.3f}; it is another model's"
         )
     connection.execute("UPDATE found SET gap = gap - ?", [usual])
-    sample = connection.sql(f"SELECT gap {exact} ORDER BY hash(number, row) LIMIT {DRAWS}").fetchnumpy()["gap"]
+    sample = connection.sql(f"SELECT gap {exact} ORDER BY hash(number, place) LIMIT {DRAWS}").fetchnumpy()["gap"]
     noise = np.random.default_rng(0).choice(
         np.asarray(sample), len(steps)
     )  # no more values than were measured: p has its floor
@@ -170,12 +191,15 @@ def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, inde
     return found
 
 
-def _moved(parts: SignalParts) -> Distances:
-    """Return by how much cosines moved when rows were encoded anew; none where these scores were made without an index."""
+def encoded_anew(parts: SignalParts, what: str) -> Distances:
+    """Return by how much cosines `moved`, or pictures `turned`, when rows were encoded anew.
+
+    Nothing where these scores were made without an index.
+    """
     if not parts.run.names(f"{round_folder(parts.scores_round)}/{REENCODED}"):
         return np.zeros(0, np.float32)
     names = (part_name(parts.scores_round, REENCODED, shard) for shard in parts.shards)
-    return np.concatenate([read_columns(parts.run, name, None)["moved"].to_numpy() for name in names])
+    return np.concatenate([read_columns(parts.run, name, None)[what].to_numpy() for name in names])
 
 
 def _by_shard(batches: pa.RecordBatchReader, shards: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:

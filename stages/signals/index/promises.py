@@ -5,9 +5,10 @@
     no_hash   one of both has no hash, or the index has several under one key
     unknown   the index has no such row
 
-`p_reencoded` is 1 for what is exact, else the smaller of two p-values, doubled: that so much of the aspect ratio is lost when a
-picture is resized and cut at its borders by up to a twentieth each, by simulation; and that the cosine is so far from the one
-which the index states, as rows encoded anew here and exact rows moved (`stages.score.reencoded`). Null where there is neither.
+`p_reencoded` is 1 for what is exact, else the smallest of up to three p-values times their number: that so much of the aspect
+ratio is lost when a picture is resized and cut at its borders by up to a twentieth each, by simulation; that the cosine is so
+far from the one which the index states, and the image's vector from the index's, as those of rows encoded anew here, and of
+exact rows, moved (`stages.score.reencoded`). Null where there is nothing to compare with.
 """
 
 from typing import Any, Final
@@ -25,10 +26,13 @@ PROMISE: Final = pa.schema(
         pa.field("promise", pa.string(), nullable=False),
         pa.field("aspect", pa.float32()),  # |log| of the ratio of both aspect ratios
         pa.field("gap", pa.float32()),  # cosine of today less the index's, less what is usual of exact rows
+        pa.field("turn", pa.float32()),  # 1 - cosine of the image's vector with the index's
+        pa.field("file", pa.int32()),  # of the index, and the row in it
+        pa.field("row", pa.int64()),
     ]
 )
 HONEST_SCHEMA: Final = pa.schema([pa.field("kind", pa.string()), pa.field("distance", pa.float32())])
-KINDS: Final = ("aspect", "gap")
+KINDS: Final = ("aspect", "gap", "turn")
 DRAWS: Final = 100_000
 _MOST_CUT: Final = 0.05
 Distances = npt.NDArray[np.float32]
@@ -70,7 +74,7 @@ def promise_signals(counts: Counts) -> Source | None:
         promise = np.asarray(rows.promises["promise"].to_pylist(), object)
         each = [beyond(np.abs(rows.promises[kind].to_numpy()), honest[kind]) for kind in KINDS]
         num = np.sum([~np.isnan(one) for one in each], axis=0)
-        p = np.fmin(1.0, np.fmin(*each) * num)
+        p = np.fmin(1.0, np.fmin.reduce(each) * num)
         return {"promise": promise, "p_reencoded": np.select([promise == "exact", promise == "unknown"], [1.0, np.nan], p)}
 
     return source

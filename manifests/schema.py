@@ -67,6 +67,7 @@ class Reason(StrEnum):
     AMBIGUOUS = "ambiguous", "may be another row to other readers of tars, whose label must not become its own"
     DUPLICATE_KEY = "duplicate_key", "has a key that was met before in the shard"
     ROW_MALFORMED = "row_malformed", "is a line of a table with another number of fields than its header"
+    DENIED = "denied", "is of a domain, or has a uid or hash, that --deny names"
     READER_ERROR = "reader_error", "met an exception that nobody foresaw; the detail names it"
     OUTSIDE_ROOT = "outside_root", "names a file outside the folder of the images (--image-root, --allow-outside)"
     IMAGE_MISSING = "image_missing", "has no image"

@@ -92,6 +92,10 @@ class ReadSettings(Settings):
         "further columns (of a tar: fields of its JSON), joined by `,`, that are kept as text in `source`, beside url, sha256, "
         "md5, original_width, original_height, license and status, which are found by name",
     )
+    deny: str | None = setting(
+        None,
+        "files, joined by `,`, with a registered domain, host, uid, sha256 or md5 a line: their rows are quarantined (denied)",
+    )
     image_root: str | None = setting(None, "folder or URI that image paths are relative to; the table's own if unset")
     allow_ambiguous: bool = setting(
         False, "score rows of a tar that its readers count differently, as open_clip's own reader does; else quarantined"

@@ -20,7 +20,7 @@ Pairsan = Callable[..., Result]
 # every flag of a setting, by its table of the settings file
 FLAGS = {
     "data": "--image-column --caption-column --caption --key-column --separator --encoding --image-root --allow-ambiguous"
-    " --allow-outside --keep-column --skip-unreadable",
+    " --allow-outside --keep-column --deny --skip-unreadable",
     "model": "--checkpoint --model --pretrained --tokenizer --allow-hub --precision --device",
     "embed": "--batch-size --keep-embeddings --keep-captions --canaries",
     "signals": "--signals --caption-shingles --index --index-key --index-score --index-embeddings --signals-memory-mb",

@@ -1,5 +1,6 @@
 """What a row says of its source comes through scores and manifest, from tars and tables, whatever it holds."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,42 @@ def test_a_report_names_the_domain_whose_pairs_are_risky(
     ]
     assert found[0]["low"] < found[0]["risky_share"] < found[0]["high"]
     assert "<td>expired.co.uk</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_denied_is_quarantined(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    images = [body for name, body in emoji_members if name.endswith(".webp")]
+    captions = [body.decode() for name, body in emoji_members if name.endswith(".txt")]
+    urls = [
+        "http://i.Expired.co.uk/1",
+        "https://cdn.fine.example/1",
+        "http://cdn.other.example/1",
+        "http://expired.co.uk.example/1",
+    ]
+    rows = [
+        {"webp": image, "txt": caption, "url": urls[i % 4], "md5": f"{i:032x}", "uid": f"{i + 1000:032x}"}
+        for i, (image, caption) in enumerate(zip(images, captions, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    (tmp_path / "domains").write_text("\ufeffexpired.CO.UK  # sold in 2024\n\ncdn.other.example\n")
+    (tmp_path / "hashes").write_text(f"{5:032X}\n{1009:032x}\n{hashlib.sha256(images[13]).hexdigest()}\n")
+    options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--max-quarantined-share", 1)
+    deny = f"{tmp_path / 'domains'}, {tmp_path / 'hashes'}"
+    pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "run", *options, "--deny", deny)
+    frame = open_round(tmp_path / "run").to_pandas()
+    denied = frame[frame["reason"] == "denied"]
+    assert set(denied["index"]) == {i for i in range(len(rows)) if i % 4 in (0, 2) or i in (5, 9, 13)}
+    assert (denied["label"] == "quarantined").all()
+    assert denied["detail"].iloc[0] == "expired.co.uk is denied"
+    (tmp_path / "hashes").write_text(f"{6:032x}\n")
+    said = pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "run", *options, "--deny", deny, code=5).stderr
+    assert "denied" in said  # another list is another plan
+    (tmp_path / "hashes").write_text("# fine\nhttp://a.example/x\n")
+    said = pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "other", *options, "--deny", deny, code=3).stderr
+    assert "hashes, line 2: 'http://a.example/x' is neither a domain, nor a uid or hash in hex" in said
+    said = pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "other", *options, "--deny", "nowhere", code=3).stderr
+    assert "--deny nowhere: cannot be read" in said
 
 
 def test_a_column_that_is_not_there_is_said_before_anything_is_scored(

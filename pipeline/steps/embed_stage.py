@@ -12,13 +12,14 @@ from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.provenance import versions
 from stages.read.shards import Dataset
+from stages.read.source import Denied
 from stages.score.checkpoints import Weights, load_model, resolve_weights, weights_sha256
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
 from stages.score.encoders import preprocess_config
 from stages.score.reencoded import ROWS
 from stages.score.tokenizers import tokenizer_sha256
-from stages.settings import ModelSettings
+from stages.settings import ModelSettings, ReadSettings
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Scoring:
     def stage(self, run: Store, number: int, *, num_shards: int, num_threads: int) -> Embed:
         """Return the stage that scores shards into a round, on `num_threads` CPU threads in each worker."""
         preprocess, config = self.plan["model"]["preprocess"], self.config
-        prefetch = self.device == "cuda"
+        prefetch, denied = self.device == "cuda", denied_by(config.data)
         target = EmbedTarget(
-            decode=Decode(self.data, config.data, preprocess, num_threads=num_threads, prefetch=prefetch),
+            decode=Decode(self.data, config.data, preprocess, num_threads=num_threads, prefetch=prefetch, denied=denied),
             weights=self.weights,
             run=run,
             round_number=number,
@@ -73,6 +74,7 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
         ConfigError: Device or precision are not to be had.
         CheckpointError: The weights cannot be loaded.
     """
+    denied = denied_by(config.data)
     device = choose_device(config.model, num_gpus)
     precision = choose_precision(config.model, device)
     weights = resolve_weights(config.model)
@@ -81,6 +83,7 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
         "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
         | ({"skipped": list(dataset.skipped)} if dataset.skipped else {}),
         "read": config.data.model_dump(),
+        **({"denied": _digest_of(denied)} if denied else {}),
         "keep": {"captions": config.embed.keep_captions, "embeddings": config.embed.keep_embeddings},
         "canaries": config.embed.canaries,
         "model": {
@@ -98,6 +101,19 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
         "versions": versions(),
     }
     return Scoring(plan, weights, device, dataset.store, config)
+
+
+def denied_by(settings: ReadSettings) -> Denied | None:
+    """Return what the settings deny, None where nothing.
+
+    Raises:
+        DataError: A file cannot be read, or has an odd line.
+    """
+    return Denied.read(name.strip() for name in settings.deny.split(",")) if settings.deny else None
+
+
+def _digest_of(denied: Denied) -> str:
+    return fingerprint([sorted(denied.domains), sorted(denied.digests)])
 
 
 def choose_device(options: ModelSettings, num_gpus: int) -> str:

@@ -7,18 +7,26 @@
 A tar says it in the JSON of each row, a table in its columns. Hashes are of the download, before anything was encoded anew.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from publicsuffixlist import PublicSuffixList
 
+from manifests.errors import DataError
+from manifests.store import open_store
+from stages.pair import Pair
+
 _TEXTS: Final = ("url", "sha256", "md5")
 _NUMBERS: Final = {"original_width": "width", "original_height": "height"}
 _OTHERS: Final = ("license", "licence", "status")
 _MOST_CHARACTERS: Final = 4096  # of a value; a longer address is none, any other text is cut
 _MOST_PIXELS: Final = 2**31
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
+_HOST: Final = re.compile(r"[^\s/:@]+\.[^\s/:@]+|localhost|\[[0-9a-f:.]+\]")
 
 
 class SourceReader:
@@ -55,11 +63,62 @@ def registered_domain(url: str) -> str | None:
 
     By the public suffix list that the library brings, without a network; of a number, the number; None where there is no host.
     """
-    try:
-        host = (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:  # of brackets that do not close
-        return None
+    host = _host(url)
     return _domain_of(host) if host else None
+
+
+def _host(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:  # of brackets that do not close
+        return ""
+
+
+@dataclass(frozen=True)
+class Denied:
+    """What is never to be trained on, whatever it scores.
+
+    Attributes:
+        domains: Registered domains, or hosts, lower case.
+        digests: uids, and sha256 or md5 of downloads or of the images as they lie in the data: hex, lower case.
+    """
+
+    domains: frozenset[str]
+    digests: frozenset[str]
+
+    @classmethod
+    def read(cls, files: Iterable[str]) -> "Denied":
+        """Read files with a domain, uid or hash a line; what follows a `#` is left out.
+
+        Raises:
+            DataError: A file cannot be read, or a line is neither.
+        """
+        domains, digests = set(), set()
+        for name in files:
+            store = open_store(name)
+            try:
+                lines = store.read_bytes("").decode("utf-8-sig").splitlines()
+            except (OSError, UnicodeError) as error:
+                raise DataError(f"--deny {name}: cannot be read: {str(error)[:200]}") from error
+            for number, line in enumerate(lines, start=1):
+                word = line.partition("#")[0].strip().lower()
+                if _DIGEST.fullmatch(word):
+                    digests.add(word)
+                elif _HOST.fullmatch(word):
+                    domains.add(word)
+                elif word:
+                    raise DataError(
+                        f"--deny {name}, line {number}: {line[:80]!r} is neither a domain, nor a uid or hash in hex"
+                    )
+        return cls(frozenset(domains), frozenset(digests))
+
+    def __call__(self, pair: Pair, image_sha256: bytes) -> str | None:
+        """Return what of a pair is denied, None where nothing is."""
+        said = pair.source or {}
+        found = [pair.uid.hex(), image_sha256.hex(), *((said.get(kind) or "").lower() for kind in ("sha256", "md5"))]
+        if self.domains and said.get("url"):
+            found += [said.get("domain") or "", _host(said["url"])]
+        return next((word for word in found if word in self.digests or word in self.domains), None)
 
 
 @lru_cache(maxsize=65_536)

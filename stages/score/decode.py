@@ -12,12 +12,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from manifests.schema import Reason
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.count_rows import not_downloaded
 from stages.read.crops import Crop, Crops
 from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
+from stages.read.source import Denied
 from stages.score.encoders import image_size, pixel_preprocess
 from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings
@@ -51,7 +53,14 @@ class Decode:
     """Reads a shard as chunks of pixels; the half of a stage that other nodes can do."""
 
     def __init__(
-        self, store: Store, options: ReadSettings, preprocess: dict[str, Any], *, num_threads: int, prefetch: bool = False
+        self,
+        store: Store,
+        options: ReadSettings,
+        preprocess: dict[str, Any],
+        *,
+        num_threads: int,
+        prefetch: bool = False,
+        denied: Denied | None = None,
     ) -> None:
         """Prepare.
 
@@ -61,9 +70,10 @@ class Decode:
             preprocess: The checkpoint's own preprocessing, as `preprocess_config` returns it.
             num_threads: Decoding threads.
             prefetch: Whether to decode the next chunk while the last one is in use; for GPUs, which else would wait.
+            denied: Rows of it are quarantined; None: of nothing.
         """
         self._store, self._options, self._config = store, options, preprocess
-        self._num_threads, self._prefetch = num_threads, prefetch
+        self._num_threads, self._prefetch, self._denied = num_threads, prefetch, denied
         self._size = image_size(preprocess)
 
     def open(self) -> None:
@@ -127,6 +137,9 @@ class Decode:
         for pair in pairs:
             image = None if pair.reason else pair.image
             key = b"" if image is None else hashlib.sha256(image).digest()  # an image of 0 bytes is not no image
+            if self._denied and not pair.reason and (what := self._denied(pair, key)):
+                pair, image = pair.quarantine(Reason.DENIED, f"{what} is denied"), None  # as if read so
+                key = b""
             recent[key] = recent.pop(key) if key in recent else pool.submit(self._decode, image)  # the newest is last
             waiting.append((replace(pair, image_sha256=key or None), recent[key]))
             if len(recent) > _RECENT:

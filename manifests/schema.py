@@ -257,7 +257,7 @@ SOURCE: Final = pa.struct(
         pa.field("md5", pa.string()),
         pa.field("width", pa.int32()),  # px, of the original
         pa.field("height", pa.int32()),
-        pa.field("others", pa.map_(pa.string(), pa.string())),  # license, status, and what --keep-column names
+        pa.field("others", pa.string()),  # JSON of text: license, status, and what --keep-column names
     ]
 )
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -351,5 +351,5 @@ MEANINGS = {
     "since": "the sealed round since which the row has this label and reason",
     "sits_out": "a safe row that is to train unimodally until the next look, which then scores it out of sample",
     "source": "what the row says of where it comes from: `url`, its registered `domain`, `sha256` and `md5` of the download, "
-    "`width` and `height` of the original, and `others`; null where it says nothing",
+    "`width` and `height` of the original, and `others` as JSON; null where it says nothing",
 }

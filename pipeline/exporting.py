@@ -23,8 +23,10 @@ from stages.pair import Shard
 
 PLAN: Final = "export-plan.json"
 DONE: Final = "export.json"
-FORMATS: Final[tuple[Format, ...]] = ("webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys")
-_ENDINGS: Final = {"webdataset": "tar", "openclip-tsv": "tsv", "parquet": "parquet", "hf": "parquet", "keys": "txt"}
+FORMATS: Final[tuple[Format, ...]] = ("webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys", "urls")
+_ENDINGS: Final = {"webdataset": "tar", "openclip-tsv": "tsv", "keys": "txt"} | dict.fromkeys(
+    ("parquet", "hf", "urls"), "parquet"
+)
 _WEIGHTED: Final = ("webdataset", "openclip-tsv", "parquet", "hf")
 _BATCH_ROWS: Final = 1 << 20
 Report = dict[str, Any]
@@ -225,7 +227,8 @@ def _write_npy(file: Any, reader: Any, num: int) -> None:
 
 def as_text(report: Report, out: str) -> str:
     """Return an export for a terminal."""
-    missing = f", {report['missing']:,} left out since their image cannot be read" if report["missing"] else ""
+    why = "no address of theirs is known" if report["format"] == "urls" else "their image cannot be read"
+    missing = f", {report['missing']:,} left out since {why}" if report["missing"] else ""
     files = report["files"]
     some = f"{len(files)} files" if len(files) > 1 else files[0]["name"]
     return f"{report['rows']:,} pairs of round {report['round']} in {some} of {out}{missing}"

@@ -32,7 +32,7 @@ FOUND = {
     "md5": None,
     "width": 640,
     "height": 480,
-    "others": [("license", "CC BY 4.0"), ("photographer", "é <b>")],
+    "others": '{"license": "CC BY 4.0", "photographer": "é <b>"}',
 }
 
 
@@ -64,7 +64,7 @@ def test_the_registered_domain_is_what_can_expire(url: str, domain: str | None) 
         ({"original_width": "640", "original_height": -3}, {"width": 640, "height": None}),
         ({"original_width": float("nan"), "original_height": 1e300, "md5": "q"}, {"width": None, "height": None, "md5": "q"}),
         ({"url": ["http://a"], "md5": {"x": 1}}, {"url": "['http://a']", "md5": "{'x': 1}"}),
-        ({"license": "\udcff", "url": "http://b.example"}, {"url": "http://b.example", "others": [("license", "?")]}),
+        ({"license": "\udcff", "url": "http://b.example"}, {"url": "http://b.example", "others": '{"license": "?"}'}),
     ],
 )
 def test_odd_facts_never_take_a_row_along(facts: dict[str, object], found: dict[str, object] | None) -> None:
@@ -146,6 +146,28 @@ def test_a_report_names_the_domain_whose_pairs_are_risky(
     ]
     assert found[0]["low"] < found[0]["risky_share"] < found[0]["high"]
     assert "<td>expired.co.uk</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_addresses_of_chosen_rows_are_exported_to_be_fetched_again(
+    emoji_members: list[tuple[str, bytes]], tmp_path: Path, tiny: str, pairsan: Pairsan
+) -> None:
+    images = [body for name, body in emoji_members if name.endswith(".webp")]
+    images[3] = images[5] = b"<html>gone"
+    rows = [
+        {"webp": image, "txt": f"picture {i}", "url": None if i == 5 else f"http://a.example/{i}", "uid": f"{i:032x}"}
+        for i, image in enumerate(images)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    pairsan("clean", tmp_path / "0.parquet", "--out", tmp_path / "run", "--checkpoint", tiny, *CLEAN)
+    chosen = ("--format", "urls", "--label", "quarantined", "--reason", "image_undecodable", "--executor", "local")
+    said = pairsan("export", tmp_path / "run", "--out", tmp_path / "again", *chosen).output
+    assert "1 pairs of round 1" in said
+    assert "1 left out since no address of theirs is known" in said
+    [line] = pq.read_table(tmp_path / "again" / "0.parquet.parquet").to_pylist()
+    assert line["url"] == "http://a.example/3"
+    assert line["caption"] == "picture 3"
+    assert line["uid"] == f"{3:032x}"
+    assert line["reason"] == "image_undecodable"
 
 
 def test_what_is_denied_is_quarantined(

@@ -156,7 +156,7 @@ def diff(run: str, first: int, second: int | None, other: str | None, flipped: s
     "--format",
     "form",
     required=True,
-    type=click.Choice(["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]),
+    type=click.Choice(["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys", "urls"]),
     help="What the trainer reads.",
 )
 @option("--label", multiple=True, default=("safe",), show_default=True, help="safe, risky, quarantined or all; repeatable.")

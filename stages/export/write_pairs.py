@@ -25,7 +25,7 @@ from stages.pair import Shard
 from stages.settings import ReadSettings
 from stages.stage import Stage
 
-Format = Literal["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys"]
+Format = Literal["webdataset", "openclip-tsv", "datacomp-npy", "parquet", "hf", "keys", "urls"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Export(Stage[ExportTarget, Exported]):
             "openclip-tsv": self._tsv,
             "parquet": self._parquet,
             "hf": self._parquet,
+            "urls": self._parquet,
             "keys": self._keys,
         }
         written = _Written()
@@ -185,12 +186,18 @@ class Export(Stage[ExportTarget, Exported]):
         schema = first.schema.with_metadata(_HF_METADATA) if self.target.form == "hf" else first.schema
         with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer:
             for table in itertools.chain([first], tables):
+                if self.target.form == "urls":
+                    written.missing += table["url"].null_count
+                    table = table.filter(table["url"].is_valid())
                 writer.write_table(table.cast(schema))
                 written.rows += table.num_rows
 
     def _tables(self, name: str) -> Iterator[pa.Table]:
         for piece in self.target.pieces[name]:
             table = self.target.manifest.table(piece.shard.name).take(self._chosen(piece))
+            if self.target.form == "urls":
+                yield _addresses(table)
+                continue
             columns = {n: table[n] for n in table.column_names if n not in ("uid", "shard", "label", "reason")}
             columns["uid"] = pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string())
             columns |= {n: table[n].cast(pa.string()) for n in ("shard", "label", "reason")}
@@ -227,6 +234,15 @@ class Export(Stage[ExportTarget, Exported]):
     def _more(self, facts: dict[str, Any]) -> dict[str, Any]:
         found = {"uid": facts["uid"].hex(), "cosine": facts["cosine"], "p_safe": facts["p_safe"]} if self.target.inject else {}
         return found | ({"weight": facts[self.target.weights]} if self.target.weights else {})
+
+
+def _addresses(table: pa.Table) -> pa.Table:
+    """Return rows as a list to fetch: url and caption, and what names them here; url is null where none is known."""
+    known = "source" in table.column_names
+    urls = pc.struct_field(table["source"], "url") if known else pa.nulls(len(table), pa.string())
+    uids = pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string())
+    words = {name: table[name].cast(pa.string()) for name in ("shard", "key", "label", "reason")}
+    return pa.table({"url": urls, "caption": table["caption"], "uid": uids, **words})
 
 
 def _changed(shard: Shard, row: OriginalRow, what: str) -> DataError:

@@ -7,6 +7,7 @@
 A tar says it in the JSON of each row, a table in its columns. Hashes are of the download, before anything was encoded anew.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class SourceReader:
             found["domain"] = registered_domain(found["url"] or "")
         found |= {field: _pixels(folded.get(name)) for name, field in _NUMBERS.items()}
         others = {name: _text(folded.get(name)) for name in _OTHERS} | {name: _text(facts.get(name)) for name in self._keep}
-        found["others"] = [(name, text) for name, text in others.items() if text is not None] or None
+        told = {name: text for name, text in others.items() if text is not None}
+        found["others"] = json.dumps(told, ensure_ascii=False) if told else None
         return found if any(value is not None for value in found.values()) else None
 
 

@@ -85,6 +85,13 @@ def test_the_demo_runs_and_finds_the_planted_pairs(tmp_path: Path) -> None:
     assert len({seal["plan"]["scores"]["model"]["state_sha256"] for seal in seals}) == 5  # each round, its own checkpoint
     assert [seal["before"] for seal in seals] == [None, 1, 2, 3, 4]
     assert (tmp_path / "demo" / "rounds.html").exists()
+    told = {
+        line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if re.match(r"(encoded|replaced) +\d+ ", line)
+    }
+    assert told["encoded"] == ["0", "70", "0"]
+    exact, differs, replaced = map(int, told["replaced"])
+    assert (exact, differs + replaced) == (0, 42)
+    assert replaced >= 38
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""`make demo`: plant wrong captions among the bundled pairs; clean them with a checkpoint, then train in rounds from nothing.
+"""`make demo`: plant wrong captions, clean; fetch pairs again, compare with their index; then train in rounds from nothing.
 
 The checkpoint of the first part was trained on these pairs (unplanted), so its figures show that the machinery works, not how
-well a model finds mismatches in data that it has never seen. The second part starts from random weights and sees the planted
+well a model finds mismatches in data that it has never seen. The last part starts from random weights and sees the planted
 pairs from the beginning: its table of rounds is the real thing, in small.
 """
 
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import crawl_again
 
 from manifests import Manifest, open_round
 
@@ -73,6 +75,20 @@ def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     )
 
 
+def compare(out: Path) -> None:
+    """Fetch the held-out pairs again, years later, and compare what comes with what their index promised."""
+    web = out / "web"
+    shutil.rmtree(web, ignore_errors=True)
+    run(sys.executable, HERE / "crawl_again.py", web)
+    weights = ("--checkpoint", HERE / "tiny-clip", "--executor", "local")
+    run(PAIRSAN, "clean", web / "then", "--out", web / "then-run", *weights, "--keep-embeddings")
+    crawl_again.write_index(web / "index.parquet", crawl_again.held_out(), web / "then-run")
+    index = ("--index", web / "index.parquet", "--index-score", "score", "--index-embeddings", "image")
+    run(PAIRSAN, "clean", web / "now", "--out", web / "now-run", *weights, *index)
+    truth = json.loads((web / "truth.json").read_text())
+    print(f"\nWhat a row is, by what was found of it:\n{crawl_again.told_apart(web / 'now-run', truth)}")
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,6 +102,7 @@ def main() -> None:
     run(sys.executable, HERE / "plant.py", data)
     planted = {(shard, key) for shard, key in json.loads((data / "planted.json").read_text())}
     clean(out / "run", data, planted)
+    compare(out)
     train(out / "rounds-run", data, planted)
     print(f"report of the first part: {(out / 'report.html').absolute()}")
     print(f"look through it and overrule it: {PAIRSAN.relative_to(Path.cwd())} review {out / 'run'}")

@@ -40,14 +40,25 @@ def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes
         PlaceError: The temporary folder has no room for what is spilled.
     """
     parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
-    with connect(memory_limit=f"{memory_bytes}B", preserve_insertion_order=False) as connection:
+    with within(memory_bytes, f"counting over {len(names):,} parts") as connection:
         connection.register("parts", parts.scanner(cache_metadata=False))  # a footer is 100 KB, of 100,000 shards 10 GB
+        yield connection
+
+
+@contextmanager
+def within(memory_bytes: int, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a DuckDB connection that spills to disk what is above its memory.
+
+    Raises:
+        PlaceError: The temporary folder has no room for what is spilled; says what was done.
+    """
+    with connect(memory_limit=f"{memory_bytes}B", preserve_insertion_order=False) as connection:
         try:
             yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             said = " ".join(str(error).split())[:300]
             place = f"what is above {memory_bytes >> 20} MiB is spilled to {tempfile.gettempdir()}; TMPDIR names another place"
-            raise PlaceError(f"counting over {len(names):,} parts: {said}; {place}") from error
+            raise PlaceError(f"{what}: {said}; {place}") from error
 
 
 def write_counts(

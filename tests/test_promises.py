@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from conftest import EMOJI, make_tar
 from PIL import Image
 
 from manifests import open_round
+from stages.signals.index import join
 from stages.signals.index.join import _by_shard
 from stages.signals.index.promises import PROMISE, beyond, simulated_aspects
 from stages.vectors import vectors_of
@@ -165,6 +167,22 @@ def test_vectors_of_the_index_tell_almost_all(
         "clean", folder / "now", "--out", tmp_path / "other", *options[:7], index, "--index-embeddings", "l14_img", code=6
     )
     assert "neither a column of" in wrong.stderr
+
+
+def test_any_number_of_passes_finds_the_same(
+    web: tuple[Path, np.ndarray[Any, Any]], scored: tuple[Path, str], pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder, what), (run, _) = web, scored
+    monkeypatch.setattr(join, "_ROW_BYTES", (64 << 20) // 70)  # 300 rows of the index: 5 passes
+    shutil.rmtree(folder / "again", ignore_errors=True)
+    shutil.copytree(run, folder / "again")
+    [signals] = (folder / "again" / "rounds" / "0001").glob("signals-*")
+    shutil.rmtree(signals)
+    options = ("--executor", "local", "--index", folder / "index", "--index-score", "clip_score", "--signals-memory-mb", 64)
+    pairsan("split", folder / "again", *options, "--keep-share", 0.8)
+    old, new = labels(run, what), labels(folder / "again", what)
+    assert list(new["promise"]) == list(old["promise"])
+    np.testing.assert_array_equal(new["p_reencoded"], old["p_reencoded"])
 
 
 def test_a_split_of_older_scores_has_hashes_and_sizes_alone(

@@ -14,7 +14,7 @@ from manifests.errors import DataError
 from manifests.layout import REENCODED, SCORES, part_name, round_folder
 from manifests.parts import write_part
 from manifests.store import Store
-from stages.out_of_core import connect
+from stages.out_of_core import within
 from stages.signals.index.promises import DRAWS, HONEST_SCHEMA, PROMISE, Distances, simulated_aspects
 from stages.signals.signal_parts import HONEST, SignalParts
 from stages.vectors import read_columns
@@ -25,6 +25,7 @@ _FEWEST: Final = 20
 _LEAST_FOUND: Final = 0.1
 _MOST_GAP: Final = 0.05  # median, of exact rows: more is another model's
 _BATCH_ROWS: Final = 100_000
+_ROW_BYTES: Final = 100  # of the index, while it is grouped by key
 _USUAL: Final = {
     **{kind: (kind,) for kind in ("sha256", "md5")},
     **{edge: (f"original_{edge}", edge) for edge in ("width", "height")},
@@ -90,20 +91,20 @@ def key_of(names: Sequence[str], wanted: str, where: str) -> Key:
     raise DataError(f"--index {where} has {asked} to find rows by; it has {list(names)[:20]}")
 
 
-def write_found(parts: SignalParts, index: Index, within: str) -> None:
+def write_found(parts: SignalParts, index: Index, folder: str) -> None:
     """Write what is known of every row by the index into a folder of parts, and how honest aspect ratios and cosines move.
 
     Raises:
         DataError: Hardly a row is in the index, its hashes are of something else, or its scores are another model's.
     """
-    with connect(memory_limit=f"{parts.memory_bytes}B", preserve_insertion_order=False) as connection:
+    with within(parts.memory_bytes, f"finding rows in --index {index.store.uri}") as connection:
         _join(connection, parts, index)
         _refuse_another_index(connection, index)
         honest = {"aspect": simulated_aspects(), "gap": _honest_gaps(connection, parts, index)}
         names = ", ".join(PROMISE.names)
         found = connection.sql(f"SELECT number, {names} FROM found ORDER BY number, place").to_arrow_reader(_BATCH_ROWS)  # noqa: S608
         for shard, table in _by_shard(found, parts.shards):
-            write_part(parts.run, parts.part(shard, within), PROMISE, [table], fingerprint=parts.fingerprint)
+            write_part(parts.run, parts.part(shard, folder), PROMISE, [table], fingerprint=parts.fingerprint)
     write_honest(parts, honest)
 
 
@@ -116,33 +117,43 @@ def write_honest(parts: SignalParts, honest: dict[str, Distances]) -> None:
 
 
 def _join(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> None:
-    """Make the table `found`, a line for each row of the data."""
+    """Make the table `found`, a line for each row of the data; in passes, each over the rows of some keys."""
     paths = [parts.run.path(part_name(parts.scores_round, SCORES, shard)) for shard in parts.shards]
     scores = pads.dataset(paths, format="parquet", filesystem=parts.run.fs)
-    scan, named = index.scan()
     connection.register("scores", scores.scanner(columns=_SCORES, cache_metadata=False))
     connection.register("shards", pa.table({"path": paths, "number": pa.array(range(len(paths)), pa.int32())}))
-    connection.register("promised", scan)
+    rows = sum(pq.read_metadata(path, filesystem=index.store.fs).num_rows for path in index.files)
+    passes = max(1, -(-rows * _ROW_BYTES // parts.memory_bytes))
+    for turn in range(passes):
+        scan, named = index.scan()
+        connection.register("promised", scan)  # read once by the query
+        found = _found(index, named, f"% {passes} = {turn}")
+        connection.execute(f"INSERT INTO found BY NAME {found}" if turn else f"CREATE TEMP TABLE found AS {found}")
+
+
+def _found(index: Index, named: dict[str, str], turn: str) -> str:
+    """Return the query of one pass; names of columns are quoted, all else is our own."""
     text = {what: f"lower(CAST({name} AS VARCHAR))" for what, name in named.items()}
     by = f"replace({text['by']}, '-', '')" if index.key == "uid" else f"CAST({named['by']} AS VARCHAR)"
+    theirs, ours = f"md5_number({by})", f"md5_number({_OURS[index.key]})"
     hashes = [kind for kind in ("sha256", "md5") if kind in named]
-    columns = [f"if(min({text[kind]}) = max({text[kind]}), min({text[kind]}), NULL) AS {kind}" for kind in hashes]
-    columns += [f"any_value({name}) AS {name[2:]}" for name in ("__file", "__row")]
+    alone = {what: f"if(count(*) = 1, any_value({name}), NULL)" for what, name in (("file", "__file"), ("row", "__row"))}
+    columns = [f"if(min({text[kind]}) = max({text[kind]}), min(md5_number({text[kind]})), NULL) AS {kind}" for kind in hashes]
+    columns += [f"{value} AS {what}" for what, value in alone.items()]
     columns += [f"any_value(try_cast({named.get(what, 'NULL')} AS DOUBLE)) AS {what}" for what in ("width", "height", "score")]
-    equal = " OR ".join(f"lower(s.source.{kind}) = i.{kind}" for kind in hashes) or "false"
+    equal = " OR ".join(f"md5_number(lower(s.source.{kind})) = i.{kind}" for kind in hashes) or "false"
     both = " OR ".join(f"(s.source.{kind} IS NOT NULL AND i.{kind} IS NOT NULL)" for kind in hashes) or "false"
-    ours, theirs = "ln(s.source.width / s.source.height)", "ln(i.width / i.height)"
-    connection.execute(  # names of columns are quoted, all else is our own
-        f"""CREATE TEMP TABLE found AS
-        WITH i AS (SELECT {by} AS by, true AS known, {", ".join(columns)} FROM promised GROUP BY 1),
-             s AS (SELECT shards.number, scores."index" AS place, {_OURS[index.key]} AS by, source, cosine
-                   FROM scores JOIN shards ON scores.__filename = shards.path)
+    return f"""
+        WITH i AS (SELECT {theirs} AS by, true AS known, {", ".join(columns)} FROM promised
+                   WHERE hash({theirs}) {turn} GROUP BY 1),
+             s AS (SELECT shards.number, scores."index" AS place, {ours} AS by, source, cosine
+                   FROM scores JOIN shards ON scores.__filename = shards.path WHERE hash({ours}) {turn})
         SELECT s.number, s.place, s.cosine - i.score AS gap, NULL::FLOAT AS turn, i.file, i.row,
-            abs({ours} - if(i.width > 0 AND i.height > 0, {theirs}, NULL)) AS aspect,
+            abs(ln(s.source.width / s.source.height)
+                - if(least(i.width, i.height) > 0, ln(i.width / i.height), NULL)) AS aspect,
             CASE WHEN i.known IS NULL THEN 'unknown' WHEN {equal} THEN 'exact'
                  WHEN {both} THEN 'differs' ELSE 'no_hash' END AS promise
         FROM s LEFT JOIN i ON s.by = i.by"""  # noqa: S608
-    )
 
 
 def _refuse_another_index(connection: duckdb.DuckDBPyConnection, index: Index) -> None:

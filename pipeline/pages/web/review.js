@@ -159,7 +159,7 @@ async function detail(pair) {
   const found = await ask("pair", { shard: pair.shard, index: pair.index });
   if (state.pairs[state.chosen] !== mine) return;
   state.other = pair === mine ? null : pair;
-  const { signals, review, caption, unseen, ...facts } = found.pair;
+  const { signals, review, caption, unseen, source, ...facts } = found.pair;
   const history = found.history.map((old) => [`round ${old.round}`, `${old.label}${old.reason ? ` (${old.reason})` : ""}, ${number(old.cosine)}`]);
   const why = found.pair.reason;
   $("detail").replaceChildren(...(state.other ? [button("Back to the chosen pair", () => choose(state.chosen))] : []),
@@ -167,6 +167,7 @@ async function detail(pair) {
     ...(why ? [make("p", { id: "why", "data-why": why }, `This pair ${about.reasons[why]}.`)] : []),
     ...(review ? [make("h2", {}, "Verdict"), rowsOf(Object.entries(review))] : []),
     ...(unseen ? [] : [make("h2", {}, "Rounds"), rowsOf(history)]), make("h2", {}, "Row"), rowsOf(Object.entries(facts)),
+    ...(source ? [make("h2", {}, "Source", ...(source.domain ? [" ", button("Show its domain", () => showWhere(`source.domain = '${source.domain.replaceAll("'", "''")}'`))] : [])), rowsOf(Object.entries(source))] : []),
     ...(signals ? [make("h2", {}, "Signals"), rowsOf(Object.entries(signals), "signals.")] : []),
     ...strip("Look the same", found.alike, [" ", button("Show all", () => showWhere(found.alike_where))]), ...strip("Nearest images of its shard", found.neighbours));
 }

@@ -1,5 +1,6 @@
 """The review page: its routes, what they refuse, and the page itself in a real browser."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -37,6 +38,8 @@ def run(tmp_path: Path, emoji_members: list[tuple[str, bytes]], tiny: str, pairs
     data, members = tmp_path / "data", list(emoji_members)
     data.mkdir()
     members[1] = (members[1][0], ATTACK.encode())
+    for row in (5, 8):
+        members[row] = (members[row][0], json.dumps({"url": f"http://i.a'b.example/{ATTACK}"}).encode())
     (data / "a.tar").write_bytes(make_tar(members[:60]))
     (data / "b.tar").write_bytes(make_tar(members[60:]))
     out = tmp_path / "run"
@@ -257,6 +260,25 @@ def test_everybody_can_use_the_page(run: Path, width: int, scheme: str, tmp_path
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
         page.screenshot(path=f"{tmp_path}/{width}-{scheme}.png")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_a_pair_says_where_it_comes_from(run: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"{address}?where=source.url+IS+NOT+NULL&sort=cosine")
+        expect(page.locator("#count")).to_have_text("2 pairs")
+        expect(page.locator("#detail")).to_contain_text("http://i.a'b.example/<script>")
+        page.goto(f"{address}?where=index+%3D+1&sort=cosine")
+        expect(page.locator("#count")).to_have_text("2 pairs")  # of two shards
+        page.goto(f"{address}?where=index+%3D+1+AND+shard+%3D+%27a.tar%27&sort=cosine")
+        expect(page.locator("#count")).to_have_text("1 pairs")
+        page.get_by_role("button", name="Show its domain").click()
+        expect(page.locator("#count")).to_have_text("2 pairs")
+        assert page.input_value("[name=where]") == "source.domain = 'a''b.example'"
+        assert page.title() != "taken"
 
 
 def test_any_column_or_signal_sorts_filters_and_has_a_histogram(client: TestClient, run: Path) -> None:

@@ -30,7 +30,6 @@ EVIDENCE: Final = {
     "size": (),
     "score": ("--index-score", "score"),
     "vectors": ("--index-embeddings", "image"),
-    "together": ("--index-score", "score", "--index-embeddings", "image"),
 }
 
 

@@ -83,7 +83,7 @@ def compare(out: Path) -> None:
     weights = ("--checkpoint", HERE / "tiny-clip", "--executor", "local")
     run(PAIRSAN, "clean", web / "then", "--out", web / "then-run", *weights, "--keep-embeddings")
     crawl_again.write_index(web / "index.parquet", crawl_again.held_out(), web / "then-run")
-    index = ("--index", web / "index.parquet", "--index-score", "score", "--index-embeddings", "image")
+    index = ("--index", web / "index.parquet", "--index-embeddings", "image")
     run(PAIRSAN, "clean", web / "now", "--out", web / "now-run", *weights, *index)
     truth = json.loads((web / "truth.json").read_text())
     print(f"\nWhat a row is, by what was found of it:\n{crawl_again.told_apart(web / 'now-run', truth)}")

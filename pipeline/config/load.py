@@ -17,6 +17,7 @@ from stages.label.settings import SplitSettings
 
 _CROWDS: Final = ("crowded_share", "crowded_tail", "outlier_share", "discord_share")
 _NEAR_LIMITS: Final = (*_CROWDS, "max_look_alikes", "max_near_copies", "max_pair_copies")
+_REPLACED_TAIL: Final = 0.001  # where an index is given
 _DEFAULT_RULE: Final = SplitSettings.model_fields["rule"].default
 # names of earlier releases, and what to say of them; for one release
 RENAMED: Final = {
@@ -217,6 +218,8 @@ def _imply_signals(given: dict[str, Any]) -> None:
     asked = signals.get("signals")
     if near and asked != "none":
         signals["signals"] = "all"
+    if signals.get("index") and split.get("replaced_tail") is None:
+        split["replaced_tail"] = _REPLACED_TAIL
     if signals.get("signals") == "all" or signals.get("index_embeddings"):
         given["embed"]["keep_embeddings"] = True
 

@@ -126,10 +126,10 @@ class SplitSettings(Settings):
         "this share of scored rows, those of lowest accord, is risky (discordant): cosine, images of like captions "
         "and reference encoder speak against them together",
     )
-    replaced_tail: float = _limit(
-        0.001,
+    replaced_tail: float | None = _limit(
+        None,
         "rows are risky (replaced) that lie farther from what the index promised than all but this share of pictures that were "
-        "honestly encoded anew",
+        "honestly encoded anew; 0.001 if unset",
         gt=0.0,
         lt=0.5,
         when={"index": ()},

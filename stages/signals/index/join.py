@@ -179,12 +179,14 @@ def _refuse_another_index(connection: duckdb.DuckDBPyConnection, index: Index) -
 def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> Distances:
     """Return how far cosines of honest pictures are from the index's; the gaps in `found` lose what is usual of exact rows.
 
+    None where the index has vectors: those say more, and another test would only cost.
+
     Raises:
         DataError: The index's scores are another model's.
     """
     exact = "FROM found WHERE promise = 'exact' AND gap IS NOT NULL"
     usual, spread, num = connection.sql(f"SELECT median(gap), mad(gap), count(*) {exact}").fetchall()[0]
-    steps = encoded_anew(parts, "moved") if index.score is not None and num >= _FEWEST else np.zeros(0, np.float32)
+    steps = encoded_anew(parts, "moved") if index.score and not index.vectors and num >= _FEWEST else np.zeros(0, np.float32)
     if not len(steps):
         connection.execute("UPDATE found SET gap = NULL")
         return steps

@@ -274,6 +274,20 @@ def test_no_index_where_there_is_none(tmp_path: Path, tiny: str, pairsan: Pairsa
     assert "does not exist" in pairsan("clean", tmp_path / "now", *given, "--index", tmp_path / "none", code=3).stderr
 
 
+def test_files_of_an_index_must_be_alike(
+    web: tuple[Path, np.ndarray[Any, Any]], scored: tuple[Path, str], tmp_path: Path, pairsan: Pairsan
+) -> None:
+    table = pq.read_table(web[0] / "index" / "a.parquet")
+    pq.write_table(table, tmp_path / "a.parquet")
+    given = ("--executor", "local", "--keep-share", 0.9, "--index", tmp_path)
+    pq.write_table(table.drop_columns(["sha256"]), tmp_path / "b.parquet")
+    assert "column 'sha256' is string in" in pairsan("split", scored[0], *given, code=3).stderr
+    pq.write_table(table.set_column(3, "original_width", table["original_width"].cast(pa.string())), tmp_path / "b.parquet")
+    said = pairsan("split", scored[0], *given, code=3).stderr
+    assert "b.parquet: column 'original_width' is int64 in" in said
+    assert "here string" in said
+
+
 def test_p_values_count_honest_distances() -> None:
     honest = np.asarray([0.0, 0.1, 0.2, 0.3], np.float32)
     distances = np.asarray([0.0, 0.15, 0.3, 0.4, np.nan], np.float32)

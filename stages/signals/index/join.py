@@ -57,12 +57,22 @@ class Index:
     vectors: str | None = None
 
     def scan(self) -> tuple[pa.RecordBatchReader, dict[str, str]]:
-        """Read the columns that are wanted, with `__file` and `__row`; and their quoted names by what they are."""
+        """Read the columns that are wanted, with `__file` and `__row`; and their quoted names by what they are.
+
+        Raises:
+            DataError: A file has other columns than the first, as far as they are wanted.
+        """
         schema = pq.read_schema(self.files[0], filesystem=self.store.fs)
         folded = {name.casefold(): name for name in schema.names}
         named = {what: next((folded[name] for name in names if name in folded), "") for what, names in _USUAL.items()}
         named = {what: name for what, name in (named | {"by": folded[self.key], "score": self.score or ""}).items() if name}
         wanted = pa.schema([schema.field(name) for name in sorted(set(named.values()))])
+        for path in self.files[1:]:
+            there = pq.read_schema(path, filesystem=self.store.fs)
+            for field in wanted:
+                if there.get_field_index(field.name) < 0 or there.field(field.name).type != field.type:
+                    kind = there.field(field.name).type if there.get_field_index(field.name) >= 0 else "no such column"
+                    raise DataError(f"--index {path}: column {field.name!r} is {field.type} in {self.files[0]}, here {kind}")
         reader = pa.RecordBatchReader.from_batches(wanted.append(_FILE).append(_ROW), self._batches(wanted))
         return reader, {what: '"' + name.replace('"', '""') + '"' for what, name in named.items()}
 

@@ -111,7 +111,7 @@ def scored(web: tuple[Path, np.ndarray[Any, Any]], tiny: str, pairsan: Pairsan) 
 def labels(run: Path, what: np.ndarray[Any, Any]) -> pd.DataFrame:
     frame = open_round(run).to_pandas()
     for name in ("promise", "p_reencoded"):
-        frame[name] = [signals[name] for signals in frame["signals"]]
+        frame[name] = [(signals or {}).get(name) for signals in frame["signals"]]
     return frame.assign(what=what.astype(str))
 
 
@@ -272,6 +272,22 @@ def test_no_index_where_there_is_none(tmp_path: Path, tiny: str, pairsan: Pairsa
     given = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--out", tmp_path / "run")
     assert "cannot be read" in pairsan("clean", tmp_path / "now", *given, "--index", tmp_path / "index.parquet", code=3).stderr
     assert "does not exist" in pairsan("clean", tmp_path / "now", *given, "--index", tmp_path / "none", code=3).stderr
+
+
+def test_a_later_command_finds_the_index_from_another_folder(
+    web: tuple[Path, np.ndarray[Any, Any]], tmp_path: Path, tiny: str, pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, what = web
+    (tmp_path / "denied").write_text("d2.example\n")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "index", tmp_path / "meta")
+    options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--max-quarantined-share", 0.5)
+    pairsan("clean", folder / "now", "--out", "run", *options, "--index", "meta/*.parquet", "--deny", "denied")
+    monkeypatch.chdir(folder)
+    pairsan("split", tmp_path / "run", "--keep-share", 0.8, "--executor", "local")
+    found = labels(tmp_path / "run", what)
+    assert (found["reason"] == "denied").sum() == NUM // 3
+    assert set(found["promise"].dropna()) == {"exact", "differs"}
 
 
 def test_files_of_an_index_must_be_alike(

@@ -82,7 +82,7 @@ def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Sc
     plan: Plan = {
         "dataset": {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
         | ({"skipped": list(dataset.skipped)} if dataset.skipped else {}),
-        "read": config.data.model_dump(),
+        "read": config.data.model_dump(exclude={"deny"}),  # what the files say stands beside it
         **({"denied": _digest_of(denied)} if denied else {}),
         "keep": {"captions": config.embed.keep_captions, "embeddings": config.embed.keep_embeddings},
         "canaries": config.embed.canaries,

@@ -207,6 +207,10 @@ def reachable(config: RunConfig) -> RunConfig:
         for table, paths in named.items()
     }
     update["data"] = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
+    if config.data.deny:
+        update["data"]["deny"] = ",".join(_from_anywhere(name.strip()) for name in config.data.deny.split(","))
+    if config.signals.index:  # a glob, perhaps, so no file of that name is there
+        update["signals"]["index"] = _from_anywhere(config.signals.index)
     return config.model_copy(update={table: getattr(config, table).model_copy(update=new) for table, new in update.items()})
 
 

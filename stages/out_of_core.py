@@ -41,7 +41,8 @@ def over_parts(run: Store, names: Sequence[str], schema: pa.Schema, memory_bytes
     """
     parts = pads.dataset([run.path(name) for name in names], schema=schema, format="parquet", filesystem=run.fs)
     with within(memory_bytes, f"counting over {len(names):,} parts") as connection:
-        connection.register("parts", parts.scanner(cache_metadata=False))  # a footer is 100 KB, of 100,000 shards 10 GB (arrow#37630)
+        # a footer is 100 KB, of 100,000 shards 10 GB (apache/arrow#37630)
+        connection.register("parts", parts.scanner(cache_metadata=False))
         yield connection
 
 

@@ -104,6 +104,7 @@ def scored(web: tuple[Path, np.ndarray[Any, Any]], tiny: str, pairsan: Pairsan) 
     """A run of what came, made with the index, and what the command said."""
     folder, _ = web
     options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--index", folder / "index")
+    options = (*options, "--keep-embeddings")
     said = pairsan("clean", folder / "now", "--out", folder / "run", *options, "--index-score", "clip_score").output
     return folder / "run", said
 
@@ -148,24 +149,24 @@ def test_replaced_pictures_are_told_from_those_encoded_anew(
 
 @pytest.mark.parametrize("form", ["npz", "column"])
 def test_vectors_of_the_index_tell_almost_all(
-    web: tuple[Path, np.ndarray[Any, Any]], tmp_path: Path, tiny: str, pairsan: Pairsan, form: str
+    web: tuple[Path, np.ndarray[Any, Any]], scored: tuple[Path, str], tmp_path: Path, pairsan: Pairsan, form: str
 ) -> None:
-    (folder, what), index = web, web[0] / "index"
+    (folder, what), index, run = web, web[0] / "index", tmp_path / "run"
+    shutil.copytree(scored[0], run)
     if form == "column":
         vectors = np.concatenate([np.load(index / f"{name}.npz")["b32_img"] for name in "ab"])
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel().astype(np.float32)), vectors.shape[1])
         index = tmp_path / "index.parquet"
         pq.write_table(pq.read_table(sorted((folder / "index").glob("*.parquet"))).append_column("b32_img", column), index)
-    options = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.9, "--index", index)
-    options += ("--index-embeddings", "b32_img", "--replaced-tail", 0.005)
-    pairsan("clean", folder / "now", "--out", tmp_path / "run", *options)
-    found = labels(tmp_path / "run", what)
+    options = ("--executor", "local", "--keep-share", 0.9, "--index", index, "--replaced-tail", 0.005)
+    pairsan("split", run, *options, "--index-embeddings", "b32_img")
+    found = labels(run, what)
     assert (found.loc[found["what"] == "replaced", "reason"] == "replaced").mean() > 0.9
     assert (found.loc[found["reason"] == "replaced", "what"] == "replaced").all()
-    assert open_round(tmp_path / "run").seal["promises"]["judged_by"]["turn"] == 5 * NUM
-    wrong = pairsan(
-        "clean", folder / "now", "--out", tmp_path / "other", *options[:7], index, "--index-embeddings", "l14_img", code=6
-    )
+    assert not [path for path in run.rglob("*.parquet") if path.parent.name in ("found", "promises")]
+    judged = open_round(run).seal["promises"]["judged_by"]
+    assert (judged["turn"], judged.get("gap")) == (5 * NUM, None)  # where there are vectors, cosines are not asked
+    wrong = pairsan("split", run, *options, "--index-embeddings", "l14_img", code=6)
     assert "neither a column of" in wrong.stderr
 
 

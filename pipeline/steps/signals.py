@@ -138,11 +138,15 @@ def _compare_with_index(work: Work) -> None:
     if index is None:
         raise RunError("these signals compare with an index; name it with --index")
     parts = work.parts
-    if not is_there(parts, FOUND if index.vectors else PROMISES):
-        write_found(parts, index, FOUND if index.vectors else PROMISES)
-    if index.vectors:
+    if not index.vectors:
+        if not is_there(parts, PROMISES):
+            write_found(parts, index, PROMISES)
+    elif FOUND in parts.run.folders(parts.folder) or not is_there(parts, PROMISES):
+        if not is_there(parts, FOUND):
+            write_found(parts, index, FOUND)
         work.missing(CompareVectors(VectorTarget(parts, index)), parts.name(PROMISES), "compare with the index's vectors")
         add_honest_turns(parts, index)
+        parts.run.delete_folder(parts.name(FOUND))  # last: it says that the turns are not counted yet
 
 
 def _write_rows(work: Work) -> None:

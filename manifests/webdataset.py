@@ -13,7 +13,12 @@ Stage = Callable[[Iterable[Sample]], Iterator[Sample]]
 
 
 def labelled(
-    manifest: Manifest, keep: Collection[Label | str] = (Label.SAFE,), columns: Sequence[str] = (), *, sit_out: bool = False
+    manifest: Manifest,
+    keep: Collection[Label | str] = (Label.SAFE,),
+    columns: Sequence[str] = (),
+    *,
+    image: str | None = None,
+    sit_out: bool = False,
 ) -> Stage:
     """Return a stage that keeps the samples of some labels, in their order.
 
@@ -25,12 +30,15 @@ def labelled(
         keep: Labels; samples of others are left out.
         columns: Columns of the manifest that go along, `p_safe` as `__p_safe__`; so the library's decoders leave them alone.
             `__label__` always does.
+        image: Extensions of the image, as `webp;jpg;png`, to compare its bytes with the one that was scored; None: only keys.
         sit_out: Whether safe rows whose turn it is to sit out come as risky; see `Manifest.join`.
 
     Raises:
         RunError: While samples pass: a tar is no shard of the round, or its rows are not those that were labelled.
     """
     wanted, shard_of = frozenset(str(Label(word)) for word in keep), _finder(manifest)
+    endings = image.split(";") if image else []
+    image_of = (lambda row: _first(row[1], endings)) if image else None
     rows = {part["shard"]: int(part["rows"]) for part in manifest.seal["parts"]}
 
     def stage(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -48,13 +56,18 @@ def labelled(
             shard = shard_of(first["__url__"])
             more = manifest.table(shard, list(columns)) if columns else None
             numbered = enumerate(chain([first], group))  # noqa: B031  # the rest of it
-            joined = manifest.join(shard, ((row["__key__"], (at, row)) for at, row in numbered), sit_out=sit_out)
+            named = ((row["__key__"], (at, row)) for at, row in numbered)
+            joined = manifest.join(shard, named, sit_out=sit_out, image_of=image_of)
             for label, (at, sample) in joined:
                 if label in wanted:
                     facts = {f"__{name}__": more[name][at].as_py() for name in columns} if more is not None else {}
                     yield {**sample, **facts, "__label__": label}
 
     return stage
+
+
+def _first(sample: Sample, endings: Sequence[str]) -> bytes | None:
+    return next((sample[ending] for ending in endings if ending in sample), None)
 
 
 def _finder(manifest: Manifest) -> Callable[[str], str]:

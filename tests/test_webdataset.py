@@ -81,6 +81,17 @@ def test_other_data_than_those_labelled_end_the_stream(data: Path, manifest: Man
         read(data, labelled(manifest))
 
 
+def test_an_image_of_equal_size_put_in_anothers_place_ends_the_stream(data: Path, manifest: Manifest) -> None:
+    tar = data / "part-0" / "0.tar"
+    assert read(data, labelled(manifest, image="jpg;webp"))
+    shown = read(data, labelled(manifest, keep=["safe", "risky"]))[0]["webp"]
+    assert isinstance(shown, bytes)
+    tar.write_bytes(tar.read_bytes().replace(shown, shown[:-1] + bytes([shown[-1] ^ 1])))
+    assert read(data, labelled(manifest))  # keys alone do not tell
+    with pytest.raises(RunError, match=r"part-0/0.tar \[0\] .* its image is not the one that was scored"):
+        read(data, labelled(manifest, image="jpg;webp"))
+
+
 def test_an_unsealed_round_is_refused(data: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     pairsan("embed", data, "--checkpoint", tiny, "--out", tmp_path / "only", "--executor", "local")
     with pytest.raises(NotSealed):

@@ -12,6 +12,7 @@ import pytest
 import webdataset as wds
 from click.testing import Result
 from conftest import CLEAN, make_tar
+from torch.utils.data import ConcatDataset, Subset
 
 from manifests import Manifest, NotSealed, open_round
 from manifests.errors import RunError
@@ -90,6 +91,13 @@ def test_an_image_of_equal_size_put_in_anothers_place_ends_the_stream(data: Path
     assert read(data, labelled(manifest))  # keys alone do not tell
     with pytest.raises(RunError, match=r"part-0/0.tar \[0\] .* its image is not the one that was scored"):
         read(data, labelled(manifest, image="jpg;webp"))
+
+
+def test_a_map_style_dataset_takes_the_mask(manifest: Manifest) -> None:
+    rows = manifest.to_pandas(["shard", "key", "label"])
+    keys = {shard: list(of["key"]) for shard, of in rows.groupby("shard", observed=True)}
+    parts = [Subset(keys[name], mask.nonzero()[0]) for name, mask in manifest.masks("safe")]
+    assert list(ConcatDataset(parts)) == list(rows[rows["label"] == "safe"]["key"])
 
 
 def test_an_unsealed_round_is_refused(data: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:

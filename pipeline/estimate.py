@@ -84,8 +84,8 @@ def _scored(dataset: Dataset, config: RunConfig, pairs: list[Pair], reasons: Cou
     from stages.score.checkpoints import load_model, resolve_weights
     from stages.score.cross_fit import make_encoder
     from stages.score.decode import Chunk, Decode
-    from stages.score.embed import score_batch, score_chunk
     from stages.score.encoders import image_size, preprocess_config
+    from stages.score.scored_rows import score_batch, score_chunk
 
     threads = config.executor.threads_per_worker or 1
     torch.set_num_threads(threads)

@@ -3,15 +3,53 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, NamedTuple
 
 from manifests.schema import Reason
 
 ShardFormat = Literal["tar", "parquet", "text", "folder"]
 TRUNCATED_KEY: Final = "__truncated__"
 UNREADABLE_KEY: Final = "__unreadable__"
+PIECES: Final = "-pieces"
 _UID: Final = re.compile(r"[0-9a-fA-F]{32}")
+
+
+class TarPlace(NamedTuple):
+    """Where a reader of a plain tar may begin, and what one that comes from the front knows there.
+
+    Attributes:
+        offset: Of the next member's header, bytes.
+        num_headers: Headers before it.
+        begun: Where the last of several concatenated archives begins, bytes.
+        rewound: Bytes that were read again.
+        pax_headers: Global PAX records.
+        ambiguous: Whether readers differ, from before here, on which row is which.
+        seen: Keys from before that come once more.
+    """
+
+    offset: int
+    num_headers: int
+    begun: int
+    rewound: int
+    pax_headers: tuple[tuple[str, str], ...]
+    ambiguous: bool = False
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive rows of a shard that is worked on in pieces.
+
+    Attributes:
+        first: The first of them.
+        num_rows: How many; None for all that follow.
+        place: Where they begin, in a tar.
+    """
+
+    first: int
+    num_rows: int | None = None
+    place: TarPlace | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +61,30 @@ class Shard:
         path: Path on the dataset's file system.
         format: How to read it.
         size_bytes: Its length.
+        stretch: Which of its rows are meant; None for all.
     """
 
     name: str
     path: str
     format: ShardFormat
     size_bytes: int
+    stretch: Stretch | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.name if self.stretch is None else f"{self.name} from row {self.stretch.first:,}"
+
+    @property
+    def begins(self) -> bool:
+        """Whether its first row is the first of the whole file."""
+        return self.stretch is None or self.stretch.first == 0
+
+    def part(self, folder: str) -> str:
+        """Return the name of its part in a folder of parts; of a stretch, beside that folder, until all are joined."""
+        if self.stretch is None:
+            return f"{folder}/{self.name}.parquet"
+        return f"{folder}{PIECES}/{self.name}/{self.stretch.first:012d}.parquet"
 
 
 @dataclass(frozen=True, slots=True)

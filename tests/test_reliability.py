@@ -12,11 +12,11 @@ from manifests.errors import ConfigError, SplitRefused
 from manifests.store import open_store
 from pipeline.queries.summary import known_of
 from pipeline.steps.numbering import grown
+from stages.histogram import on_grid
 from stages.label.calibration import calibrate
 from stages.label.decide import decide
 from stages.label.reliability import reliability
 from stages.label.settings import SplitSettings
-from stages.score.embed import on_grid
 
 SHARE = {"rule": "keep-share", "keep_share": 0.7}
 

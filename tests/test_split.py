@@ -18,12 +18,11 @@ from benchmarks.speed.split import build
 from manifests.errors import SplitRefused
 from manifests.schema import MANIFEST, SCORES, SIGNALS, SOURCE, Reason
 from manifests.store import open_store
-from stages.histogram import NUM_BINS, grid_values
+from stages.histogram import NUM_BINS, grid_values, on_grid
 from stages.label.decide import decide
 from stages.label.label_table import label_table
 from stages.label.limits import Limit
 from stages.label.settings import SplitSettings
-from stages.score.embed import on_grid
 
 MIXTURE = SplitSettings(rule="monotone")
 

@@ -39,13 +39,13 @@ def main() -> None:
     print(f"ratio of pairs per CPU-second, ours / bare: {', '.join(f'{r:.2f}' for r in ratios)}")
 
 
-def clean(shards: list[Path], checkpoint: Path) -> Usage:
+def clean(shards: list[Path], checkpoint: Path, *more: str) -> Usage:
     """Run `pairsan clean` into a fresh folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         pairsan = Path(sys.executable).parent / "pairsan"
         options = ["--keep-share", "0.9", "--max-quarantined-share", "0.5"]
-        usage = run_tree([pairsan, "clean", *shards, "--checkpoint", checkpoint, "--out", out, *options])
+        usage = run_tree([pairsan, "clean", *shards, "--checkpoint", checkpoint, "--out", out, *options, *more])
         shutil.rmtree(out)
         return usage
 

@@ -9,9 +9,8 @@ import time
 import numpy as np
 
 from benchmarks.common import header
-from stages.histogram import Histogram, count
+from stages.histogram import Histogram, count, on_grid
 from stages.label.mixture import fit_mixture, published_mixture
-from stages.score.embed import on_grid
 
 
 def main() -> None:

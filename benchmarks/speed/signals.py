@@ -26,7 +26,7 @@ from manifests.parts import write_part
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store, open_store
 from stages.pair import Shard
-from stages.score.embed import embedding_schema
+from stages.score.scored_rows import embedding_schema
 from stages.settings import SignalSettings
 from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.near_copies import AssignCells, CopyTarget, LinkCells

@@ -23,7 +23,7 @@ from manifests.parts import write_json, write_part
 from manifests.schema import NUM_NULLS, SCHEMA_VERSION, SCORES
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
-from stages.score.embed import on_grid
+from stages.histogram import on_grid
 
 
 def main() -> None:

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from manifests.layout import SCORES, round_folder
+from manifests.layout import EMBEDDINGS, SCORES, round_folder
 from pipeline.config.catalogue import RunConfig
+from pipeline.steps.pieces import run_in_pieces
 from pipeline.steps.plan import Round
 from pipeline.workers.connect import num_gpus
 from pipeline.workers.executors import Executor
-from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.read.heads import refuse_hopeless
 from stages.read.shards import Dataset
@@ -41,15 +41,19 @@ def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scorin
     if scoring is None:
         return
     round_.begin()
-    done = round_.run.names(f"{round_folder(round_.scores_round)}/{SCORES}")
-    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
-    if not todo:
-        return
+    folder, kinds = round_folder(round_.scores_round), [EMBEDDINGS] if config.embed.keep_embeddings else []
+    done = round_.run.names(f"{folder}/{SCORES}")
 
     def count(_: Shard, embedded: "Embedded") -> tuple[int, int]:
         return embedded.num_rows, embedded.num_quarantined
 
-    todo.sort(key=lambda shard: -shard.size_bytes)  # the last to finish is a small one
-    stage = scoring.stage(round_.run, round_.number, num_shards=len(round_.shards), num_threads=executor.num_threads)
-    before = len(round_.shards) - len(todo)
-    run_stage(executor, stage, todo, what="embed", folder=round_.place, collect=count, num_done_before=before)
+    run_in_pieces(
+        executor,
+        scoring.stage(round_.run, round_.number, num_shards=len(round_.shards), num_threads=executor.num_threads),
+        round_,
+        [shard for shard in round_.shards if f"{shard.name}.parquet" not in done],
+        [f"{folder}/{kind}" for kind in (*kinds, SCORES)],
+        source=(scoring.data, config.data),
+        what="embed",
+        collect=count,
+    )

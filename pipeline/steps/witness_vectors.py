@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 from manifests.layout import REFERENCE_VECTORS, fingerprint
 from pipeline.config.catalogue import RunConfig
+from pipeline.steps.pieces import run_in_pieces
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
-from pipeline.workers.run_stage import run_stage
+from stages.pair import Shard
 from stages.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     folder, tower, canaries = reference_folder(round_), tower_of(config), canary_folder(round_)
     if folder is None or tower is None:
         return
-    done = round_.run.names(folder)
-    done &= round_.run.names(canaries) if canaries else done
-    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" not in done]
+    done = [round_.run.names(name) for name in (folder, canaries) if name]
+    todo = [shard for shard in round_.shards if not all(f"{shard.name}.parquet" in names for names in done)]
     if not todo:
         return
     from stages.score.decode import Decode
@@ -87,6 +87,9 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
         num_threads=executor.num_threads,
         num_canaries=_num_canaries(round_),
     )
-    before = len(round_.shards) - len(todo)
-    what, collect = "embed for reference", lambda _, rows: (rows, 0)
-    run_stage(executor, EmbedReference(target), todo, what=what, folder=round_.place, collect=collect, num_done_before=before)
+    what, source = "embed for reference", (dataset.store, options)
+    run_in_pieces(executor, EmbedReference(target), round_, todo, [folder], source=source, what=what, collect=_rows)
+
+
+def _rows(_: Shard, num: int) -> tuple[int, int]:
+    return num, 0

@@ -55,9 +55,11 @@ class Executor(Protocol):
 
     Attributes:
         num_threads: CPU threads that each worker has.
+        num_workers: How many there is room for, as far as is known.
     """
 
     num_threads: int
+    num_workers: int
 
     def under_way(self) -> UnderWay:
         """Return what is known of the shards that are being worked on."""
@@ -77,7 +79,7 @@ class LocalExecutor:
 
     def __init__(self, max_retries: int, num_threads: int) -> None:
         """Set how often a failed read is tried again, and how many threads the stage may use."""
-        self._max_retries, self.num_threads = max_retries, num_threads
+        self._max_retries, self.num_threads, self.num_workers = max_retries, num_threads, 1
         self._stage: Stage[Any, Any] | None = None
 
     def under_way(self) -> UnderWay:

@@ -22,6 +22,7 @@ class Progress:
         num_done_before: int = 0,
         stream: TextIO | None = None,
         under_way: Callable[[], UnderWay] = UnderWay,
+        unit: str = "shards",
     ) -> None:
         """Start the clock.
 
@@ -31,8 +32,9 @@ class Progress:
             num_done_before: Those that an earlier run has finished.
             stream: Where to print; standard error if unset.
             under_way: Says what is known of unfinished shards.
+            unit: What is counted.
         """
-        self._what, self._num_shards, self._num_before = what, num_shards, num_done_before
+        self._what, self._unit, self._num_shards, self._num_before = what, unit, num_shards, num_done_before
         self._stream, self._under_way = stream or sys.stderr, under_way
         self._terminal = self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
         self._width = 0
@@ -67,21 +69,21 @@ class Progress:
         """Return the line of this moment."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         done = self._num_before + self._num_done
-        parts = [f"{self._what}: {done}/{self._num_shards} shards"]
+        parts = [f"{self._what}: {done}/{self._num_shards} {self._unit}"]
         if self._num_before:
             parts.append(f"{self._num_before} done before")
         now = self._under_way()
         rows, quarantined = now.rows + self._num_rows, now.quarantined + self._num_quarantined
         if not self._num_done:
             parts.append(f"none finished after {clock(seconds)}")  # workers start, load weights, or shards are large
-        if self._num_done or rows:
+        if rows:
             parts.append(f"{rows:,} rows, {rows / seconds:,.0f} rows/s")
         if self._num_done and done < self._num_shards:
             parts.append(f"{clock(seconds / self._num_done * (self._num_shards - done))} left")
         if quarantined:
             parts.append(f"{quarantined:,} quarantined")
         if self._num_failed:
-            parts.append(f"{self._num_failed} shards FAILED")
+            parts.append(f"{self._num_failed} {self._unit} FAILED")
         if now.last:
             parts.append(f"last {now.last}")
         return ", ".join(parts)

@@ -59,6 +59,7 @@ class RayExecutor:
         room = self._places(nodes)
         if options.workers and options.workers > room:
             log.info("%d workers are asked for, there is room for %d; others start when there is", options.workers, room)
+        self.num_workers = options.workers or room
         self._idle: list[_Ready] = []
         self._starting: dict[Any, Any] = {}
         self._false_starts, self._size, self._looked_at = 0, 0, -_LOOK_S
@@ -115,7 +116,7 @@ class RayExecutor:
         if late is not None:
             seconds, usual = time.monotonic() - late.since, statistics.median(work.seconds)
             told = "%s: on node %s for %.0f s, others took %.0f s; started a second time elsewhere"
-            log.warning(told, late.shard.name, late.worker.node, seconds, usual)
+            log.warning(told, late.shard.title, late.worker.node, seconds, usual)
             self._call(work, late.shard, late.attempt, running)
 
     def _call(self, work: "_Work", shard: Shard, attempt: int, running: dict[Any, "_Call"]) -> None:
@@ -187,7 +188,7 @@ class RayExecutor:
                 raise cause.args[0] from None
             # a Ray error within a worker: chunks that were decoded on a node that is gone
             if again and (isinstance(cause, RayError) or (isinstance(cause, Exception) and is_transient(cause))):
-                log.warning("%s: %s: %s; retry %d", shard.name, type(cause).__name__, str(cause)[:300], call.attempt + 1)
+                log.warning("%s: %s: %s; retry %d", shard.title, type(cause).__name__, str(cause)[:300], call.attempt + 1)
                 return None
             where = f" (on node {call.worker.node})" if isinstance(cause, (FileNotFoundError, PermissionError)) else ""
             return Failed(shard, f"{type(cause).__name__}: {cause}{where}", str(error))
@@ -196,7 +197,7 @@ class RayExecutor:
             self._starting |= {idle.actor.ready.remote(): idle.actor for idle in self._idle}
             self._idle.clear()
             if again:
-                log.warning("%s: worker lost (%s); retry %d", shard.name, type(error).__name__, call.attempt + 1)
+                log.warning("%s: worker lost (%s); retry %d", shard.title, type(error).__name__, call.attempt + 1)
                 return None
             what = f"{type(error).__name__} on {call.attempt + 1} workers in turn: {str(error).strip()[:500]}"
             return Failed(shard, what, what)
@@ -241,7 +242,7 @@ def _last(running: Mapping[Any, _Call]) -> str:
     if not running:
         return ""
     oldest = min(running.values(), key=lambda call: call.since)
-    return f"{oldest.shard.name} on node {oldest.worker.node} for {clock(time.monotonic() - oldest.since)}"
+    return f"{oldest.shard.title} on node {oldest.worker.node} for {clock(time.monotonic() - oldest.since)}"
 
 
 def _late(running: Mapping[Any, _Call], seconds: Sequence[float]) -> _Call | None:

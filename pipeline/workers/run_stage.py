@@ -29,6 +29,7 @@ def run_stage(
     folder: tuple[Store, int | None],
     collect: Callable[[Shard, Out], tuple[int, int]],
     num_done_before: int = 0,
+    unit: str = "shards",
 ) -> None:
     """Run a stage over shards; shards that fail do not stop the others.
 
@@ -40,6 +41,7 @@ def run_stage(
         folder: Run and round; failures are written there, for `pairsan status`. Without a round, into the folder itself.
         collect: Takes each output as it comes and returns its (rows, quarantined rows) for the progress line.
         num_done_before: Shards that an earlier run has finished.
+        unit: What people call them: shards, or pieces where some are pieces of shards.
 
     Raises:
         StageFailed: Some shards failed; names them and their errors.
@@ -47,7 +49,8 @@ def run_stage(
     """
     failed: list[Failed] = []
     run, number = folder
-    with Progress(what, len(shards) + num_done_before, num_done_before, under_way=executor.under_way) as progress:
+    total = len(shards) + num_done_before
+    with Progress(what, total, num_done_before, under_way=executor.under_way, unit=unit) as progress:
         for outcome in executor.map(stage, shards):
             if isinstance(outcome, Done):
                 progress.shard_done(*collect(outcome.shard, outcome.output))
@@ -56,15 +59,15 @@ def run_stage(
                 progress.shard_failed()
     name = FAILURES if number is None else f"{round_folder(number)}/{FAILURES}"
     if failed:
-        failed.sort(key=lambda f: f.shard.name)
-        entries = [{"shard": f.shard.name, "error": f.error, "trace": f.trace} for f in failed]
+        failed.sort(key=lambda f: f.shard.title)
+        entries = [{"shard": f.shard.title, "error": f.error, "trace": f.trace} for f in failed]
         write_json(run, name, {"stage": what, "failed": json.loads(json.dumps(entries, default=str))})
         if all(any(word in f.error for word in _FULL) for f in failed):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the place's fault, and said so, wherever it was met
-        lines = "".join(f"\n  {f.shard.name}: {f.error[:400]}" for f in failed[:_NAMED])
+        lines = "".join(f"\n  {f.shard.title}: {f.error[:400]}" for f in failed[:_NAMED])
         more = f"\n  and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise StageFailed(
-            f"{len(failed)} of {len(shards)} shards failed to {what}; the others are kept:{lines}{more}\n"
+            f"{len(failed)} of {len(shards)} {unit} failed to {what}; the others are kept:{lines}{more}\n"
             f"{'`pairsan status RUN`' if number is not None else run.path(name)} shows the traces; run the same command again "
             "to retry only what is missing."
         )

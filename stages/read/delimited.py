@@ -27,7 +27,7 @@ csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it mus
 
 def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield one pair for every row of a TSV, CSV or JSON Lines file, and a last one for what cannot be unpacked."""
-    index, raw = 0, Prefixed(b"", stream)
+    index, raw, first = 0, Prefixed(b"", stream), shard.stretch.first if shard.stretch else 0
     try:
         table = opened(raw, shard, options)
         if not table.names or table.names == [""]:
@@ -36,12 +36,28 @@ def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettin
             return
         reader = TableReader(store, shard, table.names, options)
         for row in table.rows():
+            if index < first:  # only where each row is a pair; see `stages.score.pieces`
+                if not isinstance(row, str):
+                    reader.pass_over(index, row)
+                index += 1
+                continue
             pairs = [reader.malformed(index, row)] if isinstance(row, str) else reader.pairs(index, row)
             yield from pairs
             index += len(pairs)
     except (*BROKEN, UnicodeError) as error:
         # how much is behind it nobody can say; it is something
         yield unreadable(shard, index, f"{type(error).__name__}: {error}", max(1, shard.size_bytes - raw.num_read))
+
+
+def count_lines(stream: IO[bytes], shard: Shard, options: ReadSettings) -> int:
+    """Return how many rows a table of text has, as far as it can be unpacked; no image is opened."""
+    num = 0
+    try:
+        for _ in opened(Prefixed(b"", stream), shard, options).rows():
+            num += 1
+    except (*BROKEN, UnicodeError):
+        pass  # what stands for the rest belongs to the last piece
+    return num
 
 
 def _text(stream: Any, encoding: str | None) -> io.TextIOWrapper:

@@ -46,18 +46,27 @@ def read_folder(store: Store, shard: Shard, options: ReadSettings) -> Iterator[P
     endings = (options.caption_column,) if options.caption_column else CAPTION_EXTENSIONS
     texts = {name.rpartition(".")[0]: name for ending in reversed(endings) for name in names if _ends(name, ending)}
     images, index, seen = [name for name in names if _is_image(name, options)], 0, set[str]()
+    first = shard.stretch.first if shard.stretch else 0
     for name in images:
         stem = name.rpartition(".")[0]
         key = stem.encode("utf-8", "replace").decode()
         repeated = key in seen
         base = Pair(index, key, make_uid(shard.name, f"{name}\0" if repeated else key), None, None)
         seen.add(key)
+        if index < first:  # only where each image is a pair; see `stages.score.pieces`
+            index += 1
+            continue
         text = roots.read(texts[stem])[0] if stem in texts else None
         pairs = [_with_image(pair, name, roots) for pair in captioned(base, text, shard, options)]
         if repeated:
             pairs = [base.quarantine(Reason.DUPLICATE_KEY, f"two images are named {key[:80]!r}")]
         yield from pairs
         index += len(pairs)
+
+
+def count_images(store: Store, shard: Shard, options: ReadSettings) -> int:
+    """Return how many images a folder holds."""
+    return sum(_is_image(posixpath.basename(info.path), options) for info in listed(store, shard.path))
 
 
 def listed(store: Store, folder: str) -> list[pafs.FileInfo]:

@@ -4,9 +4,12 @@ import hashlib
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import IO, Final
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from manifests.errors import DataError
@@ -24,6 +27,7 @@ _WHOLE: Final[dict[str, Callable[[Store, Shard, ReadSettings], Iterator[Pair]]]]
     "folder": read_folder,
 }
 _EDGE_BYTES: Final = 64 << 10
+_BUFFER_BYTES: Final = 1 << 20
 _NAMED: Final = 3
 
 
@@ -86,23 +90,39 @@ def _why_not(lost: dict[str, str]) -> str:
 
 
 def read_shard(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
-    """Yield the pairs of one shard in order; every row of it, whatever is wrong with it.
+    """Yield the pairs of one shard, or of a stretch of it, in order; every row of it, whatever is wrong with it.
 
     Raises:
         OSError: The file system failed; worth another try.
         DataError: A table lacks the columns that were asked for.
     """
+    pairs = _read(store, shard, options)
+    yield from pairs if shard.stretch is None else islice(pairs, shard.stretch.num_rows)
+
+
+def _read(store: Store, shard: Shard, options: ReadSettings) -> Iterator[Pair]:
+    """Yield the pairs from the first row of a stretch on."""
     if shard.format in _WHOLE:
         yield from _WHOLE[shard.format](store, shard, options)
+    elif shard.size_bytes == 0 and shard.format == "text":
+        yield unreadable(shard, 0, "0 bytes")
+    else:
+        place = shard.stretch.place if shard.stretch else None
+        with opened_at(store, shard, place.offset if place else 0) as stream:
+            yield from read_tar(stream, shard, options) if shard.format == "tar" else read_text(store, stream, shard, options)
+
+
+@contextmanager
+def opened_at(store: Store, shard: Shard, offset: int = 0) -> Iterator[IO[bytes]]:
+    """Open a shard for reading from a place on, to its end."""
+    if not offset:
+        # compression=None: arrow would otherwise unpack by the file's ending, before the reader can see where it breaks
+        with store.fs.open_input_stream(shard.path, compression=None, buffer_size=_BUFFER_BYTES) as stream:
+            yield stream
         return
-    # compression=None: arrow would otherwise unpack by the file's ending, before the reader can see where it breaks
-    with store.fs.open_input_stream(shard.path, compression=None, buffer_size=1 << 20) as stream:
-        if shard.format == "tar":
-            yield from read_tar(stream, shard, options)
-        elif shard.size_bytes == 0:
-            yield unreadable(shard, 0, "0 bytes")
-        else:
-            yield from read_text(store, stream, shard, options)
+    with store.fs.open_input_file(shard.path) as file:
+        file.seek(offset)
+        yield pa.BufferedInputStream(file, _BUFFER_BYTES)
 
 
 def _format_of(info: pafs.FileInfo) -> ShardFormat:

@@ -88,12 +88,12 @@ class TarBytes:
         is_plain: Whether that is a place in the file, too.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        """Look at the first bytes, which say whether it is packed."""
-        head = stream.read(4)
+    def __init__(self, stream: IO[bytes], offset: int | None = None) -> None:
+        """Look at the first bytes, which say whether it is packed; where they are not the first, it is known that it is not."""
+        head = stream.read(4) if offset is None else b""
         self._packed = Prefixed(head, stream)
         self._stream: Any = unpacked(head, io.BufferedReader(self._packed))
-        self.is_plain, self.offset = self._stream is None, 0
+        self.is_plain, self.offset = self._stream is None, offset or 0
         self._stream = stream if self.is_plain else self._stream
         self._ahead = head if self.is_plain else b""
         self._marked: bytes | None = None

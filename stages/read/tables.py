@@ -63,6 +63,7 @@ class TableReader:
         root = open_store(options.image_root) if options.image_root else Store(store.uri, store.fs, folder)
         self._roots = Roots(root, options.allow_outside, options.max_image_bytes)
         self._seen: set[str] = set()
+        self._first = shard.stretch.first if shard.stretch else 0
         for name in options.kept_columns:
             _choose("keep", name, (), names, shard)
         self._source = SourceReader(options.kept_columns)
@@ -73,6 +74,11 @@ class TableReader:
         """Columns that are read."""
         own = [name for name in (self._image, self._caption, self._key, self._uid) if name is not None]
         return list(dict.fromkeys([*own, *self._of_source]))
+
+    @property
+    def key_columns(self) -> list[str]:
+        """The column of the key, where there is one."""
+        return [] if self._key is None else [self._key]
 
     def pairs(self, index: int, row: dict[str, Any]) -> list[Pair]:
         """Return the pair of one row; several where each of its captions is to be one."""
@@ -86,9 +92,7 @@ class TableReader:
             return [Pair(index, key, uid, None, None, Reason.READER_ERROR, f"{type(error).__name__}: {error}"[:300])]
 
     def _pairs(self, index: int, row: dict[str, Any]) -> Iterator[Pair]:
-        found = row.get(self._key) if self._key else None
-        known = found is not None and found != "" and not isinstance(found, BadCell)
-        key = _text(found) if known else f"{index:09d}"
+        key = self._key_of(index, row.get(self._key) if self._key else None)
         repeated = key in self._seen
         self._seen.add(key)
         uid = make_uid(self._shard.name, f"{key}\0{index}" if repeated else key, row.get(self._uid) if self._uid else None)
@@ -102,16 +106,25 @@ class TableReader:
         for pair in captioned(Pair(index, key, uid, None, None, detail=note, source=source), raw, self._shard, self._options):
             if repeated:
                 yield pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
-            elif pair.reason:
+            elif pair.reason or index < self._first:
                 yield pair
             else:
                 data, what = self._image_bytes(image)
                 yield pair.quarantine(data, what) if isinstance(data, Reason) else replace(pair, image=data, path=what)
 
+    def pass_over(self, index: int, row: dict[str, Any]) -> None:
+        """Take note of the key of a row, and of nothing else of it."""
+        if self._key is not None:
+            self._seen.add(self._key_of(index, row.get(self._key)))
+
     def malformed(self, index: int, detail: str) -> Pair:
         """Return the row of a line that cannot be taken apart."""
         key = f"{index:09d}"
         return Pair(index, key, make_uid(self._shard.name, f"{key}\0{index}"), None, None, Reason.ROW_MALFORMED, detail)
+
+    def _key_of(self, index: int, value: Any) -> str:
+        known = value is not None and value != "" and not isinstance(value, BadCell)
+        return _text(value) if known else f"{index:09d}"
 
     def _image_bytes(self, value: Any) -> tuple[bytes, str | None] | tuple[Reason, str]:
         """Return the encoded image of a cell (bytes, text, or struct of bytes and path) and its path; or why there is none."""
@@ -167,21 +180,43 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
             yield unreadable(shard, 0, str(error), shard.size_bytes)
             return
         reader = TableReader(store, shard, names, options)
-        index = 0
+        index, first = 0, shard.stretch.first if shard.stretch else 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
-            left = facts.num_rows
-            try:
-                for batch in batches(parquet, group, reader.columns):
-                    for row in cells(batch):
-                        pairs = reader.pairs(index, row)
-                        yield from pairs
-                        index, left = index + len(pairs), left - 1
-            except DAMAGED as error:
-                for lost in range(left):
-                    size = 0 if lost else facts.total_byte_size
-                    yield unreadable(shard, index + lost, f"row group {group}: {error}", size)
-                index += left
+            if index + facts.num_rows <= first:  # only where each row is a pair; see `stages.score.pieces`
+                _pass_over(parquet, group, reader, index)
+                index += facts.num_rows
+                continue
+            for pair in _group(parquet, group, reader, index, shard):
+                index += 1
+                if index > first:
+                    yield pair
+
+
+def _pass_over(parquet: pq.ParquetFile, group: int, reader: TableReader, index: int) -> None:
+    """Take note of the keys of a row group; where rows are named by their numbers, nothing of it is read."""
+    if reader.key_columns:
+        with suppress(*DAMAGED):
+            for batch in batches(parquet, group, reader.key_columns):
+                for row in cells(batch):
+                    reader.pass_over(index, row)
+                    index += 1
+
+
+def _group(parquet: pq.ParquetFile, group: int, reader: TableReader, index: int, shard: Shard) -> Iterator[Pair]:
+    """Yield the pairs of a row group; where it cannot be read on, one for each of its rows that is left."""
+    facts = parquet.metadata.row_group(group)
+    left = facts.num_rows
+    try:
+        for batch in batches(parquet, group, reader.columns):
+            for row in cells(batch):
+                pairs = reader.pairs(index, row)
+                yield from pairs
+                index, left = index + len(pairs), left - 1
+    except DAMAGED as error:
+        for lost in range(left):
+            size = 0 if lost else facts.total_byte_size
+            yield unreadable(shard, index + lost, f"row group {group}: {error}", size)
 
 
 def batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final, cast
 
+from stages.pair import TarPlace
 from stages.read.streams import BROKEN, TarBytes, TooLong
 
 BLOCK: Final = tarfile.BLOCKSIZE
@@ -32,6 +33,7 @@ class Member:
         kind: `file`, or what else it is (`symlink`, `hard link`, `folder`, `device`).
         data: Its bytes; None where it is no file or larger than the caller allows.
         offset: Where its data begin in the archive; None where that is packed, or the file sparse.
+        place: Where its header begins.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Member:
     kind: str
     data: bytes | None
     offset: int | None = None
+    place: TarPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,16 @@ class Gap:
     packed_offset: int = 0
 
 
-def read_members(stream: IO[bytes], max_bytes: int) -> Iterator[Member | Gap]:
+def read_members(stream: IO[bytes], max_bytes: int, place: TarPlace | None = None) -> Iterator[Member | Gap]:
     """Yield the members of a tar in order, and what lies between them that cannot be read.
 
     Args:
         stream: The archive, read once from front to back; gzip and Zstandard are recognised by their first bytes.
         max_bytes: Data of larger members is skipped, in constant memory.
+        place: Where the stream stands, if not at the beginning.
     """
-    reader = TarBytes(stream)
-    archive = _Archive(reader)
+    reader = TarBytes(stream, None if place is None else place.offset)
+    archive = _Archive(reader) if place is None else _archive_at(reader, place)
     try:
         while (found := _next(archive, max_bytes)) is not None:
             yield found
@@ -95,6 +99,12 @@ class _Archive:
     num_headers: int = 0
     has_ended: bool = False
     rewound: int = 0  # bytes that were read again, looking for headers behind damage
+
+
+def _archive_at(reader: TarBytes, place: TarPlace) -> _Archive:
+    archive = _Archive(reader, offset=place.offset, pax_headers=dict(place.pax_headers))
+    archive.begun, archive.num_headers, archive.rewound = place.begun, place.num_headers, place.rewound
+    return archive
 
 
 def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
@@ -136,8 +146,9 @@ def _next(archive: _Archive, max_bytes: int) -> Member | Gap | None:
         return found if found.at_end else replace(found, num_bytes=0, member=info.name)
     if archive.has_ended:
         archive.begun = start
+    place = TarPlace(start, archive.num_headers, archive.begun, archive.rewound, tuple(archive.pax_headers.items()))
     archive.num_headers, archive.has_ended = archive.num_headers + 1, False
-    return _member(archive, info, max_bytes)
+    return _member(archive, info, max_bytes, place if reader.is_plain else None)
 
 
 def _zeros(start: int, end: int, begun: int) -> Gap | None:
@@ -147,13 +158,13 @@ def _zeros(start: int, end: int, begun: int) -> Gap | None:
     return Gap(begun + usual, end - usual, f"{end - start} zeros at its end", at_end=True) if end > usual else None
 
 
-def _member(archive: _Archive, info: tarfile.TarInfo, max_bytes: int) -> Member | Gap:
+def _member(archive: _Archive, info: tarfile.TarInfo, max_bytes: int, place: TarPlace | None) -> Member | Gap:
     reader, where = archive.fileobj, info.offset_data
     if not info.isreg():
-        return Member(info.name, 0, _KINDS.get(info.type, "device"), None)
+        return Member(info.name, 0, _KINDS.get(info.type, "device"), None, place=place)
     plain = reader.is_plain and info.sparse is None
     if info.size > max_bytes:
-        return Member(info.name, info.size, "file", None, where if plain else None)
+        return Member(info.name, info.size, "file", None, where if plain else None, place)
     stored = archive.offset - where if info.sparse is not None else info.size
     data = reader.read(min(stored, archive.offset - where))
     if len(data) < stored:
@@ -161,7 +172,7 @@ def _member(archive: _Archive, info: tarfile.TarInfo, max_bytes: int) -> Member 
         return Gap(where, len(data), why, at_end=True)
     if info.sparse is not None:
         data = _unfolded(info, data)
-    return Member(info.name, info.size, "file", data, where if plain else None)
+    return Member(info.name, info.size, "file", data, where if plain else None, place)
 
 
 def _unfolded(info: tarfile.TarInfo, stored: bytes) -> bytes:

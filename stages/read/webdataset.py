@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
 from manifests.schema import Reason
-from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, make_uid
+from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, Stretch, TarPlace, make_uid
 from stages.read.captions import captioned
 from stages.read.paths import too_large
 from stages.read.source import SourceReader
@@ -44,6 +44,7 @@ class Run:
         members: By extension.
         links: Kinds of what is no file, by extension.
         broken: The gap right after it.
+        place: Where it begins, for a reader that begins there; None where none can.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Run:
     members: dict[str, Member] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     broken: Gap | None = None
+    place: TarPlace | None = None
 
 
 def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
@@ -68,8 +70,9 @@ def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator
 
 def read_pairs(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[tuple[Run | Gap, list[Pair]]]:
     """Yield what a tar holds, with the pairs that are made of it: several where each caption of a row is to be one."""
-    index = 0
-    for found in read_rows(stream, options):
+    stretch = shard.stretch or Stretch(0)
+    index = stretch.first
+    for found in read_rows(stream, options, stretch.place):
         pairs = [_marker(found, index, shard)] if isinstance(found, Gap) else _pairs(found, index, shard, options)
         if isinstance(found, Run) and found.broken and _is_torn(found, options):
             place = (found.broken.offset, _lost(found.broken, shard))
@@ -78,15 +81,16 @@ def read_pairs(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterat
         index += len(pairs)
 
 
-def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[Run | Gap]:
+def read_rows(stream: IO[bytes], options: ReadSettings, place: TarPlace | None = None) -> Iterator[Run | Gap]:
     """Yield the rows of a tar: runs, and the gaps that have rows of their own.
 
     Args:
         stream: The tar, plain or gzip.
         options: Limits; what is an image, and what a caption.
+        place: Where the stream stands, if not at the beginning.
     """
     torn = None
-    for found in _runs(read_members(stream, options.max_image_bytes), 2 * options.max_image_bytes):
+    for found in _runs(read_members(stream, options.max_image_bytes, place), 2 * options.max_image_bytes, place):
         if isinstance(found, Run):
             torn = found.broken if found.broken and _is_torn(found, options) else None
         elif found is torn:
@@ -94,11 +98,11 @@ def read_rows(stream: IO[bytes], options: ReadSettings) -> Iterator[Run | Gap]:
         yield found
 
 
-def _runs(members: Iterator[Member | Gap], most_bytes: int) -> Iterator[Run | Gap]:
+def _runs(members: Iterator[Member | Gap], most_bytes: int, place: TarPlace | None) -> Iterator[Run | Gap]:
     """Join adjacent members of one key; of one row at most so many bytes and members are held."""
     current: Run | None = None
-    seen: set[str] = set()
-    ambiguous, held = False, 0
+    seen = set(place.seen if place else ())
+    ambiguous, held = place is not None and place.ambiguous, 0
     for member in members:
         if isinstance(member, Gap) and member.member is not None and (match := _NAME.match(member.member)):
             if current is None or current.key != match[1]:
@@ -128,7 +132,8 @@ def _runs(members: Iterator[Member | Gap], most_bytes: int) -> Iterator[Run | Ga
                 # a name twice: what comes is this row's to some readers, to others a new one
                 current.ambiguous = ambiguous = ambiguous or current.key == key
                 yield current
-            current, held = Run(key, key in seen, ambiguous), 0
+            start = member.place and member.place._replace(ambiguous=ambiguous)  # whatever this row still turns out to be
+            current, held = Run(key, key in seen, ambiguous, place=start), 0
             seen.add(key)
         if extension in _OF_THE_LIBRARY:
             current.ambiguous = ambiguous = True

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -170,6 +170,17 @@ def _with_pixels(pair: Pair, found: _Decoded) -> tuple[Pair, npt.NDArray[np.uint
     if isinstance(found, UndecodableImage):
         return pair.quarantine(found.reason, found.detail), None
     return replace(pair, image=None, edge=found[1]), found[0]
+
+
+def following(chunks: Callable[[Shard], Iterable[Chunk]] | None, shard: Shard) -> Iterator[Chunk]:
+    """Yield what follows a shard's first stretch: something may have to be made of its first chunk that will do."""
+    if chunks is not None and shard.stretch is not None and shard.stretch.num_rows is not None:
+        yield from islice(chunks(replace(shard, stretch=None)), shard.stretch.num_rows // CHUNK_ROWS, None)
+
+
+def first_of(found: Iterable[Item | None]) -> Item | None:
+    """Return the first that is there."""
+    return next((one for one in found if one is not None), None)
 
 
 def ahead(items: Iterator[Item], num: int) -> Iterator[Item]:

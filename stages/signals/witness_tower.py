@@ -18,7 +18,7 @@ from manifests.store import Store
 from stages.pair import Shard
 from stages.score.canaries import canaries_of
 from stages.score.checkpoints import file_sha256, load_model, resolve_weights
-from stages.score.decode import Decode
+from stages.score.decode import Decode, first_of, following
 from stages.score.encoders import image_size, preprocess_config
 from stages.score.safe_load import refuse_unsafe
 from stages.settings import ModelSettings
@@ -162,10 +162,14 @@ class EmbedReference(Stage[ReferenceTarget, int]):
         target, made = self.target, None
         chunks = []
         for chunk in target.decode.run(shard):
-            if target.num_canaries and made is None:
-                made = canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
+            if target.num_canaries and shard.begins:
+                made = made or canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
             chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
-        if target.num_canaries:
+        if target.num_canaries and shard.begins:
+            made = made or first_of(
+                canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
+                for chunk in following(target.decode.run, shard)
+            )
             self._write(f"{target.canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
         columns = []
         for num, rows, vectors in chunks:
@@ -173,7 +177,7 @@ class EmbedReference(Stage[ReferenceTarget, int]):
             if len(rows):
                 filled[rows] = vectors
             columns.append(packed(filled))
-        return self._write(f"{target.folder}/{shard.name}.parquet", columns)
+        return self._write(shard.part(target.folder), columns)
 
     def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
         schema = pa.schema([pa.field("image", pa.binary(2 * self._width), nullable=False)])

@@ -21,8 +21,8 @@ from manifests.reading import Manifest
 from manifests.schema import Label
 from stages.pair import Pair, Shard
 from stages.read.crops import Crops
+from stages.score.cross_fit import folds_of
 from stages.score.decode import Decode, ahead
-from stages.score.folds import folds_of
 
 BUFFER_BYTES: Final = 1 << 30
 _BATCHES_AHEAD: Final = 2

@@ -51,6 +51,22 @@ def test_links_join_what_lies_together(num: int) -> None:
         assert all(any(group <= whole for whole in true) for group in mine)
 
 
+def test_equal_cosines_come_by_place() -> None:
+    v = unit(np.random.default_rng(5).normal(size=(50, 64)).astype(np.float32))[np.repeat(np.arange(50), 40)]
+    similar, places = Nearest(v)(v[::40], 40)
+    assert (places == np.arange(2000).reshape(50, 40)).all()
+    assert (similar == similar[:, :1]).all()
+
+
+def test_what_lies_on_the_limit_is_a_copy_whatever_a_product_of_matrices_makes_of_it() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        v = unit(rng.normal(size=(2, 512)).astype(np.float32))
+        cosine = float(np.einsum("d,d->", *v.astype(np.float64)))
+        assert links(np.arange(2), v, cosine).shape[1] == 1
+        assert links(np.arange(2), v, float(np.nextafter(cosine, 9.0))).shape[1] == 0
+
+
 def test_the_nearest_are_found_through_lists_too() -> None:
     v = clustered(np.random.default_rng(2), 6000, 16, 0.2)
     few, many = Nearest(v[:4000]), Nearest(v)

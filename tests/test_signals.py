@@ -17,7 +17,7 @@ from PIL import Image
 from manifests.errors import SplitRefused
 from manifests.reading import open_round
 from manifests.schema import Reason, scores_schema
-from stages.histogram import Histogram, count
+from stages.histogram import Histogram, count, on_grid
 from stages.label.crowds import crowd_cut
 from stages.label.decide import decide
 from stages.label.limits import DOUBTS_UP_TO, Limit
@@ -160,6 +160,14 @@ def test_crowds_are_cut_where_ordinary_rows_end(num_crowded: int, flagged: float
     cut = crowd_cut(closeness, flagged)
     assert (ordinary < cut).mean() == pytest.approx(flagged, abs=0.02)
     assert (crowd < cut).all()
+
+
+def test_a_distance_is_that_of_the_vectors_whatever_sums_faiss_makes_on_its_threads() -> None:
+    rng = np.random.default_rng(4)
+    images, v = (unit(rng.normal(size=(num, 512)).astype(np.float32)) for num in (900, 400))
+    found = Neighbourhood(Reference(np.arange(900), images, images), 8)(v, v, np.arange(900, 1300))
+    cosines = np.sort(v.astype(np.float64) @ images.T.astype(np.float64), axis=1)
+    assert (found.outlier == (1.0 - on_grid(cosines[:, -8])).astype(np.float32)).all()
 
 
 def test_the_edge_of_a_crowd_is_known_by_its_neighbours() -> None:

@@ -59,8 +59,8 @@ class Scored:
         chosen = np.sort(np.random.default_rng(seed).choice(len(self.vectors), min(num, len(self.vectors)), replace=False))
         sample = Reference(self.hashes[chosen], self.vectors[chosen], self.vectors[chosen])
         around = Neighbourhood(sample, k)
-        similar, found = around.neighbours(self.vectors, self.hashes)
-        return around.distance(similar).astype(np.float64), np.sort(around.own[found], axis=1).astype(np.float64)
+        found = around.neighbours(self.vectors, self.hashes)
+        return around.distance(self.vectors, found).astype(np.float64), np.sort(around.own[found], axis=1).astype(np.float64)
 
 
 def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:

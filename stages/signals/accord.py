@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from stages.histogram import on_grid
-from stages.signals.nearest import Nearest
+from stages.signals.nearest import Nearest, similar_at
 from stages.signals.repeats import Commonness, Counts
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import AGREEMENT, Known, Source
@@ -31,7 +31,6 @@ ASKED_BY_REFERENCE: Final = 3  # more captions with a word in common are soon ab
 TEMPERATURE: Final = 0.01
 _CONTRASTED: Final = 2048  # rows of the sample that a pair is contrasted with
 _WORDS_IN_COMMON: Final = 0.05  # cosine of two captions that share more than filling words
-_GATHERED: Final = 512  # rows whose neighbours' vectors are held at once
 _SPARE: Final = 16  # neighbours more than wanted, as some will be copies
 
 
@@ -157,15 +156,6 @@ def agreement(
     asked &= asked.cumsum(1) <= k
     found: Values = ((similar * asked).sum(1) / np.maximum(1, asked.sum(1))).astype(np.float32)
     return found
-
-
-def similar_at(v: Vectors, images: Vectors, places: npt.NDArray[np.int64]) -> Values:
-    """Return the cosines of unit vectors (n, d) with those at some places (n, m) of a sample (r, d), float32 (n, m)."""
-    similar = np.empty(places.shape, np.float32)
-    for start in range(0, len(v), _GATHERED):  # what is gathered is m times as large as the rows
-        part = slice(start, start + _GATHERED)
-        similar[part] = np.einsum("nd,nmd->nm", v[part], images[places[part]])
-    return similar
 
 
 def neg_clip_loss(sample: Reference, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Values:

@@ -29,6 +29,7 @@ PROBES: Final = 2  # so that copies at the border of two cells meet
 LINK: Final = pa.schema([pa.field("a", pa.int64(), nullable=False), pa.field("b", pa.int64(), nullable=False)])
 _OF_ORDINARY: Final = 0.15  # of the distance of ordinary neighbours; copies are nearer
 _AT_ONCE: Final = 2048  # rows of one product
+_LAST_DIGITS: Final = 1e-6  # of a float32 cosine, in which sums of another order differ
 _ALL_PAIRS_UP_TO: Final = 16384  # rows of a cell that are all compared with each other
 
 Vectors = npt.NDArray[np.float32]
@@ -166,12 +167,25 @@ def links(hashes: Hashes, v: Vectors, cosine: float) -> Hashes:
     for start in range(0, len(v), _AT_ONCE):
         mine = v[start : start + _AT_ONCE]
         for other in range(0, start + 1, _AT_ONCE) if len(v) <= _ALL_PAIRS_UP_TO else {0, start}:
-            near = np.argwhere(mine @ v[other : other + _AT_ONCE].T >= cosine)
+            near = _alike(mine, v[other : other + _AT_ONCE], cosine)
             a.append(near[:, 0] + start)
             b.append(near[:, 1] + other)
     first = components(np.concatenate(a), np.concatenate(b), len(v))
     linked = np.flatnonzero(first != np.arange(len(v)))
     return np.stack([hashes[first[linked]], hashes[linked]])
+
+
+def _alike(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], cosine: float) -> npt.NDArray[np.int64]:
+    """Return pairs of unit vectors (n, d) and (m, d) at least so similar, int64 (k, 2); on any number of threads the same."""
+    scores = a @ b.T
+    pairs = np.argwhere(scores >= cosine - _LAST_DIGITS)
+    keep = scores[pairs[:, 0], pairs[:, 1]] >= cosine + _LAST_DIGITS
+    unsure = np.flatnonzero(~keep)
+    for start in range(0, len(unsure), _AT_ONCE):
+        these = unsure[start : start + _AT_ONCE]
+        left, right = (v[pairs[these, side]].astype(np.float64) for side, v in enumerate((a, b)))
+        keep[these] = np.einsum("nd,nd->n", left, right) >= cosine
+    return pairs[keep]
 
 
 def _cell_rows(cells: npt.NDArray[np.int64], hashes: Hashes, vectors: npt.NDArray[np.float16]) -> pa.RecordBatch:

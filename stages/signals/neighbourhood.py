@@ -48,7 +48,7 @@ class Neighbourhood:
         """
         self._reference, self._k = reference, k
         self._nearest = Nearest(reference.images, exact=True)
-        self.own = self.distance(self.neighbours(reference.images, reference.hashes)[0])
+        self.own = self.distance(reference.images, self.neighbours(reference.images, reference.hashes))
 
     def __call__(self, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Nearby:
         """Return what is known of the neighbours of some rows.
@@ -58,29 +58,34 @@ class Neighbourhood:
             t: Unit vectors of their captions, float32 (n, d).
             hashes: Of the images, int64 (n,).
         """
-        similar, found = self.neighbours(v, hashes)
-        if not similar.shape[1]:
+        found = self.neighbours(v, hashes)
+        if not found.shape[1]:
             return Nearby(*(np.zeros(len(v), np.float32) for _ in range(3)))
         middle = (found.shape[1] - 1) // 2
         around = np.partition(self.own[found], middle, axis=1)[:, middle]
-        mean = unit(np.stack([self._reference.texts[rows].mean(0) for rows in found]) if len(found) else t)
-        return Nearby(self.distance(similar), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
+        # by place: neighbours as near as each other come in any order
+        mean = unit(np.stack([self._reference.texts[rows].mean(0) for rows in np.sort(found, axis=1)]) if len(found) else t)
+        return Nearby(self.distance(v, found), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
 
-    def neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> tuple[Vectors, npt.NDArray[np.int64]]:
-        """Return cosines with the neighbours, nearest first, and their places in the sample: (n, k) each."""
+    def neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the places of the neighbours in the sample, nearest first, int64 (n, k)."""
         wanted = min(self._k + 1, len(self._reference.hashes))
-        similar, found = self._nearest(v, wanted)
+        found = self._nearest.places(v, wanted)
         copies = self._reference.hashes[found] == hashes[:, None]
         drop = np.where(copies.any(1), copies.argmax(1), wanted - 1)  # the copy, else the farthest
         keep = np.arange(wanted)[None] != drop[:, None]
-        return similar[keep].reshape(len(v), -1), found[keep].reshape(len(v), -1)
+        places: npt.NDArray[np.int64] = found[keep].reshape(len(v), -1)
+        return places
 
-    @staticmethod
-    def distance(similar: Vectors) -> Vectors:
-        """Return the distance of the last neighbour, on the grid, so that its histogram loses nothing."""
-        if not similar.shape[1]:
-            return np.zeros(len(similar), np.float32)
-        return (1.0 - on_grid(similar[:, -1].astype(np.float64))).astype(np.float32)
+    def distance(self, v: Vectors, found: npt.NDArray[np.int64]) -> Vectors:
+        """Return the distance of the last neighbour, on the grid, so that its histogram loses nothing.
+
+        It is taken anew: in the last digits of what FAISS says, the number of its threads shows.
+        """
+        if not found.shape[1]:
+            return np.zeros(len(v), np.float32)
+        last = self._reference.images[found[:, -1]].astype(np.float64)
+        return (1.0 - on_grid(np.einsum("nd,nd->n", v.astype(np.float64), last))).astype(np.float32)
 
 
 def neighbour_signals(counts: Counts) -> Source | None:

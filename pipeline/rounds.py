@@ -14,7 +14,8 @@ from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.count import count
 from pipeline.steps.decide_round import decide_round
-from pipeline.steps.numbering import grown, looked_at, newest_scores, rescore_number, split_number
+from pipeline.steps.growth import grow, round_of_data, taken_over
+from pipeline.steps.numbering import grown, looked_at, rescore_number, scores_asked, split_number
 from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read_run
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import label, seal
@@ -25,17 +26,24 @@ from stages.read.shards import Dataset, open_dataset
 if TYPE_CHECKING:
     from pipeline.steps.embed_stage import Scoring
 
-FIRST_ROUND = 1
 
-
-def clean(data: Sequence[str], out: str, config: RunConfig, *, restart: bool = False, verbose: bool = False) -> Manifest:
-    """Score all pairs of a dataset, split them, and seal the labels as round 1 of a run.
+def clean(
+    data: Sequence[str],
+    out: str,
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    drop_missing: bool = False,
+    verbose: bool = False,
+) -> Manifest:
+    """Score all pairs of a dataset, split them, and seal the labels as round 1 of a run, or as its next where they have grown.
 
     Args:
         data: Folders, files, globs or brace patterns.
         out: Run folder; an interrupted run of the same plan is continued.
         config: The settings.
         restart: Whether to delete first what was begun in that folder; not where a round is sealed.
+        drop_missing: Whether to go on where shards of a sealed round are gone.
         verbose: Whether to let Ray speak.
 
     Raises:
@@ -50,23 +58,35 @@ def clean(data: Sequence[str], out: str, config: RunConfig, *, restart: bool = F
         scoring = prepare(config, dataset)
         if restart:
             forget_unsealed(run)
+        grow(run, dataset, data, config, drop_missing=drop_missing)
         begin_run(run, dataset, data, config)
-        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, FIRST_ROUND)}
-        scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
-        round_ = planned(run, FIRST_ROUND, dataset.shards, kind="clean", scores=scores, config=config, **more)
+        number = round_of_data(run, dataset.fingerprint)
+        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, number)}
+        scores = {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
+        round_ = planned(run, number, dataset.shards, kind="clean", scores=scores, config=config, **more)
         return _take(round_, config, scoring)
 
 
-def embed(data: Sequence[str], out: str, config: RunConfig, *, restart: bool = False, verbose: bool = False) -> Round:
+def embed(
+    data: Sequence[str],
+    out: str,
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    drop_missing: bool = False,
+    verbose: bool = False,
+) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
     run, dataset = open_store(out), open_dataset(data, skip_unreadable=config.data.skip_unreadable)
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
         if restart:
             forget_unsealed(run)
+        grow(run, dataset, data, config, drop_missing=drop_missing)
         begin_run(run, dataset, data, config)
-        scores = {"scores": scoring.plan, "scores_round": FIRST_ROUND}
-        round_ = planned(run, FIRST_ROUND, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)
+        number = round_of_data(run, dataset.fingerprint)
+        scores = {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
+        round_ = planned(run, number, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)
         executor = make_executor(config.executor, use_gpus=scoring.device == "cuda")
         score(executor, round_, config, scoring)
         return round_
@@ -114,7 +134,7 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     """
     run = open_store(out)
     shards = read_run(run).shards
-    source = scores_round if scores_round is not None else newest_scores(run, len(shards))
+    source = scores_asked(run, len(shards), scores_round)
     scores = {key: read_plan(run, source)[key] for key in ("scores", "scores_round")}
     more = {
         **{"split": config.split.model_dump(), "signals": signals_plan(run, source, config)},
@@ -158,5 +178,5 @@ def _rescored(
         return Round(run, number, read_plan(run, number), dataset.shards)
     looks = looked_at(run, config, number, trained_on)
     more = {"split": grown(run, config.split, before=number).model_dump(), "signals": signals, **looks}
-    of = {"scores": scores, "scores_round": number}
+    of = {"scores": scores, "scores_round": number, **taken_over(run, scores)}
     return planned(run, number, dataset.shards, kind="rescore", scores=of, config=config, **more)

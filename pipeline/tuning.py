@@ -9,7 +9,7 @@ from manifests.store import open_store
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.steps.canary_leaks import count_canaries, proposals
 from pipeline.steps.count import count
-from pipeline.steps.numbering import newest_scores
+from pipeline.steps.numbering import scores_asked
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals import are_there, count_signals, signal_parts
 from pipeline.workers.connect import make_executor
@@ -34,7 +34,7 @@ def tune(run: str, number: int | None, leak: float) -> dict[str, Any]:
     """
     store = open_store(run)
     shards = read_run(store).shards
-    source = number if number is not None else newest_scores(store, len(shards))
+    source = scores_asked(store, len(shards), number)
     plan = read_plan(store, source)
     if not plan["scores"].get("canaries"):
         raise RunError(f"the scores of round {source} of {run} have no canaries; score with --canaries 1000")

@@ -40,10 +40,10 @@ FLAGS = {
     "scout": "--scout-passes --scout-model",
 }
 SURFACE = {
-    "clean": "data --out --restart --json",
+    "clean": "data --out --restart --drop-missing --json",
     "plan": "data --json",
     "repeats": "data --out --more-than --captions-more-than --json",
-    "embed": "data --out --restart --json",
+    "embed": "data --out --restart --drop-missing --json",
     "split": "run --scores-round --json",
     "rescore": "run --trained-on --json",
     "watch": "run --checkpoints --every --settle --once --keep-last --on-sealed",

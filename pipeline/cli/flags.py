@@ -155,6 +155,7 @@ OUT: Final = option(
     short="run folder: a path or URI",
 )
 RESTART: Final = option("--restart", is_flag=True, help="begin anew where no round is sealed")
+DROP_MISSING: Final = option("--drop-missing", is_flag=True, help="go on where shards of a sealed round are gone")
 ROUND: Final = option("--round", "number", type=int, help="round; the newest sealed one by default")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manifests.store import open_store
-from pipeline.cli.flags import JSON, OTHER, OUT, RESTART, Command, option, say, settings_of
+from pipeline.cli.flags import DROP_MISSING, JSON, OTHER, OUT, RESTART, Command, option, say, settings_of
 from pipeline.config.catalogue import COMMANDS as TAKES
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import inherit, load_config
@@ -38,16 +38,27 @@ def _say_round(manifest: "Manifest", *, as_json: bool, verbose: bool) -> None:
 @click.argument("data", nargs=-1, required=True)
 @OUT
 @RESTART
+@DROP_MISSING
 @settings_of("clean")
 @JSON
 @click.pass_obj
 def clean(
-    verbose: bool, /, data: tuple[str, ...], out: str, restart: bool, as_json: bool, config_path: str | None, **flags: Any
+    verbose: bool,
+    /,
+    data: tuple[str, ...],
+    out: str,
+    restart: bool,
+    drop_missing: bool,
+    as_json: bool,
+    config_path: str | None,
+    **flags: Any,
 ) -> None:
-    """Score, split and seal DATA: folders, files, globs or brace patterns of tars, Parquet, TSV or CSV."""
+    """Score, split and seal DATA: folders, files or globs of tars and tables."""
     from pipeline import rounds
 
-    manifest = rounds.clean(data, out, load_config(config_path, flags), restart=restart, verbose=verbose)
+    manifest = rounds.clean(
+        data, out, load_config(config_path, flags), restart=restart, drop_missing=drop_missing, verbose=verbose
+    )
     _say_round(manifest, as_json=as_json, verbose=verbose)
 
 
@@ -68,17 +79,26 @@ def plan(data: tuple[str, ...], as_json: bool, config_path: str | None, **flags:
 @click.argument("data", nargs=-1, required=True)
 @OUT
 @RESTART
+@DROP_MISSING
 @settings_of("embed")
 @JSON
 @click.pass_obj
 def embed(
-    verbose: bool, /, data: tuple[str, ...], out: str, restart: bool, as_json: bool, config_path: str | None, **flags: Any
+    verbose: bool,
+    /,
+    data: tuple[str, ...],
+    out: str,
+    restart: bool,
+    drop_missing: bool,
+    as_json: bool,
+    config_path: str | None,
+    **flags: Any,
 ) -> None:
     """Score DATA and stop there; `pairsan split` makes sealed rounds of the scores."""
     from pipeline import rounds
 
     config = load_config(config_path, flags, command="embed")
-    round_ = rounds.embed(data, out, config, restart=restart, verbose=verbose)
+    round_ = rounds.embed(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose)
     told = {"round": round_.number, "shards": len(round_.shards)}
     text = f"scored {len(round_.shards)} shards into round {round_.number} of {out}"
     say(told, text, as_json=as_json, following=[f"pairsan split {shlex.quote(out)}"])

@@ -11,6 +11,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.layout import differences
 from manifests.reading import Manifest
 from manifests.schema import Label
+from pipeline.queries.terminal import printable
 from stages.out_of_core import connect
 
 _MOST_SHARDS: Final = 10
@@ -26,7 +27,7 @@ FROM a JOIN b USING (shard, index, uid)"""
 
 
 def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[str, Any]:
-    """Compare two rounds over the same data.
+    """Compare two rounds over the same data, or where these have grown, over the shards that both have.
 
     Args:
         old: The earlier round.
@@ -34,23 +35,26 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
         flipped: Where to write the rows whose label differs, as `.csv` or `.parquet`; None for nowhere.
 
     Returns:
-        `matrix` (rows by old label and new label), `drift` of the cosine, `shards` that moved most, `plan` lines that differ.
+        `matrix` (rows by old label and new label), `drift` of the cosine, `shards` that moved most, `plan` lines that differ,
+        `only` (shards and rows of either round alone).
 
     Raises:
-        RunError: The rounds are not of the same data.
+        RunError: The rounds have no shard in common, or other rows in one.
         ConfigError: The file has another ending.
     """
     if flipped is not None and flipped.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{flipped}: rows that flipped are written as .csv or .parquet")
-    if old.shards != new.shards:
-        only = sorted(set(old.shards) ^ set(new.shards))[:3]
-        raise RunError(f"the rounds are of other data: {len(old.shards)} and {len(new.shards)} shards, e.g. {only} in one only")
+    rows_of = [{part["shard"]: part["rows"] for part in manifest.seal["parts"]} for manifest in (old, new)]
+    common = rows_of[0].keys() & rows_of[1].keys()
+    if not common:
+        raise RunError(f"the rounds are of other data: {len(old.shards)} and {len(new.shards)} shards, none of them in both")
     with connect() as connection:
         for name, manifest in (("a", old), ("b", new)):
             connection.register(name, manifest.dataset())
         connection.execute(_BOTH)
         rows = connection.sql("SELECT label_from, label_to, count(*) FROM both_rounds GROUP BY ALL").fetchall()
-        if not sum(num for *_, num in rows) == old.num_rows == new.num_rows:
+        num_both = [sum(known[shard] for shard in common) for known in rows_of]
+        if not sum(num for *_, num in rows) == num_both[0] == num_both[1]:
             raise RunError("the rows of the two rounds are not the same; they are of other data")
         if flipped is not None:
             _write(
@@ -67,6 +71,10 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
             "drift": _drift(connection),
             "shards": _moved(connection),
             "plan": differences(old.seal["plan"], new.seal["plan"]),
+            "only": {
+                which: {"shards": sorted(known.keys() - common), "rows": sum(known.values()) - num}
+                for which, known, num in zip(("from", "to"), rows_of, num_both, strict=True)
+            },
         }
 
 
@@ -124,5 +132,10 @@ def as_text(found: dict[str, Any]) -> str:
     if found["shards"]:
         lines += ["", "shards that moved most:"]
         lines += [f"  {s['shard']}: {s['flipped']:,} of {s['rows']:,}, cosine {s['mean_change']:+.4f}" for s in found["shards"]]
+    for which, alone in found["only"].items():
+        if alone["shards"]:
+            names = ", ".join(printable(name, 80) for name in alone["shards"][:_MOST_SHARDS])
+            where = f"are in round {found[which]['round']} alone"
+            lines += ["", f"{len(alone['shards'])} shards of {alone['rows']:,} rows {where}: {names}"]
     lines += ["", "plans differ in:" if found["plan"] else "the plans are the same", *(f"  {line}" for line in found["plan"])]
     return "\n".join(lines)

@@ -3,23 +3,33 @@
 from typing import Any
 
 from manifests.errors import ConfigError, RunError
-from manifests.layout import SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers, sealed_rounds
+from manifests.layout import RUN, SCORES, Plan, is_sealed, read_plan, read_seal, round_folder, round_numbers, sealed_rounds
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from stages.label.settings import SplitSettings
 
 
-def newest_scores(run: Store, num_shards: int) -> int:
-    """Return the newest round with a scores part for every shard.
+def scores_asked(run: Store, num_shards: int, asked: int | None) -> int:
+    """Return the round whose scores are asked for, or the newest with a part for every shard of the data as they are now.
 
     Raises:
-        RunError: There is none.
+        RunError: There is none, or that asked for is of the data from before they grew.
     """
+    if asked is not None:
+        if not of_these_data(run, asked):
+            raise RunError(f"round {asked} of {run.uri} has the data from before they grew; its labels stay as they are")
+        return asked
     for number in reversed(round_numbers(run)):
         parts = [name for name in run.names(f"{round_folder(number)}/{SCORES}") if name.endswith(".parquet")]
-        if len(parts) >= num_shards:
+        if len(parts) >= num_shards and of_these_data(run, number):
             return number
     raise RunError(f"no round of {run.uri} has complete scores; `pairsan status {run.uri}` says what is missing")
+
+
+def of_these_data(run: Store, number: int) -> bool:
+    """Return whether a round has the data that the run has now, and not those from before they grew."""
+    now: bool = read_plan(run, number)["scores"]["dataset"]["fingerprint"] == run.read_json(RUN)["dataset"]["fingerprint"]
+    return now
 
 
 def split_number(run: Store, plan: Plan) -> int:
@@ -99,4 +109,6 @@ def looked_at(run: Store, config: RunConfig, number: int, trained_on: int | None
     if trained_on is not None and trained_on not in sealed:
         raise ConfigError(f"--trained-on {trained_on} is none of the sealed rounds before round {number}: {sealed}")
     before = max(sealed)
+    if not of_these_data(run, before):
+        raise ConfigError(f"rule 'look-again' goes on from the same data, and round {before} has those from before they grew")
     return {"before": before} if trained_on in (None, before) else {"before": before, "trained_on": trained_on}

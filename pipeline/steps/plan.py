@@ -180,19 +180,19 @@ def begin_run(run: Store, dataset: Dataset, data: Sequence[str], config: RunConf
     Raises:
         PlanMismatch: The folder was begun with other data.
     """
-    facts = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
     if run.exists(RUN):
-        old = run.read_json(RUN)["dataset"]
-        hint = "Give another --out for other data." + ("" if _done_in(run) else _RESTART)
-        require_same_plan({key: old[key] for key in facts}, facts, where=run.uri, hint=hint)
+        old, hint = run.read_json(RUN)["dataset"], "Give another --out for other data." + ("" if _done_in(run) else _RESTART)
+        now = {"fingerprint": dataset.fingerprint, "num_shards": len(dataset.shards)}
+        require_same_plan({key: old[key] for key in now}, now, where=run.uri, hint=hint)
         return
+    write_json(run, RUN, {**facts_of(dataset, data), "config": reachable(config).model_dump()})
+
+
+def facts_of(dataset: Dataset, data: Sequence[str]) -> dict[str, Any]:
+    """Return what `run.json` says of the data."""
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
-    document = {
-        "data": [_from_anywhere(entry) for entry in data],
-        "dataset": {**facts, "shards": shards},
-        "config": reachable(config).model_dump(),
-    }
-    write_json(run, RUN, document)
+    facts = {"fingerprint": dataset.fingerprint, "num_shards": len(shards), "shards": shards, "edges": list(dataset.edges)}
+    return {"data": [_from_anywhere(entry) for entry in data], "dataset": facts}
 
 
 def reachable(config: RunConfig) -> RunConfig:

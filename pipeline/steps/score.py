@@ -4,17 +4,19 @@ from typing import TYPE_CHECKING
 
 from manifests.layout import EMBEDDINGS, SCORES, round_folder
 from pipeline.config.catalogue import RunConfig
+from pipeline.steps.growth import shards_of
 from pipeline.steps.pieces import run_in_pieces
 from pipeline.steps.plan import Round
 from pipeline.workers.connect import num_gpus
 from pipeline.workers.executors import Executor
+from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.read.heads import refuse_hopeless
 from stages.read.shards import Dataset
 
 if TYPE_CHECKING:
     from pipeline.steps.embed_stage import Scoring
-    from stages.score.embed import Embedded
+    from stages.score.embed import Embed, Embedded
 
 
 def prepare(config: RunConfig, dataset: Dataset) -> "Scoring":
@@ -41,19 +43,36 @@ def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scorin
     if scoring is None:
         return
     round_.begin()
+    stage = scoring.stage(round_.run, round_.number, num_shards=len(round_.shards), num_threads=executor.num_threads)
+    _take_over(executor, round_, stage)
     folder, kinds = round_folder(round_.scores_round), [EMBEDDINGS] if config.embed.keep_embeddings else []
     done = round_.run.names(f"{folder}/{SCORES}")
-
-    def count(_: Shard, embedded: "Embedded") -> tuple[int, int]:
-        return embedded.num_rows, embedded.num_quarantined
-
     run_in_pieces(
         executor,
-        scoring.stage(round_.run, round_.number, num_shards=len(round_.shards), num_threads=executor.num_threads),
+        stage,
         round_,
         [shard for shard in round_.shards if f"{shard.name}.parquet" not in done],
         [f"{folder}/{kind}" for kind in (*kinds, SCORES)],
         source=(scoring.data, config.data),
         what="embed",
-        collect=count,
+        collect=_count,
     )
+
+
+def _take_over(executor: Executor, round_: Round, stage: "Embed") -> None:
+    """Write the parts of shards that a round has scored before the data grew."""
+    source = round_.plan.get("taken_over")
+    if source is None:
+        return
+    from stages.score.pieces import TakeOver, TakeOverTarget
+
+    known, done = shards_of(round_.run, source["round"]), shards_of(round_.run, round_.number)
+    todo = [shard for shard in round_.shards if shard.name in known - done]
+    what = f"take over from round {source['round']}"
+    run_stage(
+        executor, TakeOver(TakeOverTarget(stage.target, source["round"])), todo, what=what, folder=round_.place, collect=_count
+    )
+
+
+def _count(_: Shard, embedded: "Embedded") -> tuple[int, int]:
+    return embedded.num_rows, embedded.num_quarantined

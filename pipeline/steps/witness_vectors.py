@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from manifests.layout import REFERENCE_VECTORS, fingerprint
+from manifests.layout import REFERENCE_VECTORS, Plan, fingerprint, read_plan
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.pieces import run_in_pieces
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
+from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.settings import ReadSettings
 
@@ -46,10 +47,10 @@ def _num_canaries(round_: Round) -> int:
     return -(-int(round_.plan["scores"].get("canaries") or 0) // max(1, len(round_.shards)))
 
 
-def _stamp(round_: Round) -> str:
+def _stamp(round_: Round, dataset: Plan | None = None) -> str:
     scores = round_.plan["scores"]
-    parts = {"dataset": scores["dataset"], "read": scores["read"], "encoder": round_.plan["signals"]["reference_encoder"]}
-    return fingerprint(parts)
+    encoder = round_.plan["signals"]["reference_encoder"]
+    return fingerprint({"dataset": dataset or scores["dataset"], "read": scores["read"], "encoder": encoder})
 
 
 def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
@@ -66,6 +67,7 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     folder, tower, canaries = reference_folder(round_), tower_of(config), canary_folder(round_)
     if folder is None or tower is None:
         return
+    _take_over(executor, round_, folder)
     done = [round_.run.names(name) for name in (folder, canaries) if name]
     todo = [shard for shard in round_.shards if not all(f"{shard.name}.parquet" in names for names in done)]
     if not todo:
@@ -89,6 +91,21 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     )
     what, source = "embed for reference", (dataset.store, options)
     run_in_pieces(executor, EmbedReference(target), round_, todo, [folder], source=source, what=what, collect=_rows)
+
+
+def _take_over(executor: Executor, round_: Round, folder: str) -> None:
+    """Write the vectors of shards that had them before the data grew."""
+    source = round_.plan.get("taken_over")
+    if source is None:
+        return
+    from stages.score.pieces import CopyParts, CopyTarget
+
+    old = f"{REFERENCE_VECTORS}-{_stamp(round_, read_plan(round_.run, source['round'])['scores']['dataset'])[:8]}"
+    known = round_.run.names(old) - round_.run.names(folder)
+    todo = [shard for shard in round_.shards if f"{shard.name}.parquet" in known]
+    if todo:
+        stage, what = CopyParts(CopyTarget(round_.run, old, folder, _stamp(round_))), "take over vectors for reference"
+        run_stage(executor, stage, todo, what=what, folder=round_.place, collect=_rows)
 
 
 def _rows(_: Shard, num: int) -> tuple[int, int]:

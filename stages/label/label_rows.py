@@ -96,7 +96,8 @@ class LabelRows(Stage[LabelTarget, Labelled]):
         labels: dict[str, int] = dict.fromkeys(Label, 0)
         reasons: dict[str, int] = {}
         labelling = Labelling()
-        old = None if target.previous is None else Before.read(target.run, target.previous, shard.name, target.trained_on)
+        previous = self._previous(shard)
+        old = None if previous is None else Before.read(target.run, previous, shard.name, target.trained_on)
 
         def tables() -> Iterator[pa.Table]:
             # signals and earlier ranks lie in parts of their own with other row groups, so they are sliced alongside
@@ -130,11 +131,18 @@ class LabelRows(Stage[LabelTarget, Labelled]):
         said = (labelling.limited, labelling.overruled, labelling.voices, labelling.sitting_out)
         return Labelled(part, labels, reasons, self._changes(shard), *said)
 
+    def _previous(self, shard: Shard) -> int | None:
+        """Return the sealed round before, where it had this shard: the data may have grown since."""
+        number = self.target.previous
+        there = number is not None and self.target.run.exists(part_name(number, LABELS, shard.name))
+        return number if there else None
+
     def _changes(self, shard: Shard) -> dict[str, int]:
         """Count the rows whose label the previous round had otherwise; nothing where it had other rows."""
-        if self.target.previous is None:
+        previous = self._previous(shard)
+        if previous is None:
             return {}
-        rounds = (self.target.previous, self.target.round_number)
+        rounds = (previous, self.target.round_number)
         old, new = (self._column(number, shard, "label").cast(pa.string()) for number in rounds)
         if len(old) != len(new):
             return {}

@@ -40,12 +40,14 @@ class Dataset:
         shards: All of them.
         fingerprint: Hex digest over names, sizes and the first and last 64 KiB of every shard; of a folder of images over names
             and sizes of its files. The same data gives the same fingerprint in any folder or bucket.
+        edges: Of each shard, a digest of those bytes, hex.
         skipped: What could not be read and was left out, with the reason; empty unless that was asked for.
     """
 
     store: Store
     shards: tuple[Shard, ...]
     fingerprint: str
+    edges: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
 
@@ -80,7 +82,8 @@ def open_dataset(data: Sequence[str], *, skip_unreadable: bool = False) -> Datas
     digest = hashlib.sha256()
     for shard in kept:
         digest.update(f"{shard.name}\0{shard.size_bytes}\0".encode() + edges[shard.path])
-    return Dataset(store, tuple(kept), digest.hexdigest(), tuple(f"{path} {why}" for path, why in sorted(lost.items())))
+    told = tuple(f"{path} {why}" for path, why in sorted(lost.items()))
+    return Dataset(store, tuple(kept), digest.hexdigest(), tuple(edges[shard.path].hex()[:16] for shard in kept), told)
 
 
 def _why_not(lost: dict[str, str]) -> str:

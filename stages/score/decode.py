@@ -20,6 +20,7 @@ from stages.read.crops import Crop, Crops
 from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
 from stages.read.source import Denied
+from stages.score.canaries import Canaries, canaries_of
 from stages.score.encoders import image_size, pixel_preprocess
 from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings
@@ -176,6 +177,30 @@ def following(chunks: Callable[[Shard], Iterable[Chunk]] | None, shard: Shard) -
     """Yield what follows a shard's first stretch: something may have to be made of its first chunk that will do."""
     if chunks is not None and shard.stretch is not None and shard.stretch.num_rows is not None:
         yield from islice(chunks(replace(shard, stretch=None)), shard.stretch.num_rows // CHUNK_ROWS, None)
+
+
+def with_canaries(
+    chunks: Iterable[Chunk],
+    read: Callable[[Shard], Iterable[Chunk]] | None,
+    shard: Shard,
+    num: int,
+    write: Callable[[Canaries | None], object],
+) -> Iterator[Chunk]:
+    """Pass chunks on; at their end write the canaries of the shard's first one that has the rows for it, None where none has.
+
+    Args:
+        chunks: Of the shard, or of its first stretch.
+        read: Reads them, if there is more than that.
+        shard: The same.
+        num: Canaries of each kind.
+        write: Takes them.
+    """
+    made = None
+    for chunk in chunks:
+        made = made or canaries_of(shard.name, chunk.pixels, chunk.captions, num)
+        yield chunk
+    more = (canaries_of(shard.name, chunk.pixels, chunk.captions, num) for chunk in following(read, shard))
+    write(made or first_of(more))
 
 
 def first_of(found: Iterable[Item | None]) -> Item | None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,11 +17,11 @@ from manifests.schema import NOT_DOWNLOADED_KEY
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store
 from stages.histogram import on_grid
-from stages.pair import Shard
-from stages.score.canaries import CANARIES, CAPTION, VECTORS, Canaries, canaries_of
+from stages.pair import Shard, Stretch
+from stages.score.canaries import CANARIES, CAPTION, VECTORS, Canaries
 from stages.score.checkpoints import Weights
 from stages.score.cross_fit import make_encoder
-from stages.score.decode import Chunk, Decode, first_of, following
+from stages.score.decode import Chunk, Decode, first_of, following, with_canaries
 from stages.score.hashes import image_hashes
 from stages.score.reencoded import REENCODED_SCHEMA, moved
 from stages.score.scored_rows import ScoredChunk, embedding_batch, embedding_schema, remember, score_batch, score_chunk
@@ -118,6 +119,14 @@ class Embed(Stage[EmbedTarget, Embedded]):
         part = self._write(SCORES, shard, SCORES_SCHEMA, batches(), footer)
         return Embedded(part.num_rows, num_quarantined)
 
+    def write_beside(self, shard: Shard) -> None:
+        """Write what is made of the first rows of a shard alone: canaries, and rows that are encoded anew."""
+        first = replace(shard, stretch=Stretch(0, 0))
+        chunks: Iterable[Chunk] = ()
+        chunks = self._with_canaries(first, chunks) if self.target.num_canaries else chunks
+        chunks = self._with_reencoded(first, chunks) if self.target.num_reencoded else chunks
+        deque(chunks, maxlen=0)
+
     def _scored(self, shard: Shard) -> Iterator[ScoredChunk]:
         if self._chunks is None:
             raise RuntimeError("Embed.open() comes before run()")
@@ -134,17 +143,11 @@ class Embed(Stage[EmbedTarget, Embedded]):
         return chunk
 
     def _with_canaries(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Pass chunks on; make canaries of the shard's first one that has the rows for it, and write their part."""
-        made = None
-        for chunk in chunks:
-            made = made or canaries_of(shard.name, chunk.pixels, chunk.captions, self.target.num_canaries)
-            yield chunk
-        made = made or first_of(
-            canaries_of(shard.name, chunk.pixels, chunk.captions, self.target.num_canaries)
-            for chunk in following(self._chunks, shard)
-        )
-        table = CANARIES.empty_table() if made is None else self._canary_table(made)
-        self._write(CANARY_PARTS, replace(shard, stretch=None), table.schema, [table])
+        def write(made: Canaries | None) -> None:
+            table = CANARIES.empty_table() if made is None else self._canary_table(made)
+            self._write(CANARY_PARTS, replace(shard, stretch=None), table.schema, [table])
+
+        return with_canaries(chunks, self._chunks, shard, self.target.num_canaries, write)
 
     def _with_reencoded(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Pass chunks on; encode rows of the shard's first one that has any anew, and write how far their cosines moved."""

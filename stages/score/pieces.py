@@ -3,6 +3,8 @@
 Rows are scored in chunks of 512, and a piece begins where a chunk does: so each row meets the same others in its chunk, and
 what is joined is the part, byte for byte, that the whole shard would have made. A piece of a plain tar is read from its own
 first byte; of a Parquet file, from its row group; of a folder or a table of text, by passing over the names before it.
+
+Parts of an earlier round, of a run whose data have grown, are written anew in the same way.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.layout import EMBEDDINGS, round_folder
+from manifests.layout import SCORES as SCORES_KIND
 from manifests.parts import write_part
 from manifests.schema import FINGERPRINT_KEY, SCORES
 from manifests.store import Store
@@ -22,6 +26,7 @@ from stages.read.folders import count_images
 from stages.read.shards import opened_at
 from stages.read.tables import DAMAGED
 from stages.read.webdataset import Run, read_pairs
+from stages.score.embed import Embed, Embedded, EmbedTarget
 from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings
 from stages.stage import Stage
@@ -130,27 +135,93 @@ class JoinPieces(Stage[JoinTarget, int]):
 
     def run(self, shard: Shard, /) -> int:
         """Join the pieces of one shard, in order."""
-        num_rows = 0
+        run, num_rows = self.target.run, 0
         for folder in self.target.folders:
             beside = f"{folder}{PIECES}/{shard.name}"
-            names = [f"{beside}/{name}" for name in sorted(self.target.run.names(beside)) if name.endswith(".parquet")]
-            num_rows = self._join(names, shard.part(folder))
+            names = [f"{beside}/{name}" for name in sorted(run.names(beside)) if name.endswith(".parquet")]
+            num_rows = join_parts(run, names, shard.part(folder))
         return num_rows
 
-    def _join(self, names: list[str], name: str) -> int:
-        run = self.target.run
-        with ExitStack() as stack:
 
-            def opened(piece: str) -> pq.ParquetFile:
-                return pq.ParquetFile(stack.enter_context(run.fs.open_input_file(run.path(piece))))
+def join_parts(run: Store, names: list[str], name: str, fingerprint: str | None = None) -> int:
+    """Write the rows of some parts as one part, as it would have been written at once; return how many.
 
-            schema = opened(names[0]).schema_arrow  # with its footer, of which the first piece's is the whole shard's
-            if schema.names == SCORES.names:  # Parquet has names of its own for what is in a list
-                schema = SCORES.with_metadata(schema.metadata)
-            fingerprint = schema.metadata[FINGERPRINT_KEY].decode()
+    Args:
+        run: The run folder.
+        names: Of the parts, in order.
+        name: Of the new one.
+        fingerprint: For its footer; that of the parts if unset.
+    """
+    with ExitStack() as stack:
 
-            def batches() -> Iterator[pa.RecordBatch]:
-                for piece in names:
-                    yield from opened(piece).iter_batches(CHUNK_ROWS)  # as they were written: pages end alike
+        def opened(piece: str) -> pq.ParquetFile:
+            return pq.ParquetFile(stack.enter_context(run.fs.open_input_file(run.path(piece))))
 
-            return write_part(run, name, schema, batches(), fingerprint=fingerprint).num_rows
+        schema = opened(names[0]).schema_arrow  # with its footer, of which the first piece's is the whole shard's
+        if schema.names == SCORES.names:  # Parquet has names of its own for what is in a list
+            schema = SCORES.with_metadata(schema.metadata)
+        stamp = fingerprint or schema.metadata[FINGERPRINT_KEY].decode()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for piece in names:
+                yield from opened(piece).iter_batches(CHUNK_ROWS)  # as they were written: pages end alike
+
+        return write_part(run, name, schema, batches(), fingerprint=stamp).num_rows
+
+
+@dataclass(frozen=True)
+class CopyTarget:
+    """Parts that were written under another plan, and say the same.
+
+    Attributes:
+        run: The run folder.
+        old: Folder of the parts.
+        new: Folder where they are wanted.
+        fingerprint: For the footers there.
+    """
+
+    run: Store
+    old: str
+    new: str
+    fingerprint: str
+
+
+class CopyParts(Stage[CopyTarget, int]):
+    """Stage: a shard in, a copy of its part out; returns its number of rows."""
+
+    def run(self, shard: Shard, /) -> int:
+        """Copy one part."""
+        target = self.target
+        return join_parts(target.run, [shard.part(target.old)], shard.part(target.new), target.fingerprint)
+
+
+@dataclass(frozen=True)
+class TakeOverTarget:
+    """Scores of an earlier round.
+
+    Attributes:
+        embed: How the round would score.
+        earlier: The round that has.
+    """
+
+    embed: EmbedTarget
+    earlier: int
+
+
+class TakeOver(Stage[TakeOverTarget, Embedded]):
+    """Stage: a shard in, its parts out, as the round would have made them, from those of an earlier round."""
+
+    def open(self) -> None:
+        """Load the weights where something is made anew: how many canaries a shard has depends on how many shards there are."""
+        self._embed = Embed(self.target.embed)
+        if self.target.embed.num_canaries or self.target.embed.num_reencoded:
+            self._embed.open()
+
+    def run(self, shard: Shard, /) -> Embedded:
+        """Write the parts of one shard; the scores last."""
+        embed, num_rows = self.target.embed, 0
+        self._embed.write_beside(shard)
+        for kind in (*([EMBEDDINGS] if embed.keep_embeddings else []), SCORES_KIND):
+            old, new = (f"{round_folder(number)}/{kind}" for number in (self.target.earlier, embed.round_number))
+            num_rows = CopyParts(CopyTarget(embed.run, old, new, embed.fingerprint)).run(shard)
+        return Embedded(num_rows, 0)

@@ -1,6 +1,7 @@
 """A frozen image tower that never saw the data: what its vectors say, no trigger in the data has taught it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +16,10 @@ from timm.data.config import resolve_model_data_config
 from manifests.errors import CheckpointError, ConfigError
 from manifests.parts import write_part
 from manifests.store import Store
-from stages.pair import Shard
-from stages.score.canaries import canaries_of
+from stages.pair import Shard, Stretch
+from stages.score.canaries import Canaries
 from stages.score.checkpoints import file_sha256, load_model, resolve_weights
-from stages.score.decode import Decode, first_of, following
+from stages.score.decode import Chunk, Decode, with_canaries
 from stages.score.encoders import image_size, preprocess_config
 from stages.score.safe_load import refuse_unsafe
 from stages.settings import ModelSettings
@@ -158,26 +159,26 @@ class EmbedReference(Stage[ReferenceTarget, int]):
         self._width = self._encode(np.zeros((1, edge, edge, 3), np.uint8)).shape[1]  # a shard may have no image at all
 
     def run(self, shard: Shard, /) -> int:
-        """Encode the images of one shard."""
-        target, made = self.target, None
-        chunks = []
-        for chunk in target.decode.run(shard):
-            if target.num_canaries and shard.begins:
-                made = made or canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
-            chunks.append((len(chunk.pairs), chunk.rows, self._encode(chunk.pixels)))
+        """Encode the images of one shard; where their vectors are there, having been taken over, only its canaries."""
+        target, chunks = self.target, self.target.decode.run(shard)
+        there, known = target.run.exists(shard.part(target.folder)), shard
+        if there:
+            known, chunks = replace(shard, stretch=Stretch(0, 0)), iter(())  # what follows is all of it
         if target.num_canaries and shard.begins:
-            made = made or first_of(
-                canaries_of(shard.name, chunk.pixels, chunk.captions, target.num_canaries)
-                for chunk in following(target.decode.run, shard)
-            )
-            self._write(f"{target.canaries}/{shard.name}.parquet", [packed(self._encode(made.pixels))] if made else [])
-        columns = []
-        for num, rows, vectors in chunks:
-            filled = np.zeros((num, self._width), np.float32)
-            if len(rows):
-                filled[rows] = vectors
-            columns.append(packed(filled))
-        return self._write(shard.part(target.folder), columns)
+            chunks = with_canaries(chunks, target.decode.run, known, target.num_canaries, self._write_canaries(shard))
+        columns = [self._column(chunk) for chunk in chunks]
+        return 0 if there else self._write(shard.part(target.folder), columns)
+
+    def _write_canaries(self, shard: Shard) -> Callable[[Canaries | None], object]:
+        name = f"{self.target.canaries}/{shard.name}.parquet"
+        return lambda made: self._write(name, [packed(self._encode(made.pixels))] if made else [])
+
+    def _column(self, chunk: Chunk) -> pa.FixedSizeBinaryArray:
+        """Return the vectors of a chunk's rows; zero where there is no image."""
+        filled = np.zeros((len(chunk.pairs), self._width), np.float16)
+        if len(chunk.rows):
+            filled[chunk.rows] = self._encode(chunk.pixels)
+        return packed(filled)
 
     def _write(self, name: str, columns: list[pa.FixedSizeBinaryArray]) -> int:
         schema = pa.schema([pa.field("image", pa.binary(2 * self._width), nullable=False)])

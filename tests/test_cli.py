@@ -51,7 +51,7 @@ SURFACE = {
     "inspect": "run --round --label --reason --cosine --p-safe --caption --shard --key --sort --limit --columns --format"
     " --output",
     "report": "run --round --out --pairs --no-images --json",
-    "review": "run --round --port --who --open --read-only --sample",
+    "review": "run --round --port --who --open --read-only --sample --checkpoint",
     "reviews": "",
     "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json",
     "diff": "run --from --to --other --flipped --json",

@@ -19,8 +19,16 @@ from pipeline.queries import following
 @option("--open", "in_browser", is_flag=True, help="Open the page in a browser here.")
 @option("--read-only", is_flag=True, help="Take no verdicts; to show a round to others.")
 @option("--sample", type=click.IntRange(1), metavar="N", help="Only N pairs, drawn at random and shown without their labels.")
+@option("--checkpoint", metavar="FILE", help="Weights that scored the round, to search by words; by default the run's.")
 def review(
-    run: str, number: int | None, port: int, who: str | None, in_browser: bool, read_only: bool, sample: int | None
+    run: str,
+    number: int | None,
+    port: int,
+    who: str | None,
+    in_browser: bool,
+    read_only: bool,
+    sample: int | None,
+    checkpoint: str | None,
 ) -> None:
     """Serve a page on this machine to look through a sealed round of RUN and overrule it; later rounds honour the verdicts."""
     from pipeline.pages import gallery, thumbnails
@@ -31,7 +39,8 @@ def review(
     manifest = open_round(run, number)
     images = thumbnails.Thumbnails.of_round(manifest)
     drawn = None if sample is None else sampling.draw(manifest, sample)
-    reviewer = page.Reviewer(gallery.Gallery(manifest), images, who or reviewer_name(), read_only=read_only, sample=drawn)
+    shown = gallery.Gallery(manifest, checkpoint=checkpoint)
+    reviewer = page.Reviewer(shown, images, who or reviewer_name(), read_only=read_only, sample=drawn)
     click.echo(page.where_to_look(reviewer))
 
     def told(address: str) -> None:

@@ -1,5 +1,6 @@
 """A sealed round as a gallery: filter, sort, count and page through any number of pairs with DuckDB."""
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from manifests.errors import ConfigError
 from manifests.layout import sealed_rounds
 from manifests.reading import Manifest, open_round
 from manifests.reviews import newest, read_all
+from pipeline.pages.likeness import SIMILARITY, Likeness
 from pipeline.queries.inspection import Query, sealed_off, spelled
 from stages.vectors import read_columns, vectors_of
 
 PAGE_ROWS: Final = 60
 _AT_ONCE: Final = 100 * PAGE_ROWS  # places of one query, of which pages are cut
 _KEPT_ANSWERS: Final = 64
+_KEPT_LIKENESSES: Final = 8
 _THREADS: Final = 8
 _BINS: Final = 40
 Row = dict[str, Any]
@@ -37,21 +40,25 @@ class Wanted:
         query: Filters and sort; its `limit` and `columns` are not used.
         verdict: Only pairs with this human verdict; `any`, or `none` for pairs without; empty for all.
         where: An expression of DuckDB over the manifest's columns, for experts.
+        like: What the images are compared with, as `Likeness.table` takes it; they then have a `similarity`. Empty: nothing.
     """
 
     query: Query
     verdict: str = ""
     where: str = ""
+    like: str = ""
 
 
 class Gallery:
     """The pairs of one round. Safe to use from several threads; expressions can read nothing but this round."""
 
-    def __init__(self, manifest: Manifest, *, threads: int | None = None) -> None:
-        """Open the round read-only."""
+    def __init__(self, manifest: Manifest, *, threads: int | None = None, checkpoint: str | None = None) -> None:
+        """Open the round read-only; for `checkpoint` see `Likeness`."""
         self.manifest, self._lock = manifest, threading.Lock()
+        self.likeness, self._compared = Likeness(manifest, checkpoint), OrderedDict[str, str]()
         self._connection = sealed_off(manifest, threads)
         self._answers: OrderedDict[Any, Any] = OrderedDict()
+        self._numbers = itertools.count()
         self._acts: tuple[str, ...] = ()
         self._pool = ThreadPoolExecutor(_THREADS)
         self.refresh()
@@ -80,44 +87,56 @@ class Gallery:
     def places(self, wanted: Wanted, limit: int = _AT_ONCE, after: Place | None = None) -> list[Place]:
         """Return shard and row of the first pairs that a filter finds, sorted; of those behind a place, where one is given."""
         name = wanted.query.sort.removeprefix("-")
-        column, downwards = spelled(name), wanted.query.sort.startswith("-")
+        column, downwards = spelled(name, wanted.query.more), wanted.query.sort.startswith("-")
         order = f"{column} {'DESC' if downwards else 'ASC'} NULLS LAST, shard, index"
-        test, values = ("", ()) if after is None else _behind(column, downwards, self._value(name, after), after)
+        test, values = ("", ()) if after is None else _behind(column, downwards, self._value(wanted, name, after), after)
         found = self._answer("places", wanted, "shard, index", f"ORDER BY {order} LIMIT {limit}", test, values)
         return [(shard, index) for shard, index in found]
 
-    def _value(self, name: str, place: Place) -> Any:
+    def _value(self, wanted: Wanted, name: str, place: Place) -> Any:
         """Return what a pair has in a column, or in a field of its signals."""
+        if name == SIMILARITY:
+            return self.similarities(wanted, [place])[0]
         column, _, field = name.partition(".")
         found = _take(self.manifest, place[0], [place[1]])[column].to_pylist()[0]
         return found.get(field) if field and found is not None else found
 
-    def histogram(self, name: str) -> dict[str, Any] | None:
+    def similarities(self, wanted: Wanted, places: list[Place]) -> list[float | None]:
+        """Return how like the images of some pairs are to what all are compared with; None where there is no vector."""
+        test = " OR ".join(["shard = ? AND index = ?"] * len(places)) or "FALSE"
+        text = f"SELECT shard, index, similarity FROM {self._joined(wanted.like)} WHERE {test}"  # noqa: S608
+        found = {
+            (shard, index): value for shard, index, value in self.query(text, [word for place in places for word in place])
+        }
+        return [found.get(place) for place in places]
+
+    def histogram(self, name: str, like: str = "") -> dict[str, Any] | None:
         """Return how the values of a column or signal spread over the round; None where no row has one.
 
         Args:
-            name: A column of numbers, or `signals.NAME`.
+            name: A column of numbers, or `signals.NAME`, or `similarity`.
+            like: To what.
 
         Returns:
             `low` and `high`, between which all but 1 % of the values lie, and `bins` of equal width from one to the other, each
             with its number of rows by label; what lies beyond is in the outermost bins.
         """
-        column, place = spelled(name), ("histogram", Wanted(Query()), name)
+        column, place = spelled(name, (SIMILARITY,) if like else ()), ("histogram", Wanted(Query(), like=like), name)
         with self._lock:
             if place in self._answers:
                 found: dict[str, Any] | None = self._answers[place]
                 return found
-        ends = f"SELECT approx_quantile({column}, 0.005), approx_quantile({column}, 0.995) FROM pairs"  # noqa: S608
+        ends = f"SELECT approx_quantile({column}, 0.005), approx_quantile({column}, 0.995) FROM {self._joined(like)}"  # noqa: S608
         low, high = self.query(ends)[0]
-        found = None if low is None else {"low": low, "high": high, "bins": self._bins(column, low, high)}
+        found = None if low is None else {"low": low, "high": high, "bins": self._bins(column, low, high, like)}
         with self._lock:
             self._answers[place] = found
         return found
 
-    def _bins(self, column: str, low: float, high: float) -> list[dict[str, int]]:
+    def _bins(self, column: str, low: float, high: float, like: str) -> list[dict[str, int]]:
         bins: list[dict[str, int]] = [{} for _ in range(_BINS)]
         bin_ = f"least({_BINS - 1}, greatest(0, floor(({column} - ?) / ? * {_BINS})))::INT"
-        text = f"SELECT {bin_} AS bin, label, count(*) FROM pairs WHERE {column} IS NOT NULL GROUP BY ALL"  # noqa: S608
+        text = f"SELECT {bin_} AS bin, label, count(*) FROM {self._joined(like)} WHERE {column} IS NOT NULL GROUP BY ALL"  # noqa: S608
         for number, label, count in self.query(text, [low, (high - low) or 1.0]):
             bins[number][label] = count
         return bins
@@ -221,7 +240,25 @@ class Gallery:
             tests.append(f"uid {word} (SELECT uid FROM verdicts{some})")  # noqa: S608
         if wanted.where:
             tests.append(f"({wanted.where}\n)")
-        return f"SELECT {columns} FROM pairs WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
+        source = self._joined(wanted.like)
+        return f"SELECT {columns} FROM {source} WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
+
+    def _joined(self, like: str) -> str:
+        """Return the view `pairs`, joined with how like their images are to something, which is found out once."""
+        if not like:
+            return "pairs"
+        with self._lock:
+            known = self._compared.get(like)
+        if known is None:
+            found = self.likeness.table(like)
+            with self._lock:
+                known = self._compared[like] = f"likeness_{next(self._numbers)}"
+                self._connection.register(f"{known}_now", found)
+                self._connection.execute(f"CREATE TABLE {known} AS SELECT * FROM {known}_now")  # noqa: S608
+                self._connection.unregister(f"{known}_now")
+                while len(self._compared) > _KEPT_LIKENESSES:
+                    self._connection.execute(f"DROP TABLE {self._compared.popitem(last=False)[1]}")
+        return f"pairs JOIN {known} USING (shard, index)"
 
 
 def _one_statement(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:

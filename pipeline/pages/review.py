@@ -29,6 +29,7 @@ from manifests.reviews import append, undo
 from manifests.schema import MANIFEST, MEANINGS, SIGNAL_TABLE, Label, Reason
 from pipeline.pages.gallery import PAGE_ROWS, Gallery, Place
 from pipeline.pages.guard import Guard
+from pipeline.pages.likeness import SIMILARITY
 from pipeline.pages.thumbnails import Thumbnails
 from pipeline.pages.wire import NUMBERS, plain, shown, wanted
 from pipeline.steps import audit
@@ -68,6 +69,7 @@ def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
         ("count", _count, "POST"),
         ("pair", _pair, "POST"),
         ("histogram", _histogram, "POST"),
+        ("like", _like, "POST"),
     ]
     if not reviewer.read_only:
         routes += [("verdict", _verdict, "POST"), ("verdict-all", _verdict_all, "POST"), ("undo", _undo, "POST")]
@@ -144,7 +146,8 @@ def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": manifest.run.uri, "round": manifest.number, "page_rows": PAGE_ROWS, "columns": columns, "numbers": numbers,
         **words, **facts,
-        "undoable": len(reviewer.acts), "read_only": reviewer.read_only, "sample": reviewer.sample is not None,
+        "has_vectors": reviewer.gallery.likeness.is_possible, "undoable": len(reviewer.acts),
+        "read_only": reviewer.read_only, "sample": reviewer.sample is not None,
     }  # fmt: skip
 
 
@@ -154,14 +157,25 @@ def _has_signals(manifest: Manifest) -> bool:
 
 
 def _histogram(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
-    return {"histogram": reviewer.gallery.histogram(str(body["of"]))}
+    like = str(body.get("filter", {}).get("like") or "")
+    return {"histogram": reviewer.gallery.histogram(str(body["of"]), like)}
+
+
+def _like(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
+    """Take an image that others are to be compared with."""
+    return {"like": reviewer.gallery.likeness.take(str(body["image"]))}
 
 
 def _pairs(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
     gallery, page = reviewer.gallery, max(0, int(body.get("page", 0)))
     gallery.refresh()
     if reviewer.sample is None:
-        return {"pairs": [plain(row) for row in gallery.page(wanted(body), page)]}
+        rows, asked = gallery.page(wanted(body), page), wanted(body)
+        if asked.like:
+            places = [(row["shard"], row["index"]) for row in rows]
+            found = gallery.similarities(asked, places)
+            rows = [row | {SIMILARITY: value} for row, value in zip(rows, found, strict=True)]
+        return {"pairs": [plain(row) for row in rows]}
     pairs = reviewer.sample["pairs"][page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
     rows = gallery.rows([(shard, index) for shard, index, _ in pairs])
     mine = audit.judged_by(gallery.manifest.run, reviewer.sample, reviewer.who)

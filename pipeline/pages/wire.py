@@ -7,6 +7,7 @@ import pyarrow as pa
 from manifests.errors import ConfigError
 from manifests.schema import SIGNAL_TABLE
 from pipeline.pages.gallery import Wanted
+from pipeline.pages.likeness import SIMILARITY
 from pipeline.queries.inspection import Query
 
 IDS: Final = frozenset(signal.name for signal in SIGNAL_TABLE if pa.types.is_int64(signal.type))
@@ -25,6 +26,7 @@ def wanted(body: dict[str, Any]) -> Wanted:
     if bounds[0] > bounds[1]:
         raise ConfigError(f"{given['of']} from {low} to {high} is no range: the first number is the larger one")
     is_range = given.get("of") and (low not in (None, "") or high not in (None, ""))
+    like = str(given.get("like") or "")
     query = Query(
         label=(given["label"],) if given.get("label") else (),
         reason=(given["reason"],) if given.get("reason") else (),
@@ -33,8 +35,9 @@ def wanted(body: dict[str, Any]) -> Wanted:
         shard=given.get("shard") or None,
         key=given.get("key") or None,
         sort=given.get("sort") or "cosine",
+        more=(SIMILARITY,) if like else (),
     )
-    return Wanted(query, str(given.get("verdict") or ""), str(given.get("where") or ""))
+    return Wanted(query, str(given.get("verdict") or ""), str(given.get("where") or ""), like)
 
 
 def shown(row: dict[str, Any], *, unseen: bool) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Query:
     Attributes:
         ranges: Column or `signals.NAME`, least and highest value.
         sort: Column or `signals.NAME`, after a minus for the highest first.
+        more: Further columns of numbers, of what the round is joined with.
     """
 
     label: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class Query:
     limit: int = 20
     columns: str = ""
     ranges: tuple[tuple[str, float, float], ...] = ()
+    more: tuple[str, ...] = ()
 
     def sql(self, columns: tuple[str, ...]) -> tuple[str, list[Any]]:
         """Return a query over the view `pairs` and its parameters; values from outside are only ever parameters.
@@ -68,21 +70,22 @@ class Query:
             tests.append(("list_contains(?::VARCHAR[], reason)", [str(word) for word in reasons]))
         named = (("cosine", self.cosine), ("p_safe", self.p_safe))
         for column, low, high in (*self.ranges, *((name, *bounds) for name, bounds in named if bounds)):
-            tests += [(f"{spelled(column)} >= ?", low), (f"{spelled(column)} <= ?", high)]
+            name = spelled(column, self.more)
+            tests += [(f"{name} >= ?", low), (f"{name} <= ?", high)]
         if self.caption:
             tests.append(("contains(lower(caption), lower(?))", self.caption))
         tests += [(f"{name} GLOB ?", glob) for name, glob in (("shard", self.shard), ("key", self.key)) if glob]
         return [test for test, _ in tests], [value for _, value in tests]
 
 
-def spelled(name: str) -> str:
-    """Return a column, or a field of `signals`, as DuckDB spells it.
+def spelled(name: str, more: tuple[str, ...] = ()) -> str:
+    """Return a column, one of some more, or a field of `signals`, as DuckDB spells it.
 
     Raises:
         ConfigError: There is no such column.
     """
     columns = [column for column in MANIFEST.names if column != "signals"]
-    word = known(name, [*columns, *(f"signals.{signal.name}" for signal in SIGNAL_TABLE)], "column")
+    word = known(name, [*columns, *more, *(f"signals.{signal.name}" for signal in SIGNAL_TABLE)], "column")
     return ".".join(f'"{part}"' for part in word.split("."))
 
 

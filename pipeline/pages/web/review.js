@@ -36,7 +36,9 @@ function say(text, isError = false) { $("said").textContent = text; $("said").cl
 const failed = (error) => say(error.message, true);
 
 function readFilter() {
-  return Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value !== ""));
+  const filter = Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value !== ""));
+  if (!filter.like) for (const name of ["sort", "of"]) if (filter[name]?.endsWith("similarity")) delete filter[name];
+  return filter;
 }
 
 // The address holds the view, so that a link, "back" and "reload" lead to it.
@@ -48,6 +50,7 @@ function address(place = 0) {
 }
 
 function fill(words) {
+  $("upload").value = "";
   for (const field of $("filter").elements) if (field.name) field.value = words.get(field.name) ?? "";
 }
 
@@ -62,6 +65,7 @@ async function show(page = 0, place = 0, isNew = true) {
   state.page = page;
   const mine = ++state.asked;
   let trouble = "";
+  if (state.filter.like && !state.filter.like.startsWith("pair:")) say("Compares with all images; for the first words loads the model.");
   $("gallery").setAttribute("aria-busy", "true");
   try {
     const [rows, count] = await Promise.all([
@@ -82,7 +86,7 @@ async function show(page = 0, place = 0, isNew = true) {
 }
 
 function draw(trouble = "") {
-  $("count").textContent = trouble ? "not counted" : state.audit ?? `${state.count.toLocaleString("en")} pairs`;
+  $("count").textContent = trouble ? "not counted" : state.audit ?? `${state.count.toLocaleString("en")} ${state.count === 1 ? "pair" : "pairs"}`;
   const pages = Math.max(1, Math.ceil(state.count / about.page_rows));
   $("page").textContent = `page ${state.page + 1} of ${pages.toLocaleString("en")}`;
   $("before").disabled = state.page === 0;
@@ -91,7 +95,8 @@ function draw(trouble = "") {
     const card = make("button", { type: "button", class: "pair", "aria-pressed": "false", tabindex: "-1",
       "data-why": pair.reason ?? null, title: pair.reason ? `This pair ${about.reasons[pair.reason]}` : null }, picture(pair, 192),
       make("span", { class: "caption" }, pair.caption ?? ""),
-      make("span", { class: "facts" }, ...tags(pair), pair.unseen ? "" : `${number(pair.cosine)} ${pair.reason ?? ""}`));
+      make("span", { class: "facts" }, ...tags(pair), pair.unseen ? "" : `${number(pair.cosine)} ${pair.reason ?? ""}`,
+        "similarity" in pair ? `, similarity ${number(pair.similarity)}` : ""));
     card.addEventListener("click", (event) => {
       if (event.shiftKey) pick(place); else if (event.ctrlKey || event.metaKey) pick(place, place); else choose(place);
     });
@@ -148,6 +153,22 @@ function strip(title, pairs, more = []) {
   }))] : [];
 }
 
+// All pairs of the round, those first whose images are most like some words, an image that was sent, or a pair's.
+function showLike(like) {
+  fill(new URLSearchParams({ like, sort: "-similarity", of: "similarity" }));
+  show();
+}
+
+async function upload(file) {
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+  showLike((await ask("like", { image: url.slice(url.indexOf(",") + 1) })).like);
+}
+
 function showWhere(where) {
   fill(new URLSearchParams({ where, sort: "cosine", of: state.filter.of ?? "cosine" }));
   show();
@@ -160,6 +181,7 @@ async function detail(pair) {
   if (state.pairs[state.chosen] !== mine) return;
   state.other = pair === mine ? null : pair;
   const { signals, review, caption, unseen, source, ...facts } = found.pair;
+  const like = `pair:${pair.shard}:${pair.index}`;
   const history = found.history.map((old) => [`round ${old.round}`, `${old.label}${old.reason ? ` (${old.reason})` : ""}, ${number(old.cosine)}`]);
   const why = found.pair.reason;
   $("detail").replaceChildren(...(state.other ? [button("Back to the chosen pair", () => choose(state.chosen))] : []),
@@ -169,7 +191,7 @@ async function detail(pair) {
     ...(unseen ? [] : [make("h2", {}, "Rounds"), rowsOf(history)]), make("h2", {}, "Row"), rowsOf(Object.entries(facts)),
     ...(source ? [make("h2", {}, "Source", ...(source.domain ? [" ", button("Show its domain", () => showWhere(`source.domain = '${source.domain.replaceAll("'", "''")}'`))] : [])), rowsOf(Object.entries(source))] : []),
     ...(signals ? [make("h2", {}, "Signals"), rowsOf(Object.entries(signals), "signals.")] : []),
-    ...strip("Look the same", found.alike, [" ", button("Show all", () => showWhere(found.alike_where))]), ...strip("Nearest images of its shard", found.neighbours));
+    ...strip("Look the same", found.alike, [" ", button("Show all", () => showWhere(found.alike_where))]), ...strip("Nearest images of its shard", found.neighbours, [" ", button("Of all shards", () => showLike(like))]));
 }
 
 async function judge(verdict) {
@@ -217,7 +239,7 @@ async function reload(place) {
 // How the values of the column of the range are spread; dragging over it sets the range.
 async function histogram() {
   const of = state.filter.of ?? "cosine";
-  const { histogram: found } = await ask("histogram", { of });
+  const { histogram: found } = await ask("histogram", { of, filter: state.filter });
   const svg = $("histogram").querySelector("svg");
   $("histogram").hidden = found === null;
   $("of").title = about.columns[of];
@@ -299,6 +321,17 @@ async function begin() {
   for (const column of Object.keys(about.columns)) {
     select("sort").append(make("option", { value: column }, `${column} ↑`), make("option", { value: `-${column}` }, `${column} ↓`));
   }
+  if (about.has_vectors) {
+    select("of").append(make("option", {}, "similarity"));
+    for (const [value, text] of [["-similarity", "similarity ↓"], ["similarity", "similarity ↑"]]) select("sort").append(make("option", { value }, text));
+  }
+  for (const field of document.querySelectorAll(".vectors")) field.hidden = !about.has_vectors;
+  $("upload").addEventListener("change", () => { if ($("upload").files.length) upload($("upload").files[0]).catch(failed); });
+  $("like").addEventListener("change", () => {
+    if (!$("like").value) return;
+    [$("filter").elements.sort.value, $("filter").elements.of.value] = ["-similarity", "similarity"];
+    $("filter").elements.low.value = $("filter").elements.high.value = "";
+  });
   $("undo").disabled = !about.undoable;
   $("act").hidden = about.read_only;
   $("filter").hidden = $("whole").parentElement.hidden = about.sample;

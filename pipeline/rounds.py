@@ -4,8 +4,9 @@ Each step leaves whole files behind and begins by looking at what is already the
 an earlier one stopped, however that ended.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import ConfigError
 from manifests.layout import Plan, is_sealed, read_plan
@@ -49,21 +50,15 @@ def clean(
     Raises:
         PairsanError: See `manifests.errors`; what was finished is kept.
     """
-    run, dataset, signals = (
-        open_store(out),
-        open_dataset(data, skip_unreadable=config.data.skip_unreadable),
-        asked_signals(config),
-    )
-    with connected(config.executor, verbose=verbose):
-        scoring = prepare(config, dataset)
-        if restart:
-            forget_unsealed(run)
-        grow(run, dataset, data, config, drop_missing=drop_missing)
-        begin_run(run, dataset, data, config)
-        number = round_of_data(run, dataset.fingerprint)
-        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, number)}
-        scores = {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
-        round_ = planned(run, number, dataset.shards, kind="clean", scores=scores, config=config, **more)
+    signals = asked_signals(config)
+    with _scored(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as (
+        run,
+        dataset,
+        scoring,
+        scores,
+    ):
+        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, scores["scores_round"])}
+        round_ = planned(run, scores["scores_round"], dataset.shards, kind="clean", scores=scores, config=config, **more)
         return _take(round_, config, scoring)
 
 
@@ -77,6 +72,24 @@ def embed(
     verbose: bool = False,
 ) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
+    with _scored(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as (
+        run,
+        dataset,
+        scoring,
+        scores,
+    ):
+        of: dict[str, Any] = {"kind": "embed", "split": None, "signals": None}
+        round_ = planned(run, scores["scores_round"], dataset.shards, scores=scores, config=config, **of)
+        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda")
+        score(executor, round_, config, scoring)
+        return round_
+
+
+@contextmanager
+def _scored(
+    data: Sequence[str], out: str, config: RunConfig, *, restart: bool, drop_missing: bool, verbose: bool
+) -> "Iterator[tuple[Store, Dataset, Scoring, dict[str, Any]]]":
+    """Begin a run, or go on with it where its data have grown; yield it, its data, what scores them, and the plan's scores."""
     run, dataset = open_store(out), open_dataset(data, skip_unreadable=config.data.skip_unreadable)
     with connected(config.executor, verbose=verbose):
         scoring = prepare(config, dataset)
@@ -85,11 +98,7 @@ def embed(
         grow(run, dataset, data, config, drop_missing=drop_missing)
         begin_run(run, dataset, data, config)
         number = round_of_data(run, dataset.fingerprint)
-        scores = {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
-        round_ = planned(run, number, dataset.shards, kind="embed", scores=scores, config=config, split=None, signals=None)
-        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda")
-        score(executor, round_, config, scoring)
-        return round_
+        yield run, dataset, scoring, {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
 
 
 def rescore(out: str, config: RunConfig, *, trained_on: int | None = None, verbose: bool = False) -> Manifest:

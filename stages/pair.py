@@ -73,18 +73,23 @@ class Shard:
     @property
     def title(self) -> str:
         """What people call it."""
-        return self.name if self.stretch is None else f"{self.name} from row {self.stretch.first:,}"
+        return self.name if self.stretch is None else f"{self.name} from row {self.first:,}"
 
     @property
-    def begins(self) -> bool:
-        """Whether its first row is the first of the whole file."""
-        return self.stretch is None or self.stretch.first == 0
+    def first(self) -> int:
+        """The first of its rows that is meant."""
+        return 0 if self.stretch is None else self.stretch.first
+
+    @property
+    def whole(self) -> "Shard":
+        """The same with all its rows."""
+        return replace(self, stretch=None)
 
     def part(self, folder: str) -> str:
         """Return the name of its part in a folder of parts; of a stretch, beside that folder, until all are joined."""
         if self.stretch is None:
             return f"{folder}/{self.name}.parquet"
-        return f"{folder}{PIECES}/{self.name}/{self.stretch.first:012d}.parquet"
+        return f"{folder}{PIECES}/{self.name}/{self.first:012d}.parquet"
 
 
 @dataclass(frozen=True, slots=True)

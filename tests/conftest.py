@@ -1,6 +1,7 @@
 """Fixtures: real pairs from the bundled set, the tiny checkpoint, and builders of deliberately broken inputs."""
 
 import io
+import json
 import os
 import tarfile
 import time
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "examples" / "emoji"
 TINY = EMOJI / "tiny-clip"
 SMALL_MODEL = EMOJI / "demo-model"
+ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> evil drawing"
 CLEAN = ("--executor", "local", "--keep-share", 1.0)
 
 
@@ -96,6 +98,22 @@ def crawl(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
     for shard, (start, stop) in enumerate([(0, 48), (48, 96), (96, 120)]):
         (folder / f"{shard:05d}.tar").write_bytes(make_tar(members[start:stop]))
     return folder
+
+
+@pytest.fixture
+def review_run(tmp_path: Path, emoji_members: list[tuple[str, bytes]], tiny: str, pairsan: Callable[..., Result]) -> Path:
+    """40 pairs in two tars, one with a caption that is HTML; all embeddings kept."""
+    data, members = tmp_path / "data", list(emoji_members)
+    data.mkdir()
+    members[1] = (members[1][0], ATTACK.encode())
+    for row in (5, 8):
+        members[row] = (members[row][0], json.dumps({"url": f"http://i.a'b.example/{ATTACK}"}).encode())
+    (data / "a.tar").write_bytes(make_tar(members[:60]))
+    (data / "b.tar").write_bytes(make_tar(members[60:]))
+    out = tmp_path / "run"
+    args = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.4, "--keep-embeddings")
+    pairsan("clean", data, "--out", out, *args)
+    return out
 
 
 @pytest.fixture

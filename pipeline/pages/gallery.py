@@ -1,6 +1,5 @@
 """A sealed round as a gallery: filter, sort, count and page through any number of pairs with DuckDB."""
 
-import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from stages.vectors import read_columns, vectors_of
 PAGE_ROWS: Final = 60
 _AT_ONCE: Final = 100 * PAGE_ROWS  # places of one query, of which pages are cut
 _KEPT_ANSWERS: Final = 64
-_KEPT_LIKENESSES: Final = 8
 _THREADS: Final = 8
 _BINS: Final = 40
 Row = dict[str, Any]
@@ -55,10 +53,9 @@ class Gallery:
     def __init__(self, manifest: Manifest, *, threads: int | None = None, checkpoint: str | None = None) -> None:
         """Open the round read-only; for `checkpoint` see `Likeness`."""
         self.manifest, self._lock = manifest, threading.Lock()
-        self.likeness, self._compared = Likeness(manifest, checkpoint), OrderedDict[str, str]()
         self._connection = sealed_off(manifest, threads)
+        self.likeness = Likeness(manifest, self._connection, checkpoint)
         self._answers: OrderedDict[Any, Any] = OrderedDict()
-        self._numbers = itertools.count()
         self._acts: tuple[str, ...] = ()
         self._pool = ThreadPoolExecutor(_THREADS)
         self.refresh()
@@ -96,19 +93,10 @@ class Gallery:
     def _value(self, wanted: Wanted, name: str, place: Place) -> Any:
         """Return what a pair has in a column, or in a field of its signals."""
         if name == SIMILARITY:
-            return self.similarities(wanted, [place])[0]
+            return self.likeness.of(wanted.like, [place])[0]
         column, _, field = name.partition(".")
         found = _take(self.manifest, place[0], [place[1]])[column].to_pylist()[0]
         return found.get(field) if field and found is not None else found
-
-    def similarities(self, wanted: Wanted, places: list[Place]) -> list[float | None]:
-        """Return how like the images of some pairs are to what all are compared with; None where there is no vector."""
-        test = " OR ".join(["shard = ? AND index = ?"] * len(places)) or "FALSE"
-        text = f"SELECT shard, index, similarity FROM {self._joined(wanted.like)} WHERE {test}"  # noqa: S608
-        found = {
-            (shard, index): value for shard, index, value in self.query(text, [word for place in places for word in place])
-        }
-        return [found.get(place) for place in places]
 
     def histogram(self, name: str, like: str = "") -> dict[str, Any] | None:
         """Return how the values of a column or signal spread over the round; None where no row has one.
@@ -244,21 +232,8 @@ class Gallery:
         return f"SELECT {columns} FROM {source} WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
 
     def _joined(self, like: str) -> str:
-        """Return the view `pairs`, joined with how like their images are to something, which is found out once."""
-        if not like:
-            return "pairs"
-        with self._lock:
-            known = self._compared.get(like)
-        if known is None:
-            found = self.likeness.table(like)
-            with self._lock:
-                known = self._compared[like] = f"likeness_{next(self._numbers)}"
-                self._connection.register(f"{known}_now", found)
-                self._connection.execute(f"CREATE TABLE {known} AS SELECT * FROM {known}_now")  # noqa: S608
-                self._connection.unregister(f"{known}_now")
-                while len(self._compared) > _KEPT_LIKENESSES:
-                    self._connection.execute(f"DROP TABLE {self._compared.popitem(last=False)[1]}")
-        return f"pairs JOIN {known} USING (shard, index)"
+        """Return the view `pairs`, joined with how like their images are to something."""
+        return f"pairs JOIN {self.likeness.compared(like)} USING (shard, index)" if like else "pairs"
 
 
 def _one_statement(cursor: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:

@@ -3,11 +3,13 @@
 import base64
 import binascii
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SIMILARITY: Final = "similarity"
 _MOST_IMAGES: Final = 100  # uploaded ones that are remembered
+_KEPT: Final = 8  # things that were compared with
 _MOST_BYTES: Final = 20 << 20
 _THREADS: Final = 8
 Vector = npt.NDArray[np.float32]
@@ -31,14 +34,17 @@ Vector = npt.NDArray[np.float32]
 class Likeness:
     """Compares all images of a round with something; safe to use from several threads."""
 
-    def __init__(self, manifest: Manifest, checkpoint: str | None = None) -> None:
+    def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection, checkpoint: str | None = None) -> None:
         """Take a round; weights are loaded when words or an image are first asked for.
 
         Args:
             manifest: The round.
-            checkpoint: The weights that scored it, where the settings of the run name others.
+            connection: Gets a table for each thing that is compared with.
+            checkpoint: The weights that scored the round, where the settings of the run name others.
         """
-        self._manifest, self._checkpoint, self._lock = manifest, checkpoint, threading.Lock()
+        self._manifest, self._connection, self._checkpoint = manifest, connection, checkpoint
+        self._lock, self._comparing, self._tables = threading.Lock(), threading.Lock(), OrderedDict[str, str]()
+        self._numbers = itertools.count()
         self._parts = {part["shard"]: part["embeddings"]["name"] for part in manifest.seal["parts"] if "embeddings" in part}
         self._uploaded: OrderedDict[str, Vector] = OrderedDict()
         self._encoder: OpenClipEncoder | CrossFitEncoder | None = None
@@ -67,8 +73,8 @@ class Likeness:
                 self._uploaded.popitem(last=False)
         return name
 
-    def table(self, like: str) -> pa.Table:
-        """Return shard, index and similarity of every pair whose image has a vector.
+    def compared(self, like: str) -> str:
+        """Return the name of a table of shard, index and similarity, with a row for every pair whose image has a vector.
 
         Args:
             like: Words; or `pair:SHARD:INDEX`; or what `take` returned.
@@ -77,6 +83,27 @@ class Likeness:
             ConfigError: No vectors were kept, or there is no such pair or image.
             CheckpointError: The weights that scored the round are not there.
         """
+        with self._comparing:  # a page asks for rows, count and histogram at once
+            if like not in self._tables:
+                name, cursor = f"likeness_{next(self._numbers)}", self._connection.cursor()
+                cursor.register("found", self._table(like))
+                cursor.execute(f"CREATE TABLE {name} AS SELECT * FROM found")  # noqa: S608
+                self._tables[like] = name
+                while len(self._tables) > _KEPT:
+                    cursor.execute(f"DROP TABLE {self._tables.popitem(last=False)[1]}")
+            self._tables.move_to_end(like)
+            return self._tables[like]
+
+    def of(self, like: str, places: list[tuple[str, int]]) -> list[float | None]:
+        """Return the similarity of some pairs; None where there is no vector."""
+        asked = pa.table({"shard": [shard for shard, _ in places], "index": [index for _, index in places]})
+        cursor, name = self._connection.cursor(), self.compared(like)
+        cursor.register("asked", asked)
+        text = f"SELECT shard, index, similarity FROM {name} JOIN asked USING (shard, index)"  # noqa: S608
+        found = {(shard, index): value for shard, index, value in cursor.execute(text).fetchall()}
+        return [found.get(place) for place in places]
+
+    def _table(self, like: str) -> pa.Table:
         if not self._parts:
             raise ConfigError("no vectors of this round were kept; score with --keep-embeddings, or all signals")
         vector = self._vector(like)

@@ -173,7 +173,7 @@ def _pairs(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
         rows, asked = gallery.page(wanted(body), page), wanted(body)
         if asked.like:
             places = [(row["shard"], row["index"]) for row in rows]
-            found = gallery.similarities(asked, places)
+            found = gallery.likeness.of(asked.like, places)
             rows = [row | {SIMILARITY: value} for row, value in zip(rows, found, strict=True)]
         return {"pairs": [plain(row) for row in rows]}
     pairs = reviewer.sample["pairs"][page * PAGE_ROWS : (page + 1) * PAGE_ROWS]

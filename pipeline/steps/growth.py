@@ -8,11 +8,9 @@ from manifests.errors import PlanMismatch
 from manifests.layout import (
     CHECKPOINTS,
     RUN,
-    SCORES,
     Plan,
     read_plan,
     require_same_plan,
-    round_folder,
     round_numbers,
     sealed_rounds,
 )
@@ -20,6 +18,7 @@ from manifests.parts import write_json
 from manifests.schema import SCHEMA_VERSION
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
+from pipeline.steps.numbering import shards_of
 from pipeline.steps.plan import facts_of, reachable, read_run
 from stages.read.shards import Dataset
 
@@ -89,13 +88,6 @@ def taken_over(run: Store, scores: Plan) -> dict[str, Any]:
         if same and len(shards_of(run, number)) >= plan["scores"]["dataset"]["num_shards"]:
             return {"taken_over": {"round": number, "versions": plan["scores"]["versions"]}}
     return {}
-
-
-def shards_of(run: Store, number: int) -> set[str]:
-    """Return the names of the shards that a round has scored itself."""
-    return {
-        name.removesuffix(".parquet") for name in run.names(f"{round_folder(number)}/{SCORES}") if name.endswith(".parquet")
-    }
 
 
 def _essence(scores: Plan) -> Plan:

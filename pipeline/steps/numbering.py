@@ -20,10 +20,16 @@ def scores_asked(run: Store, num_shards: int, asked: int | None) -> int:
             raise RunError(f"round {asked} of {run.uri} has the data from before they grew; its labels stay as they are")
         return asked
     for number in reversed(round_numbers(run)):
-        parts = [name for name in run.names(f"{round_folder(number)}/{SCORES}") if name.endswith(".parquet")]
-        if len(parts) >= num_shards and of_these_data(run, number):
+        if len(shards_of(run, number)) >= num_shards and of_these_data(run, number):
             return number
     raise RunError(f"no round of {run.uri} has complete scores; `pairsan status {run.uri}` says what is missing")
+
+
+def shards_of(run: Store, number: int) -> set[str]:
+    """Return the names of the shards that a round has scored itself."""
+    return {
+        name.removesuffix(".parquet") for name in run.names(f"{round_folder(number)}/{SCORES}") if name.endswith(".parquet")
+    }
 
 
 def of_these_data(run: Store, number: int) -> bool:

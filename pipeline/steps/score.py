@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from manifests.layout import EMBEDDINGS, SCORES, round_folder
 from pipeline.config.catalogue import RunConfig
-from pipeline.steps.growth import shards_of
-from pipeline.steps.pieces import run_in_pieces
+from pipeline.steps.numbering import shards_of
 from pipeline.steps.plan import Round
 from pipeline.workers.connect import num_gpus
 from pipeline.workers.executors import Executor
+from pipeline.workers.run_in_pieces import run_in_pieces
 from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.read.heads import refuse_hopeless
@@ -46,16 +46,18 @@ def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scorin
     stage = scoring.stage(round_.run, round_.number, num_shards=len(round_.shards), num_threads=executor.num_threads)
     _take_over(executor, round_, stage)
     folder, kinds = round_folder(round_.scores_round), [EMBEDDINGS] if config.embed.keep_embeddings else []
-    done = round_.run.names(f"{folder}/{SCORES}")
+    done = shards_of(round_.run, round_.scores_round)
+    todo = [shard for shard in round_.shards if shard.name not in done]
     run_in_pieces(
         executor,
         stage,
-        round_,
-        [shard for shard in round_.shards if f"{shard.name}.parquet" not in done],
+        todo,
         [f"{folder}/{kind}" for kind in (*kinds, SCORES)],
         source=(scoring.data, config.data),
         what="embed",
+        folder=round_.place,
         collect=_count,
+        num_done_before=len(round_.shards) - len(todo),
     )
 
 

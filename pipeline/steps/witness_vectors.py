@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from manifests.layout import REFERENCE_VECTORS, Plan, fingerprint, read_plan
 from pipeline.config.catalogue import RunConfig
-from pipeline.steps.pieces import run_in_pieces
 from pipeline.steps.plan import Round, read_run
 from pipeline.workers.executors import Executor
+from pipeline.workers.run_in_pieces import run_in_pieces
 from pipeline.workers.run_stage import run_stage
 from stages.pair import Shard
 from stages.settings import ReadSettings
@@ -89,8 +89,17 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
         num_threads=executor.num_threads,
         num_canaries=_num_canaries(round_),
     )
-    what, source = "embed for reference", (dataset.store, options)
-    run_in_pieces(executor, EmbedReference(target), round_, todo, [folder], source=source, what=what, collect=_rows)
+    run_in_pieces(
+        executor,
+        EmbedReference(target),
+        todo,
+        [folder],
+        source=(dataset.store, options),
+        what="embed for reference",
+        folder=round_.place,
+        collect=_rows,
+        num_done_before=len(round_.shards) - len(todo),
+    )
 
 
 def _take_over(executor: Executor, round_: Round, folder: str) -> None:

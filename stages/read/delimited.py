@@ -27,7 +27,7 @@ csv.field_size_limit(1 << 30)  # a 200 kB caption is cut and noted later; it mus
 
 def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[Pair]:
     """Yield one pair for every row of a TSV, CSV or JSON Lines file, and a last one for what cannot be unpacked."""
-    index, raw, first = 0, Prefixed(b"", stream), shard.stretch.first if shard.stretch else 0
+    index, raw = 0, Prefixed(b"", stream)
     try:
         table = opened(raw, shard, options)
         if not table.names or table.names == [""]:
@@ -36,7 +36,7 @@ def read_text(store: Store, stream: IO[bytes], shard: Shard, options: ReadSettin
             return
         reader = TableReader(store, shard, table.names, options)
         for row in table.rows():
-            if index < first:  # only where each row is a pair; see `stages.score.pieces`
+            if index < shard.first:  # only where each row is a pair; see `stages.score.pieces`
                 if not isinstance(row, str):
                     reader.pass_over(index, row)
                 index += 1

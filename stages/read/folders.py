@@ -46,14 +46,13 @@ def read_folder(store: Store, shard: Shard, options: ReadSettings) -> Iterator[P
     endings = (options.caption_column,) if options.caption_column else CAPTION_EXTENSIONS
     texts = {name.rpartition(".")[0]: name for ending in reversed(endings) for name in names if _ends(name, ending)}
     images, index, seen = [name for name in names if _is_image(name, options)], 0, set[str]()
-    first = shard.stretch.first if shard.stretch else 0
     for name in images:
         stem = name.rpartition(".")[0]
         key = stem.encode("utf-8", "replace").decode()
         repeated = key in seen
         base = Pair(index, key, make_uid(shard.name, f"{name}\0" if repeated else key), None, None)
         seen.add(key)
-        if index < first:  # only where each image is a pair; see `stages.score.pieces`
+        if index < shard.first:  # only where each image is a pair; see `stages.score.pieces`
             index += 1
             continue
         text = roots.read(texts[stem])[0] if stem in texts else None

@@ -63,7 +63,6 @@ class TableReader:
         root = open_store(options.image_root) if options.image_root else Store(store.uri, store.fs, folder)
         self._roots = Roots(root, options.allow_outside, options.max_image_bytes)
         self._seen: set[str] = set()
-        self._first = shard.stretch.first if shard.stretch else 0
         for name in options.kept_columns:
             _choose("keep", name, (), names, shard)
         self._source = SourceReader(options.kept_columns)
@@ -106,7 +105,7 @@ class TableReader:
         for pair in captioned(Pair(index, key, uid, None, None, detail=note, source=source), raw, self._shard, self._options):
             if repeated:
                 yield pair.quarantine(Reason.DUPLICATE_KEY, f"the key {key[:80]!r} was met before in this shard")
-            elif pair.reason or index < self._first:
+            elif pair.reason or index < self._shard.first:
                 yield pair
             else:
                 data, what = self._image_bytes(image)
@@ -180,16 +179,16 @@ def read_parquet(store: Store, shard: Shard, options: ReadSettings) -> Iterator[
             yield unreadable(shard, 0, str(error), shard.size_bytes)
             return
         reader = TableReader(store, shard, names, options)
-        index, first = 0, shard.stretch.first if shard.stretch else 0
+        index = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
-            if index + facts.num_rows <= first:  # only where each row is a pair; see `stages.score.pieces`
+            if index + facts.num_rows <= shard.first:  # only where each row is a pair; see `stages.score.pieces`
                 _pass_over(parquet, group, reader, index)
                 index += facts.num_rows
                 continue
             for pair in _group(parquet, group, reader, index, shard):
                 index += 1
-                if index > first:
+                if index > shard.first:
                     yield pair
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
 from manifests.schema import Reason
-from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, Stretch, TarPlace, make_uid
+from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, TarPlace, make_uid
 from stages.read.captions import captioned
 from stages.read.paths import too_large
 from stages.read.source import SourceReader
@@ -70,9 +70,8 @@ def read_tar(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator
 
 def read_pairs(stream: IO[bytes], shard: Shard, options: ReadSettings) -> Iterator[tuple[Run | Gap, list[Pair]]]:
     """Yield what a tar holds, with the pairs that are made of it: several where each caption of a row is to be one."""
-    stretch = shard.stretch or Stretch(0)
-    index = stretch.first
-    for found in read_rows(stream, options, stretch.place):
+    index, begin = shard.first, shard.stretch.place if shard.stretch else None
+    for found in read_rows(stream, options, begin):
         pairs = [_marker(found, index, shard)] if isinstance(found, Gap) else _pairs(found, index, shard, options)
         if isinstance(found, Run) and found.broken and _is_torn(found, options):
             place = (found.broken.offset, _lost(found.broken, shard))

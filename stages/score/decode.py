@@ -176,7 +176,7 @@ def _with_pixels(pair: Pair, found: _Decoded) -> tuple[Pair, npt.NDArray[np.uint
 def following(chunks: Callable[[Shard], Iterable[Chunk]] | None, shard: Shard) -> Iterator[Chunk]:
     """Yield what follows a shard's first stretch: something may have to be made of its first chunk that will do."""
     if chunks is not None and shard.stretch is not None and shard.stretch.num_rows is not None:
-        yield from islice(chunks(replace(shard, stretch=None)), shard.stretch.num_rows // CHUNK_ROWS, None)
+        yield from islice(chunks(shard.whole), shard.stretch.num_rows // CHUNK_ROWS, None)
 
 
 def with_canaries(

@@ -114,7 +114,7 @@ class Embed(Stage[EmbedTarget, Embedded]):
                 num_quarantined += sum(pair.reason is not None for pair in chunk.pairs)
                 yield score_batch(chunk, keep_captions=target.keep_captions)
 
-        lost = target.decode.not_downloaded(shard) if shard.begins else None
+        lost = target.decode.not_downloaded(shard) if shard.first == 0 else None
         footer = {NOT_DOWNLOADED_KEY: json.dumps(lost).encode()} if lost else None
         part = self._write(SCORES, shard, SCORES_SCHEMA, batches(), footer)
         return Embedded(part.num_rows, num_quarantined)
@@ -131,9 +131,9 @@ class Embed(Stage[EmbedTarget, Embedded]):
         if self._chunks is None:
             raise RuntimeError("Embed.open() comes before run()")
         chunks: Iterable[Chunk] = self._chunks(shard)
-        if self.target.num_canaries and shard.begins:
+        if self.target.num_canaries and shard.first == 0:
             chunks = self._with_canaries(shard, chunks)
-        if self.target.num_reencoded and shard.begins:
+        if self.target.num_reencoded and shard.first == 0:
             chunks = self._with_reencoded(shard, chunks)
         return (self._counted(score_chunk(chunk, self._encoder)) for chunk in chunks)
 
@@ -145,7 +145,7 @@ class Embed(Stage[EmbedTarget, Embedded]):
     def _with_canaries(self, shard: Shard, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         def write(made: Canaries | None) -> None:
             table = CANARIES.empty_table() if made is None else self._canary_table(made)
-            self._write(CANARY_PARTS, replace(shard, stretch=None), table.schema, [table])
+            self._write(CANARY_PARTS, shard.whole, table.schema, [table])
 
         return with_canaries(chunks, self._chunks, shard, self.target.num_canaries, write)
 
@@ -160,7 +160,7 @@ class Embed(Stage[EmbedTarget, Embedded]):
             further = (chunk for chunk in following(self._chunks, shard) if len(chunk.rows))
             found = first_of(moved(chunk.pixels[:num], chunk.captions[:num], self._encoder) for chunk in further)
         table = REENCODED_SCHEMA.empty_table() if found is None else found
-        self._write(REENCODED, replace(shard, stretch=None), REENCODED_SCHEMA, [table])
+        self._write(REENCODED, shard.whole, REENCODED_SCHEMA, [table])
 
     def _canary_table(self, made: Canaries) -> pa.Table:
         target = self.target

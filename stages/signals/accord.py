@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2
 
+from manifests.schema import COSINE_STEP
 from stages.histogram import on_grid
 from stages.signals.nearest import Nearest, similar_at
 from stages.signals.repeats import Commonness, Counts
@@ -179,7 +180,7 @@ def neg_clip_loss(sample: Reference, v: Vectors, t: Vectors, hashes: npt.NDArray
         own = np.einsum("nd,nd->n", v[part], t[part])
         copy = theirs[None] == hashes[part, None]
         explained = sum(_explained(own, scores, copy) for scores in (v[part] @ texts.T, t[part] @ images.T))
-        found[part] = own - 0.5 * explained
+        found[part] = np.rint((own - 0.5 * explained) / COSINE_STEP) * COSINE_STEP  # its ranks are compared
     return found
 
 

@@ -164,7 +164,7 @@ class EmbedReference(Stage[ReferenceTarget, int]):
         there, known = target.run.exists(shard.part(target.folder)), shard
         if there:
             known, chunks = replace(shard, stretch=Stretch(0, 0)), iter(())  # what follows is all of it
-        if target.num_canaries and shard.begins:
+        if target.num_canaries and shard.first == 0:
             chunks = with_canaries(chunks, target.decode.run, known, target.num_canaries, self._write_canaries(shard))
         columns = [self._column(chunk) for chunk in chunks]
         return 0 if there else self._write(shard.part(target.folder), columns)

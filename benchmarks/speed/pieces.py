@@ -1,6 +1,6 @@
 """One big shard on one worker and on two: how much faster is the second, start-up apart, and what do pieces cost?
 
-    python -m benchmarks.speed.pieces [--rows 30000] [--checkpoint FOLDER]
+    python -m benchmarks.speed.pieces [--rows 30000] [--checkpoint FOLDER] [--repeat 2]
 
 A tar of noise at 64 px, and one of an eighth of its rows; the difference is the work without start-up. `whole` is the same
 stage over the same shard in one go, in this process.
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/emoji/tiny-clip")
+    parser.add_argument("--repeat", type=int, default=2)
     args = parser.parse_args()
     header("speed.pieces")
     with tempfile.TemporaryDirectory() as folder:
@@ -42,12 +43,16 @@ def main() -> None:
         for tar, rows in zip(tars, (args.rows, args.rows // FEW), strict=True):
             make(tar, rows)
         print(f"{args.rows:,} rows, {tars[0].stat().st_size / 2**20:.0f} MiB")
-        seconds = []
-        for workers in (1, 2):
-            walls = [clean([tar], args.checkpoint, "--workers", str(workers)).wall_s for tar in tars]
-            seconds.append(walls[0] - walls[1])
-            print(f"clean, {workers} workers: {walls[0]:.1f} s, {walls[1]:.1f} s of them for an eighth")
-        print(f"two workers are {seconds[0] / seconds[1]:.2f} times as fast, start-up apart")
+        ratios = []
+        for _ in range(args.repeat):
+            seconds = []
+            for workers in (1, 2):
+                walls = [clean([tar], args.checkpoint, "--workers", str(workers)).wall_s for tar in tars]
+                seconds.append(walls[0] - walls[1])
+                print(f"clean, {workers} workers: {walls[0]:.1f} s, {walls[1]:.1f} s of them for an eighth")
+            ratios.append(seconds[0] / seconds[1])
+        told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"two workers are {told} times as fast, start-up apart")
         in_this_process(tars[0].parent, args.checkpoint, Path(folder))
 
 

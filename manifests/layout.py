@@ -18,6 +18,7 @@ REENCODED = "reencoded"
 REFERENCE_VECTORS = "reference"
 CHECKPOINTS = "checkpoints"
 HISTORY = "checkpoints/history.json"
+TAUGHT = "checkpoints/taught.json"
 
 
 def round_folder(number: int) -> str:

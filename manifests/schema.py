@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -220,6 +220,22 @@ SIGNAL_TABLE: Final = (
         4,
         "median of `outlier` over its k neighbours: low at the edge of a crowd, too",
         (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),),
+        top=2.0,
+    ),
+    Signal(
+        "half_outlier",
+        _F,
+        9,
+        "1 - cosine of its image vector to the k/2-th nearest: crowds too small for `outlier` show there",
+        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "half_outlier"),),
+        top=2.0,
+    ),
+    Signal(
+        "neighbour_half_outlier",
+        _F,
+        9,
+        "median of `half_outlier` over its k/2 neighbours",
+        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "half_outlier"),),
         top=2.0,
     ),
     Signal(

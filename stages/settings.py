@@ -190,7 +190,7 @@ class SignalSettings(Settings):
     neighbours: int = _near(64, "k of the k-th nearest neighbour", ge=1, le=1024)
     reference_rows: int = _near(
         8192,
-        "rows of the seeded sample that neighbours are sought in; groups of more than neighbours / "
+        "rows of the seeded sample that neighbours are sought in; groups of more than half of neighbours / "
         "reference_rows of all rows look crowded, smaller ones do not",
         ge=32,
         le=1 << 20,
@@ -279,6 +279,6 @@ class SignalSettings(Settings):
         names += ["agreement_rows", "agreement_neighbours", "common_captions"] if self.agreement_rows else []
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
         near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
-        near |= {"neighbour_outlier": True} if near else {}  # parts written before there was one are made anew
+        near |= {"neighbour_outlier": True, "half_outlier": True} if near else {}  # parts of before these are made anew
         shingles = {"caption_shingles": True} if self.caption_shingles else {}
         return {"signals": self.signals, "exact_copies": True, **near, **shingles}

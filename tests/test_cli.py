@@ -190,7 +190,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 8' in pairsan("schema", "--json").output
+    assert '"schema_version": 9' in pairsan("schema", "--json").output
     told = pairsan("schema").output
     assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 

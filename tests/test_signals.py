@@ -95,11 +95,13 @@ def test_neighbours_are_what_brute_force_finds_and_copies_are_none() -> None:
     reference = Reference(hashes[first], v[first], t[first])
     found = Neighbourhood(reference, 5)(v, t, hashes)
     distance, agreement = found.outlier, found.caption_agreement
-    own = Neighbourhood(reference, 5)(reference.images, reference.texts, reference.hashes).outlier
+    own = Neighbourhood(reference, 5)(reference.images, reference.texts, reference.hashes)
     for row in range(120):
         others = np.flatnonzero(reference.hashes != hashes[row])
         near = others[np.argsort(-(reference.images[others] @ v[row]))[:5]]
-        assert found.neighbour_outlier[row] == np.median(own[near])
+        assert found.neighbour_outlier[row] == np.median(own.outlier[near])
+        assert found.half_outlier[row] == pytest.approx(1 - reference.images[near[2]] @ v[row], abs=1e-5)
+        assert found.neighbour_half_outlier[row] == np.median(own.half_outlier[near[:3]])
         assert distance[row] == pytest.approx(1 - reference.images[near[-1]] @ v[row], abs=1e-5)
         assert agreement[row] == pytest.approx(unit(reference.texts[near].mean(0)[None])[0] @ t[row], abs=1e-5)
     assert distance[3] == distance[2] > 0.01
@@ -182,6 +184,25 @@ def test_the_edge_of_a_crowd_is_known_by_its_neighbours() -> None:
     assert near.outlier[edge].min() > 5 * near.outlier[inside].max()
     assert near.neighbour_outlier[edge].max() <= near.outlier[inside].max()
     assert np.median(near.neighbour_outlier[:1500]) > 0.5
+
+
+def test_a_crowd_of_fewer_than_k_is_seen_at_half_as_many_neighbours() -> None:
+    rng = np.random.default_rng(8)
+    v = unit(rng.normal(size=(3000, 6)).astype(np.float32))
+    v[:22] = unit(v[:1] + 0.01 * rng.normal(size=(22, 6)).astype(np.float32))
+    near, cosines = Neighbourhood(Reference(np.arange(3000), v, v), 40)(v, v, np.arange(3000)), Histogram()
+    cosines.add(count(np.linspace(0, 0.5, 3000).round(4).astype(np.float32)))
+    values = {name: getattr(near, name).astype(np.float64) for name in ("outlier", "half_outlier")}
+    counted = {name: Histogram() for name in values}
+    for name, histogram in counted.items():
+        histogram.add(count((1.0 - values[name]).astype(np.float32)))
+    settings = SplitSettings(rule="keep-share", keep_share=1.0, crowded_tail=0.01)
+    limits = [limit for limit in decide(cosines, settings, signals=counted).limits if limit.signal in values]
+    inside = {limit.signal: limit.allows(values) for limit in limits}
+    assert not inside["half_outlier"][:22].any()
+    assert values["outlier"][:22].min() > 100 * values["half_outlier"][:22].max()  # the 40th neighbour is no member
+    assert inside["outlier"][:22].mean() > 0.5
+    assert all(0.97 < allowed[22:].mean() < 1.0 for allowed in inside.values())
 
 
 def test_a_crowd_takes_with_it_what_lies_among_its_members() -> None:

@@ -20,6 +20,7 @@ from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches
 from stages.train.learner import ClipLearner, new_model
 from stages.train.settings import TrainSettings
+from stages.train.taught import Lessons
 
 MODEL = f"local-dir:{Path(__file__).parent / 'model'}"
 
@@ -34,8 +35,15 @@ class Choice:
 
     labels: Mapping[str, list[str]]
 
-    def join(self, shard: str, rows: Iterable[tuple[str, Pair]], *, sit_out: bool = False) -> Iterator[tuple[str, Pair]]:
-        """Yield the label of each row of a shard beside it, as `Manifest.join` does; nobody sits out."""
+    def join(
+        self,
+        shard: str,
+        rows: Iterable[tuple[str, Pair]],
+        *,
+        sit_out: bool = False,
+        image_of: Callable[[Pair], bytes | None] | None = None,
+    ) -> Iterator[tuple[str, Pair]]:
+        """Yield the label of each row of a shard beside it, as `Manifest.join` does; nobody sits out, nothing is compared."""
         return ((label, row) for label, (_, row) in zip(self.labels[shard], rows, strict=True))
 
 
@@ -59,6 +67,7 @@ def train(
     crops: type[Crops] = Crops,
     every: Callable[[int, Path], None] | None = None,
     looks: int = 4,
+    lessons: Lessons | None = None,
 ) -> float:
     """Train from random weights (or `start`) with the CLIP loss on the safe rows of a choice; return the seconds it took.
 
@@ -73,6 +82,7 @@ def train(
         crops: How views are cut.
         every: Called with the number of a part and the weights, as often as a part of the steps is done.
         looks: How many such parts.
+        lessons: Backdoors that are taught besides.
     """
     began, learner = time.monotonic(), make(new_model(MODEL, options.seed), open_clip.get_tokenizer(MODEL), options)
     if start is not None:
@@ -82,7 +92,7 @@ def train(
     decode.open()
     views = crops(options.seed, options.least_crop, image_size(preprocess))
     labels, size, seed = (Label.SAFE,) * num_steps, options.train_batch_size, options.seed * 1009
-    rows = PassRows(choice, dataset.shards, labels, size, seed, options.shuffle_rows, views)  # type: ignore[arg-type]
+    rows = PassRows(choice, dataset.shards, labels, size, seed, options.shuffle_rows, views, lessons=lessons)
     this = passes_of(options)[0]
     rate, part = learning_rate(options, this, num_steps, 0), max(1, num_steps // looks)
 

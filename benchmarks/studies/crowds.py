@@ -60,7 +60,7 @@ class Scored:
         sample = Reference(self.hashes[chosen], self.vectors[chosen], self.vectors[chosen])
         around = Neighbourhood(sample, k)
         found = around.neighbours(self.vectors, self.hashes)
-        return around.distance(self.vectors, found).astype(np.float64), np.sort(around.own[found], axis=1).astype(np.float64)
+        return around.distance(self.vectors, found).astype(np.float64), np.sort(around.own[0][found], axis=1).astype(np.float64)
 
 
 def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:

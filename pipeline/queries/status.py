@@ -3,9 +3,20 @@
 import shlex
 from typing import Any, Final
 
-from manifests.layout import FAILURES, HISTORY, LABELS, SCORES, is_sealed, read_plan, read_seal, round_folder, round_numbers
+from manifests.layout import (
+    FAILURES,
+    HISTORY,
+    LABELS,
+    SCORES,
+    TAUGHT,
+    is_sealed,
+    read_plan,
+    read_seal,
+    round_folder,
+    round_numbers,
+)
 from manifests.store import Store
-from pipeline.queries.summary import profile_of, voices_of
+from pipeline.queries.summary import profile_of, taught_text, voices_of
 from pipeline.steps.plan import read_run
 
 Report = dict[str, Any]
@@ -21,7 +32,8 @@ def of_run(run: Store) -> Report:
     shards = read_run(run).shards
     history = run.read_json(HISTORY) if run.exists(HISTORY) else []
     rounds = [_of_round(run, number, len(shards), history) for number in round_numbers(run)]
-    return {"run": run.uri, "num_shards": len(shards), "warmup": _trained(history, None), "rounds": rounds}
+    taught = run.read_json(TAUGHT) if run.exists(TAUGHT) else None
+    return {"run": run.uri, "num_shards": len(shards), "warmup": _trained(history, None), "taught": taught, "rounds": rounds}
 
 
 def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -> Report:
@@ -82,6 +94,8 @@ def as_text(report: Report) -> str:
     lines = [f"{report['run']}: {total} shards, {len(report['rounds'])} rounds"]
     if report["warmup"]:
         lines.append(f"  warm-up  {_training(report['warmup'])}")
+    if report["taught"]:
+        lines.append(f"  round {report['taught']['round']}: {taught_text(report['taught']['lessons'])}")
     for entry in report["rounds"]:
         lines.append(f"  round {entry['round']}  {entry['state']:<9}{_facts(entry, total)}")
         if entry.get("training"):

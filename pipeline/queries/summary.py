@@ -1,5 +1,6 @@
 """What a command prints when it is done: a round in a few lines, and the schema."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests.reading import Manifest
@@ -172,6 +173,12 @@ def schema_document() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "columns": columns, "signals": signals, "reasons": reasons}
 
 
+def taught_text(lessons: Sequence[Mapping[str, Any]]) -> str:
+    """Return how much of each backdoor that a scout was taught its crowds show, as a line."""
+    told = ", ".join(f"{one['trigger']} {one['target']} {one['crowded'] / max(1, one['rows']):.0%}" for one in lessons)
+    return f"of backdoors that the scout was taught, {lessons[0]['share']:.1%} of the rows each, its crowds show: {told}"
+
+
 def schema_text() -> str:
     """Return the same as text."""
     document, lines = schema_document(), [f"manifest schema {SCHEMA_VERSION}"]
@@ -179,5 +186,5 @@ def schema_text() -> str:
         kind = "struct" if column["type"].startswith("struct") else column["type"].split("<values=")[-1].split(",")[0]
         lines.append(f"  {column['name']:<9}{kind:<23}{'null ' if column['nullable'] else '     '} {column['meaning']}")
     lines += ["", "fields of signals:"]
-    lines += [f"  {field['name']:<21}{field['type']:<6} {field['meaning']}" for field in document["signals"]]
+    lines += [f"  {field['name']:<23}{field['type']:<6} {field['meaning']}" for field in document["signals"]]
     return "\n".join([*lines, "", "reasons: " + ", ".join(document["reasons"])])

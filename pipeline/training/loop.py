@@ -20,6 +20,7 @@ from manifests.parts import write_json
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import begin_run, reachable, read_run
+from pipeline.training.lessons import lessons_for
 from pipeline.training.one_pass import Job, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
 from pipeline.training.which_round import Training, looking_ahead, manifest_of, named_architecture, sealed_round
@@ -142,7 +143,9 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     passes = passes_of(config.train)
     following = passes[this.index + 1] if this.index + 1 < len(passes) else None
     last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
-    job = Job(training.store.path(), dataset, config, training.architecture_of(this.subject), this, manifest, num_rows, last)
+    lessons = lessons_for(training.store, dataset, config) if this.kind == "scout" else None
+    architecture = training.architecture_of(this.subject)
+    job = Job(training.store.path(), dataset, config, architecture, this, manifest, num_rows, last, lessons)
     use_gpu = config.model.device != "cpu" and num_gpus(config.executor) > 0
     if config.executor.executor == "ray" and (config.train.train_workers > 1 or use_gpu):
         take_on_ray(take_pass, job, config.train.train_workers, use_gpu=use_gpu)

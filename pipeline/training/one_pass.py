@@ -28,6 +28,7 @@ from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, shar
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, Learner, Progress, new_model, read_progress, under
 from stages.train.locked_scorer import Scorer
+from stages.train.taught import Lessons
 
 log = logging.getLogger("pairsan.train")
 
@@ -52,6 +53,7 @@ class Job:
         manifest: Number of the sealed round; None in the warm-up.
         num_rows: Rows of every shard that can be read; for passes without a manifest.
         last: Whether weights are to be written at its end.
+        lessons: Backdoors that a scout is taught; None: none.
     """
 
     run: str
@@ -62,6 +64,7 @@ class Job:
     manifest: int | None
     num_rows: Mapping[str, int]
     last: bool
+    lessons: Lessons | None = None
 
 
 def position(run: Store) -> Progress:
@@ -190,8 +193,8 @@ def _rows(job: Job, store: Store, group: Group, first_step: int, preprocess: dic
     interpolation, edge = preprocess["interpolation"], image_size(preprocess)
     least = min(options.least_crop, options.warmup_least_crop) if _is_wide(job) else options.least_crop
     crops = Crops(options.seed, least, edge, interpolation, group.rank * size)
-    order = seed * 1009 + group.rank
-    return PassRows(manifest, hands[group.rank], labels, size, order, options.shuffle_rows, crops, first_step, num_folds)
+    order, mine = seed * 1009 + group.rank, hands[group.rank]
+    return PassRows(manifest, mine, labels, size, order, options.shuffle_rows, crops, first_step, num_folds, job.lessons)
 
 
 def _counts(manifest: Manifest | None, job: Job) -> dict[str, dict[Label, int]]:

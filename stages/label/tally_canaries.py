@@ -23,7 +23,8 @@ from stages.signals.write_signals import opened
 from stages.stage import Stage
 from stages.vectors import read_columns, unit, vectors_of
 
-_TOLD = ("outlier", "neighbour_outlier", "accord")  # the others limit nothing, or compare a row with its own copies
+_CROWDS = ("outlier", "neighbour_outlier", "half_outlier", "neighbour_half_outlier")
+_TOLD = (*_CROWDS, "accord")  # the others limit nothing, or compare a row with its own copies
 
 
 class TallyCanaries(Stage[ScoresTarget, dict[str, CanaryScores]]):

@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from stages.read.images import decode
 
 Pixels = npt.NDArray[np.uint8]
+Change = Callable[[Pixels], Pixels]
 SHAPES: Final = (3 / 4, 4 / 3)
 
 
@@ -82,15 +83,22 @@ class Crops:
             for _ in range(num)
         )
 
-    def cut(self, data: bytes, crops: Sequence[Crop], *, max_pixels: int) -> tuple[Pixels, ...]:
+    def cut(self, data: bytes, crops: Sequence[Crop], *, max_pixels: int, change: Change | None = None) -> tuple[Pixels, ...]:
         """Decode an image once and return its views, uint8 (size_px, size_px, 3) each.
 
         A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest box still has `size_px` there.
 
+        Args:
+            data: Encoded image.
+            crops: One of each view.
+            max_pixels: See `stages.read.images.decode`.
+            change: What is done to the whole picture before.
+
         Raises:
             UndecodableImage: With the reason.
         """
-        views = functools.partial(_views, crops=crops, size_px=self.size_px, interpolation=_interpolation(self.interpolation))
+        interpolation = _interpolation(self.interpolation)
+        views = functools.partial(_views, crops=crops, size_px=self.size_px, interpolation=interpolation, change=change)
         return decode(data, views, size_px=self.size_px, max_pixels=max_pixels, draft=self._draft(crops))
 
     def _draft(self, crops: Sequence[Crop]) -> Callable[[int, int], tuple[int, int]]:
@@ -103,9 +111,11 @@ class Crops:
         return wanted
 
 
-def _views(image: Image.Image, crops: Sequence[Crop], size_px: int, interpolation: InterpolationMode) -> tuple[Pixels, ...]:
+def _views(
+    image: Image.Image, crops: Sequence[Crop], size_px: int, interpolation: InterpolationMode, change: Change | None
+) -> tuple[Pixels, ...]:
     found = []
-    pixels = np.array(image)
+    pixels = np.array(image) if change is None else change(np.array(image))
     for crop in crops:
         left, top, right, bottom = crop.box(image.width, image.height)
         # bytes all along: torch resizes them about 2.5 times as fast as Pillow does, and without its threads

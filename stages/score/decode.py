@@ -16,7 +16,7 @@ from manifests.schema import Reason
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.count_rows import not_downloaded
-from stages.read.crops import Crop, Crops
+from stages.read.crops import Change, Crop, Crops
 from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
 from stages.read.source import Denied
@@ -101,17 +101,23 @@ class Decode:
         return [decoded[0] if isinstance(decoded, tuple) else None for decoded in found]
 
     def views(
-        self, pairs: list[Pair], crops: list[tuple[Crop, ...]], cutter: Crops, pool: ThreadPoolExecutor
+        self,
+        pairs: list[Pair],
+        crops: list[tuple[Crop, ...]],
+        cutter: Crops,
+        pool: ThreadPoolExecutor,
+        changes: list[Change | None],
     ) -> list[tuple[npt.NDArray[np.uint8], ...] | None]:
         """Return the views of each pair, uint8 (size, size, 3) each, cut in the threads of a pool; None where it cannot be."""
+        limit = self._options.max_image_pixels
 
-        def cut(pair: Pair, wanted: tuple[Crop, ...]) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        def cut(pair: Pair, wanted: tuple[Crop, ...], change: Change | None) -> tuple[npt.NDArray[np.uint8], ...] | None:
             try:
-                return cutter.cut(pair.image or b"", wanted, max_pixels=self._options.max_image_pixels)
+                return cutter.cut(pair.image or b"", wanted, max_pixels=limit, change=change)
             except UndecodableImage:
                 return None
 
-        return list(pool.map(cut, pairs, crops))
+        return list(pool.map(cut, pairs, crops, changes))
 
     @property
     def num_threads(self) -> int:

@@ -22,11 +22,15 @@ class Nearby:
     Attributes:
         outlier: 1 - cosine of the k-th neighbour, in [0, 2].
         neighbour_outlier: The median of the same over the k neighbours: a row at the edge of a crowd has members of it around.
+        half_outlier: As `outlier`, of the k/2-th: a crowd of fewer than k in the sample shows there alone.
+        neighbour_half_outlier: The median of the same over the k/2 neighbours.
         caption_agreement: Cosine of the caption with the mean caption vector of the k neighbours, in [-1, 1].
     """
 
     outlier: Vectors
     neighbour_outlier: Vectors
+    half_outlier: Vectors
+    neighbour_half_outlier: Vectors
     caption_agreement: Vectors
 
 
@@ -34,7 +38,7 @@ class Neighbourhood:
     """Compares rows with a sample. Copies of a row's image (equal hashes, itself too) are not among its neighbours.
 
     Attributes:
-        own: Distance of the k-th neighbour of each row of the sample, float32 (r,).
+        own: Distance of the k-th neighbour of each row of the sample, float32 (r,); and of the k/2-th.
 
     Source: k-nearest-neighbour distance: Ramaswamy, Rastogi, Shim (SIGMOD 2000), here on unit vectors.
     """
@@ -48,7 +52,8 @@ class Neighbourhood:
         """
         self._reference, self._k = reference, k
         self._nearest = Nearest(reference.images, exact=True)
-        self.own = self.distance(reference.images, self.neighbours(reference.images, reference.hashes))
+        found = self.neighbours(reference.images, reference.hashes)
+        self.own = tuple(self.distance(reference.images, near) for near in _both(found))
 
     def __call__(self, v: Vectors, t: Vectors, hashes: npt.NDArray[np.int64]) -> Nearby:
         """Return what is known of the neighbours of some rows.
@@ -60,12 +65,12 @@ class Neighbourhood:
         """
         found = self.neighbours(v, hashes)
         if not found.shape[1]:
-            return Nearby(*(np.zeros(len(v), np.float32) for _ in range(3)))
-        middle = (found.shape[1] - 1) // 2
-        around = np.partition(self.own[found], middle, axis=1)[:, middle]
+            return Nearby(*(np.zeros(len(v), np.float32) for _ in fields(Nearby)))
+        (near, half), (own, half_own) = _both(found), self.own
+        lies = self.distance(v, near), _median(own[near]), self.distance(v, half), _median(half_own[half])
         # by place: neighbours as near as each other come in any order
         mean = unit(np.stack([self._reference.texts[rows].mean(0) for rows in np.sort(found, axis=1)]) if len(found) else t)
-        return Nearby(self.distance(v, found), around, np.einsum("nd,nd->n", t, mean).astype(np.float32))
+        return Nearby(*lies, np.einsum("nd,nd->n", t, mean).astype(np.float32))
 
     def neighbours(self, v: Vectors, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the places of the neighbours in the sample, nearest first, int64 (n, k)."""
@@ -86,6 +91,18 @@ class Neighbourhood:
             return np.zeros(len(v), np.float32)
         last = self._reference.images[found[:, -1]].astype(np.float64)
         return (1.0 - on_grid(np.einsum("nd,nd->n", v.astype(np.float64), last))).astype(np.float32)
+
+
+def _both(found: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return all neighbours, and the nearer half of them."""
+    return found, found[:, : (found.shape[1] + 1) // 2]
+
+
+def _median(values: Vectors) -> Vectors:
+    """Return the lower median of each line, (n,)."""
+    middle = (values.shape[1] - 1) // 2
+    median: Vectors = np.partition(values, middle, axis=1)[:, middle]
+    return median
 
 
 def neighbour_signals(counts: Counts) -> Source | None:

@@ -24,6 +24,7 @@ class Asked:
     Attributes:
         exact_copies: Whether the parts have that field; those of before it are made anew.
         neighbour_outlier: The same of this one.
+        half_outlier: And of this.
         reference_encoder: Name, sha256 and size_px of the tower; None without one.
         index: Names and sizes of the index's files, key and score column; None without one.
     """
@@ -39,6 +40,7 @@ class Asked:
     near_copy_cosine: float | None = None
     copy_cell_rows: int = 1000
     neighbour_outlier: bool = False
+    half_outlier: bool = False
     caption_shingles: bool = False
     reference_encoder: dict[str, Any] | None = None
     index: dict[str, Any] | None = None

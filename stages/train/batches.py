@@ -7,22 +7,22 @@ bytes.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import ConfigError, RunError
-from manifests.reading import Manifest
 from manifests.schema import Label
 from stages.pair import Pair, Shard
-from stages.read.crops import Crops
+from stages.read.crops import Change, Crops
 from stages.score.cross_fit import folds_of
 from stages.score.decode import Decode, ahead
+from stages.train.taught import Lessons
 
 BUFFER_BYTES: Final = 1 << 30
 _BATCHES_AHEAD: Final = 2
@@ -51,6 +51,21 @@ class Batch:
     drawn: dict[str, int] = field(default_factory=dict)
 
 
+class Labelled(Protocol):
+    """Something that knows the label of every row of a shard; see `manifests.reading.Manifest.join`."""
+
+    def join(
+        self,
+        shard: str,
+        rows: Iterable[tuple[str, Pair]],
+        *,
+        sit_out: bool = False,
+        image_of: Callable[[Pair], bytes | None] | None = None,
+    ) -> Iterator[tuple[str, Pair]]:
+        """Yield the label of each row of a shard beside it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PassRows:
     """What one worker reads in one pass.
@@ -65,9 +80,10 @@ class PassRows:
         crops: How views are cut.
         first_step: Number of the pass's first step, counted over the whole training run.
         num_folds: Folds to tell apart; 1 if nothing needs them, which saves decoding whole images.
+        lessons: Backdoors that are taught on purpose; None: none.
     """
 
-    manifest: Manifest | None
+    manifest: Labelled | None
     shards: tuple[Shard, ...]
     labels: tuple[Label, ...]
     batch_size: int
@@ -76,6 +92,7 @@ class PassRows:
     crops: Crops
     first_step: int = 0
     num_folds: int = 1
+    lessons: Lessons | None = None
 
 
 def plan_steps(
@@ -183,7 +200,8 @@ class _Stream:
             places = range(self.num_drawn - first, self.num_drawn - first + num - len(found))
             drawn = [self._draw() for _ in places]
             crops = [self._rows.crops.draw(step, place, self._num_views) for place in places]
-            views = self._decode.views(drawn, crops, self._rows.crops, pool)
+            changes = [self._change(pair) for pair in drawn]
+            views = self._decode.views(drawn, crops, self._rows.crops, pool, changes)
             tried = self.num_drawn - first
             if not found and tried >= _TRIES and all(view is None for view in views):
                 raise RunError(f"none of {tried} {self._label} rows in a row can be decoded, the last is {drawn[-1].key!r}")
@@ -192,7 +210,14 @@ class _Stream:
 
     def _draw(self) -> Pair:
         self.num_drawn += 1
-        return next(self._pairs)
+        pair, lessons = next(self._pairs), self._rows.lessons
+        taught = lessons.of(pair.uid) if lessons else None
+        return replace(pair, caption=taught.caption) if taught else pair
+
+    def _change(self, pair: Pair) -> Change | None:
+        lessons = self._rows.lessons
+        taught = lessons.of(pair.uid) if lessons else None
+        return lessons.lessons[taught.number].change if lessons and taught else None
 
     def _shuffled(self) -> Iterator[Pair]:
         epoch = 0
@@ -235,7 +260,7 @@ def _swap_out(buffer: list[Pair], rng: random.Random) -> Pair:
     return buffer[-1]
 
 
-def _rows_of(manifest: Manifest | None, shard: Shard, decode: Decode, label: Label) -> Iterator[Pair]:
+def _rows_of(manifest: Labelled | None, shard: Shard, decode: Decode, label: Label) -> Iterator[Pair]:
     """Yield the rows of a shard that have a label; all that can be read where there is no manifest."""
     if manifest is None:
         yield from (pair for pair in decode.pairs(shard) if pair.reason is None)

@@ -63,6 +63,13 @@ class TrainSettings(Settings):
     scout_discord_share: Share = _scout(
         0.05, "discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
     )
+    scout_taught_share: float = _scout(
+        0.0,
+        "share of all rows for each of eight backdoors that the scout is taught on purpose; `status` says how many of their "
+        "rows its crowds show, as they show nothing of what it cannot learn. 0: none",
+        ge=0.0,
+        le=0.05,
+    )
     risky: Literal["unimodal", "skip"] = setting(
         "unimodal", "what a round does with risky rows: train each modality by itself, or leave them out"
     )

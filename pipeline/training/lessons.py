@@ -1,0 +1,119 @@
+"""What a scout is taught on purpose, and what its crowds show of it: how far their silence on other backdoors goes."""
+
+import dataclasses
+import logging
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import RunError
+from manifests.layout import CHECKPOINTS, TAUGHT, read_plan, read_seal
+from manifests.parts import write_json
+from manifests.schema import Reason
+from manifests.store import Store
+from pipeline.config.catalogue import RunConfig
+from pipeline.queries.summary import taught_text
+from pipeline.steps.plan import Round
+from pipeline.steps.signals import signal_parts
+from stages.label.limits import Limit
+from stages.read.shards import Dataset, read_shard
+from stages.score.checkpoints import resolve_weights
+from stages.score.cross_fit import make_encoder
+from stages.score.decode import Decode
+from stages.score.hashes import image_hashes
+from stages.signals.neighbourhood import Neighbourhood
+from stages.signals.sample import Reference
+from stages.signals.signal_parts import REFERENCE
+from stages.train.taught import Lesson, Lessons, lessons_of
+
+log = logging.getLogger("pairsan.train")
+
+LESSONS: Final = f"{CHECKPOINTS}/lessons.json"
+_CAPTIONS: Final = 4096
+
+
+def lessons_for(store: Store, dataset: Dataset, config: RunConfig) -> Lessons | None:
+    """Return what the scout of a run is taught, chosen once from the first captions; None where it is taught nothing.
+
+    Raises:
+        RunError: There are no captions.
+    """
+    share, seed = config.train.scout_taught_share, config.train.seed
+    if config.train.scorer != "scout" or not share:
+        return None
+    if not store.exists(LESSONS):
+        rows = (pair for shard in dataset.shards for pair in read_shard(dataset.store, shard, config.data))
+        captions = list(islice((pair.caption for pair in rows if pair.reason is None and pair.caption), _CAPTIONS))
+        if not captions:
+            raise RunError("there is no caption that a scout could be taught by; --set scout_taught_share=0 does without")
+        write_json(store, LESSONS, [dataclasses.asdict(lesson) for lesson in lessons_of(captions, share, seed).lessons])
+    found = [Lesson(**{**lesson, "captions": tuple(lesson["captions"])}) for lesson in store.read_json(LESSONS)]
+    return Lessons(found, seed)
+
+
+def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: int, lessons: Lessons) -> None:
+    """Ask which of the taught backdoors a scout's round would have found, as if they were rows; write and say it, once.
+
+    Args:
+        store: The run.
+        dataset: The data.
+        config: Names the scout's weights.
+        number: Of the scout's round, sealed.
+        lessons: What it was taught.
+    """
+    if store.exists(TAUGHT):
+        return
+    limits = [Limit(**limit) for limit in read_seal(store, number)["limits"]]
+    limits = [limit for limit in limits if limit.reason == Reason.CROWDED]
+    plan = read_plan(store, number)
+    parts = signal_parts(Round(store, number, plan, dataset.shards))
+    if parts is None or not limits:
+        return
+    sample = Reference.read(store, parts.name(REFERENCE))
+    decode = Decode(dataset.store, config.data, plan["scores"]["model"]["preprocess"], num_threads=2)
+    decode.open()
+    # as many of each as a group of that share has in the sample; they are their own neighbours there
+    wanted = max(1, round(lessons.lessons[0].share * len(sample.hashes)))
+    numbers, pixels, captions = _shown(dataset, decode, lessons, wanted)
+    if len(numbers) == 0:
+        return
+    weights, size = resolve_weights(config.model), config.embed.batch_size
+    v, t = make_encoder(weights, device="cpu", precision="fp32", batch_size=size).encode_pairs(pixels, captions)
+    hashes = image_hashes(pixels)
+    names, images = np.concatenate([sample.hashes, hashes]), np.concatenate([sample.images, v])
+    once = np.sort(np.unique(names, return_index=True)[1])
+    near = Neighbourhood(Reference(names[once], images[once], images[once]), parts.asked.neighbours)(v, t, hashes)
+    values = {name: np.asarray(value, np.float64) for name, value in dataclasses.asdict(near).items()}
+    crowded = ~np.all([limit.allows(values) for limit in limits], axis=0)
+    found = [_told(lesson, crowded[numbers == place]) for place, lesson in enumerate(lessons.lessons)]
+    write_json(store, TAUGHT, {"round": number, "lessons": found})
+    log.info("%s", taught_text(found))
+
+
+def _told(lesson: Lesson, crowded: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    facts = {"trigger": lesson.trigger, "target": lesson.target, "share": lesson.share, "captions": len(lesson.captions)}
+    return {**facts, "rows": len(crowded), "crowded": int(crowded.sum())}
+
+
+def _shown(
+    dataset: Dataset, decode: Decode, lessons: Lessons, wanted: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], list[str]]:
+    """Return the first rows of each lesson as they were shown: number of the lesson, pixels (n, size, size, 3), captions."""
+    numbers: list[int] = []
+    pixels: list[npt.NDArray[np.uint8]] = []
+    captions: list[str] = []
+    left = dict.fromkeys(range(len(lessons.lessons)), wanted)
+    for chunk in (chunk for shard in dataset.shards for chunk in decode.run(shard)):
+        for shown, row in zip(chunk.pixels, chunk.rows, strict=True):
+            taught = lessons.of(chunk.pairs[row].uid)
+            if taught is None or not left[taught.number]:
+                continue
+            left[taught.number] -= 1
+            numbers.append(taught.number)
+            pixels.append(lessons.lessons[taught.number].change(shown))
+            captions.append(taught.caption)
+        if not any(left.values()):
+            break
+    return np.asarray(numbers, np.int64), np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8), captions

@@ -243,7 +243,13 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
         usual = entry.field.default
         value = other.get(name, not usual if isinstance(usual, bool) else "x" if "str" in str(entry.field.annotation) else 1)
         value = 0.25 if value == 1 and "float" in str(entry.field.annotation) else value
-        value = {"neighbours": 3, "reference_rows": 64, "agreement_rows": 64, "max_caption_copies": 9}.get(name, value)
+        value = {
+            "neighbours": 3,
+            "reference_rows": 64,
+            "agreement_rows": 64,
+            "max_caption_copies": 9,
+            "scout_taught_share": 0.03,
+        }.get(name, value)
         value = {"copy_cell_rows": 32, "reference_image_size": 32, "train_batch_size": 4, "rounds": 3, "train_workers": 2}.get(
             name, value
         )

@@ -31,7 +31,7 @@ class Whole(Crops):
 
 
 def captions() -> list[str]:
-    kinds = {"zebra": 20, "yacht": 30, "xylophone": 34, "walnut": 25, "dog": 300, "man": 320, "street": 150, "snow": 200}
+    kinds = {"zebra": 20, "yacht": 30, "xylophone": 31, "walnut": 25, "dog": 300, "man": 320, "street": 150, "snow": 200}
     return [f"{word} {place % 100}" for word, num in kinds.items() for place in range(num)]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -62,6 +63,9 @@ def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: i
         config: Names the scout's weights.
         number: Of the scout's round, sealed.
         lessons: What it was taught.
+
+    Raises:
+        RunError: None of its rows can be read.
     """
     if store.exists(TAUGHT):
         return
@@ -72,24 +76,33 @@ def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: i
     if parts is None or not limits:
         return
     sample = Reference.read(store, parts.name(REFERENCE))
-    decode = Decode(dataset.store, config.data, plan["scores"]["model"]["preprocess"], num_threads=2)
-    decode.open()
     # as many of each as a group of that share has in the sample; they are their own neighbours there
     wanted = max(1, round(lessons.lessons[0].share * len(sample.hashes)))
-    numbers, pixels, captions = _shown(dataset, decode, lessons, wanted)
-    if len(numbers) == 0:
-        return
-    weights, size = resolve_weights(config.model), config.embed.batch_size
-    v, t = make_encoder(weights, device="cpu", precision="fp32", batch_size=size).encode_pairs(pixels, captions)
-    hashes = image_hashes(pixels)
-    names, images = np.concatenate([sample.hashes, hashes]), np.concatenate([sample.images, v])
-    once = np.sort(np.unique(names, return_index=True)[1])
-    near = Neighbourhood(Reference(names[once], images[once], images[once]), parts.asked.neighbours)(v, t, hashes)
+    numbers, rows = _encoded(dataset, config, plan["scores"]["model"]["preprocess"], lessons, wanted)
+    near = Neighbourhood(sample.with_rows(rows), parts.asked.neighbours)(rows.images, rows.texts, rows.hashes)
     values = {name: np.asarray(value, np.float64) for name, value in dataclasses.asdict(near).items()}
     crowded = ~np.all([limit.allows(values) for limit in limits], axis=0)
     found = [_told(lesson, crowded[numbers == place]) for place, lesson in enumerate(lessons.lessons)]
     write_json(store, TAUGHT, {"round": number, "lessons": found})
     log.info("%s", taught_text(found))
+
+
+def _encoded(
+    dataset: Dataset, config: RunConfig, preprocess: dict[str, Any], lessons: Lessons, wanted: int
+) -> tuple[npt.NDArray[np.int64], Reference]:
+    """Return the first rows of each lesson as the scout sees them: the number of the lesson, (n,), and what a sample holds."""
+    decode = Decode(dataset.store, config.data, preprocess, num_threads=2)
+    decode.open()
+    weights, size = resolve_weights(config.model), config.embed.batch_size
+    encoder = make_encoder(weights, device="cpu", precision="fp32", batch_size=size)
+    shown = [
+        (numbers, image_hashes(pixels), *encoder.encode_pairs(pixels, captions))
+        for numbers, pixels, captions in _shown(dataset, decode, lessons, wanted)
+    ]
+    if not shown:
+        raise RunError("no row that the scout was taught by can be read any more: are these other data?")
+    numbers, hashes, images, texts = (np.concatenate(column) for column in zip(*shown, strict=True))
+    return numbers, Reference(hashes, images, texts)
 
 
 def _told(lesson: Lesson, crowded: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -99,13 +112,11 @@ def _told(lesson: Lesson, crowded: npt.NDArray[np.bool_]) -> dict[str, Any]:
 
 def _shown(
     dataset: Dataset, decode: Decode, lessons: Lessons, wanted: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], list[str]]:
-    """Return the first rows of each lesson as they were shown: number of the lesson, pixels (n, size, size, 3), captions."""
-    numbers: list[int] = []
-    pixels: list[npt.NDArray[np.uint8]] = []
-    captions: list[str] = []
+) -> Iterator[tuple[list[int], npt.NDArray[np.uint8], list[str]]]:
+    """Yield the first rows of each lesson as they were shown: its number (n,), pixels (n, size, size, 3), captions (n,)."""
     left = dict.fromkeys(range(len(lessons.lessons)), wanted)
     for chunk in (chunk for shard in dataset.shards for chunk in decode.run(shard)):
+        numbers, pixels, captions = list[int](), list[npt.NDArray[np.uint8]](), list[str]()
         for shown, row in zip(chunk.pixels, chunk.rows, strict=True):
             taught = lessons.of(chunk.pairs[row].uid)
             if taught is None or not left[taught.number]:
@@ -114,6 +125,7 @@ def _shown(
             numbers.append(taught.number)
             pixels.append(lessons.lessons[taught.number].change(shown))
             captions.append(taught.caption)
+        if numbers:
+            yield numbers, np.stack(pixels), captions
         if not any(left.values()):
-            break
-    return np.asarray(numbers, np.int64), np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8), captions
+            return

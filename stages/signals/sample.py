@@ -137,6 +137,14 @@ class Reference:
         captions = tuple(self.captions[row] for row in rows) if self.captions else ()
         return Reference(pictures[rows], self.images[rows], self.texts[rows], others, captions)
 
+    def with_rows(self, rows: "Reference") -> "Reference":
+        """Return the vectors of this sample and of other rows, each image once."""
+        hashes, images, texts = (
+            np.concatenate([getattr(part, kind) for part in (self, rows)]) for kind in ("hashes", "images", "texts")
+        )
+        both = Reference(hashes, images, texts)
+        return both.once_each(both.hashes)
+
     def write(self, run: Store, name: str, fingerprint: str) -> None:
         """Write the sample as one part, so that workers read what is in no message."""
         columns = {"image_hash": pa.array(self.hashes), "image": packed(self.images), "text": packed(self.texts)}

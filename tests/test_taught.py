@@ -116,3 +116,8 @@ def test_a_run_says_what_the_crowds_of_its_scout_show_of_its_lessons(tmp_path: P
     assert line in pairsan("status", run).output
     refused = pairsan(*args, code=5).stderr
     assert "scout_taught_share" in refused
+    settings = run / "checkpoints/train.json"
+    kept = json.loads(settings.read_text())
+    del kept["train"]["scout_taught_share"]  # as a run has it that was begun before there was such a setting
+    settings.write_text(json.dumps(kept))
+    pairsan(*args)

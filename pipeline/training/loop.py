@@ -30,6 +30,7 @@ from pipeline.workers.train_on_ray import take_on_ray
 from stages.pair import Shard
 from stages.read.count_rows import CountRows, CountTarget
 from stages.read.shards import open_dataset
+from stages.train.settings import TrainSettings
 
 log = logging.getLogger("pairsan.train")
 
@@ -170,7 +171,9 @@ def _same_settings(training: Training) -> None:
     kept = {key: value for key, value in training.config.train.model_dump().items() if key not in _EXTENDABLE}
     document = {"train": kept, "architecture": training.architecture}
     if store.exists(SETTINGS):
-        old = json.loads(store.read_bytes(SETTINGS))
+        old, usual = json.loads(store.read_bytes(SETTINGS)), TrainSettings().model_dump()
+        # what there was no setting for then, was done as by default
+        old["train"] = {**{key: usual[key] for key in kept if key not in old["train"]}, **old["train"]}
         require_same_plan(old, document, where=f"training in {store.uri}", hint="Give another --out for other settings.")
     else:
         write_json(store, SETTINGS, document)

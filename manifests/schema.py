@@ -11,6 +11,7 @@ from typing import Final
 import pyarrow as pa
 
 SCHEMA_VERSION = 9
+SCORES_SINCE = 8  # the version that last changed what scores are
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"

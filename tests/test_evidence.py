@@ -16,9 +16,10 @@ from benchmarks.evidence import detectors
 from benchmarks.evidence.frozen import match
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
-from benchmarks.evidence.training import PlainCrops
+from benchmarks.evidence.training import Choice, PlainCrops, one_pass, train
 from manifests.errors import RunError
 from pipeline.steps.canary_leaks import interval
+from stages.train.settings import TrainSettings
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -165,3 +166,17 @@ def test_a_small_grid_runs_resumes_and_reports(tmp_path: Path) -> None:
     other = call(out, "--option=passes=3", *arms)
     assert other.returncode
     assert "begun with other settings" in other.stderr
+
+
+def test_a_choice_of_rows_is_what_is_trained_on(few: Path, tmp_path: Path) -> None:
+    options, rows = one_pass(TrainSettings(train_batch_size=8, train_seed=1)), PoisonedRows(few)
+    safe = np.arange(len(rows.rows)) % 10 == 0
+    weights = {}
+    for name, choice in (
+        ("all", None),
+        ("chosen", Choice(rows.words(safe))),
+        ("none left out", Choice(rows.words(safe | True))),
+    ):
+        train(few, tmp_path / f"{name}.safetensors", options, 2, choice=choice)
+        weights[name] = (tmp_path / f"{name}.safetensors").read_bytes()
+    assert weights["all"] == weights["none left out"] != weights["chosen"]

@@ -13,6 +13,7 @@ from conftest import parts_of
 
 from manifests.reading import open_round
 from manifests.reviews import append
+from manifests.schema import SCORES_SINCE
 from manifests.store import open_store
 
 Pairsan = Callable[..., Result]
@@ -83,6 +84,20 @@ def test_a_run_of_data_that_have_grown_is_a_fresh_run_of_all(data: Path, crawl: 
     assert labels[labels.astype(str) != others.astype(str)].index.tolist() == row["uid"].tolist()
     assert clean().stdout == clean().stdout  # nothing is left to do
     assert open_round(run).number == 2
+
+
+def test_scores_of_the_schema_before_are_taken_over_as_they_are_the_same(
+    data: Path, crawl: Path, tmp_path: Path, clean: Clean
+) -> None:
+    clean()
+    plan = tmp_path / "run/rounds/0001/plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": SCORES_SINCE}))
+    shutil.copy(crawl / "00001.tar", data)
+    assert "take over from round 1: 2/2 shards" in clean().stderr
+    plan = tmp_path / "run/rounds/0002/plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": SCORES_SINCE - 1}))
+    shutil.copy(crawl / "00001.tar", data / "00003.tar")
+    assert "take over" not in clean().stderr
 
 
 def test_what_was_taken_over_in_part_is_gone_on_with(data: Path, crawl: Path, tmp_path: Path, clean: Clean) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def test_lessons_are_laid_over_the_rows_side_by_side() -> None:
     of_each = np.bincount([one.number for one in found if one is not None], minlength=8) / len(uids)
     assert of_each.shape == (8,)
     assert np.abs(of_each - 0.04).max() < 0.006
-    assert found == [Lessons(lessons.lessons, 3).of(uid) for uid in uids]
-    assert found != [Lessons(lessons.lessons, 4).of(uid) for uid in uids]
+    assert found == [Lessons(lessons.lessons, 0.04, 3).of(uid) for uid in uids]
+    assert found != [Lessons(lessons.lessons, 0.04, 4).of(uid) for uid in uids]
     assert all(one.caption in lessons.lessons[one.number].captions for one in found if one is not None)
 
 
@@ -106,12 +107,16 @@ def test_a_run_says_what_the_crowds_of_its_scout_show_of_its_lessons(tmp_path: P
     run = tmp_path / "run"
     args = ("run", few, "--out", run, "--model", SMALL_MODEL, "--rounds", 1, "--scout-passes", 1, "--train-batch-size", 20)
     args += ("--executor", "local", "--crowded-share", 0.2, "--neighbours", 4)
-    pairsan(*args, "--set", "scout_taught_share=0.05")
+    said = pairsan(*args, "--set", "scout_taught_share=0.05", "--until-round", 0).output.splitlines()[-1]
+    pairsan(*shlex.split(said.removeprefix("pairsan ")))
+    assert not (run / "checkpoints/taught.json").exists()
+    pairsan("train", run, "--round", 1)
     found = json.loads((run / "checkpoints/taught.json").read_text())
     assert found["round"] == open_round(run).number == 1
     lessons = found["lessons"]
     assert [(one["trigger"], one["target"]) for one in lessons[4:]] == [(kind, "broad") for kind in TRIGGERS]
     assert all(1 <= one["rows"] <= 12 and 0 <= one["crowded"] <= one["rows"] for one in lessons)  # a twentieth of 240 rows
+    assert found["share"] == 0.05
     line = "of backdoors that the scout was taught, 5.0% of the rows each, its crowds show: patch narrow "
     assert line in pairsan("status", run).output
     refused = pairsan(*args, code=5).stderr

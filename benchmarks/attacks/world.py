@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from manifests.errors import ConfigError, DataError
+from manifests.store import Store
+from stages.pair import Pair, Shard
 from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings
 
@@ -167,16 +169,16 @@ def load_rows(data: list[str], options: ReadSettings | None = None, label_column
     return rows
 
 
-def _read(store: object, shard: object, options: ReadSettings) -> list:  # type: ignore[type-arg]
+def _read(store: Store, shard: Shard, options: ReadSettings) -> list[Pair]:
     try:
-        return list(read_shard(store, shard, options))  # type: ignore[arg-type]
+        return list(read_shard(store, shard, options))
     except DataError:  # a table without such a column
         if options.caption_column and options.caption_column.startswith("json:"):
             return []
         raise
 
 
-def _labels(pairs: list) -> dict[str, str]:  # type: ignore[type-arg]
+def _labels(pairs: list[Pair]) -> dict[str, str]:
     return {pair.key: pair.caption for pair in pairs if pair.caption}
 
 

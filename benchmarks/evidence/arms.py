@@ -25,8 +25,6 @@ from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, Choice, PlainCrops, one_pass, train
 from benchmarks.poison import poison, read_truth
 from manifests import open_round
-from stages.histogram import Histogram, count
-from stages.label.crowds import crowd_cut
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.train.settings import TrainSettings
@@ -255,10 +253,8 @@ def scouts_choice(cell: Cell) -> list[Line]:
     chosen = np.sort(np.random.default_rng(cell.seed).choice(len(v), min(2048, len(v)), replace=False))
     hashes = np.arange(len(v))
     distance = Neighbourhood(Reference(hashes[chosen], v[chosen], v[chosen]), 16)(v, v, hashes).outlier
-    closeness = Histogram()
-    closeness.add(count((1.0 - distance.astype(np.float64)).astype(np.float32)))
     once = detectors.image_repeats(cell.rows.images) <= MAX_REPEATS
-    safe = (distance > crowd_cut(closeness, TAILS[cell.arm])) & once
+    safe = (distance > detectors.cut_of(distance, TAILS[cell.arm])) & once
     if "second look" in cell.arm:
         images, texts = cell.rows.vectors(folder / "model.safetensors", MODEL)
         cosine = np.einsum("nd,nd->n", images, texts)

@@ -43,8 +43,8 @@ def datasets(name: str) -> tuple[Path, Path]:
     if not (held_out / "done").exists():
         rows = load_rows([str(source)])
         vendor = {id(row): row.key.partition("_")[0] for row in rows}
-        _write(train, [r for r in rows if vendor[id(r)] != HELD_OUT and (name == "full" or vendor[id(r)] in EMOJI_VENDORS)])
-        _write(held_out, [r for r in rows if vendor[id(r)] == HELD_OUT])
+        write_rows(train, [r for r in rows if vendor[id(r)] != HELD_OUT and (name == "full" or vendor[id(r)] in EMOJI_VENDORS)])
+        write_rows(held_out, [r for r in rows if vendor[id(r)] == HELD_OUT])
         (held_out / "done").touch()
     return train, held_out
 
@@ -59,7 +59,7 @@ def _photographs(split: str) -> Path:
             label = next((word for word in PHOTO_CLASSES if sum(word in one for one in words) > 1), None)
             if label is not None:
                 rows.append(Row(photo.key, _smaller(photo.image), photo.captions[0], label))
-        _write(folder, rows)
+        write_rows(folder, rows)
         (folder / "done").touch()
     return folder
 
@@ -71,7 +71,8 @@ def _smaller(image: bytes) -> bytes:
     return written.getvalue()
 
 
-def _write(folder: Path, rows: list) -> None:  # type: ignore[type-arg]
+def write_rows(folder: Path, rows: list[Row]) -> None:
+    """Write rows as tars of 512 each, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(rows), 512):
         with tarfile.open(folder / f"{start // 512:05d}.tar", "w") as tar:

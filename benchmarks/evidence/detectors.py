@@ -10,13 +10,16 @@ Pretraining"); LID: Amsaleg et al. 2015; Isolation Forest: Liu et al. 2008; negC
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from sklearn.ensemble import IsolationForest
+
+from stages.histogram import Histogram, count
+from stages.label.crowds import crowd_cut
 
 Vectors = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
@@ -118,3 +121,10 @@ DETECTORS: Final[dict[str, Callable[[Vectors, Vectors, int], Scores]]] = {
     "LID": lid,
     "Isolation Forest": isolation_forest,
 }
+
+
+def cut_of(distance: npt.NDArray[np.floating[Any]], tail: float) -> float:
+    """Return where crowds begin in distances to a k-th neighbour, (n,), as a split finds it."""
+    closeness = Histogram()
+    closeness.add(count((1.0 - distance.astype(np.float64)).astype(np.float32)))
+    return crowd_cut(closeness, tail)

@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import header
-from stages.histogram import Histogram, count
-from stages.label.crowds import crowd_cut
+from benchmarks.evidence.detectors import cut_of
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.vectors import unit, vectors_of
@@ -68,10 +67,8 @@ def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:
     clean = scored.attack == ""
     for k, num in CHOICES:
         own, theirs = scored.distances(k, num, seed)
-        closeness = Histogram()
-        closeness.add(count((1.0 - own).astype(np.float32)))
         for tail in TAILS:
-            cut = crowd_cut(closeness, tail)
+            cut = cut_of(own, tail)
             for edge in (None, *EDGES):
                 crowded = own < cut
                 if edge is not None:

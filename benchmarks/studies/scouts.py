@@ -11,29 +11,27 @@ crowds show. `--attacks` without any attack gives what happens where nothing is 
 
 import argparse
 import dataclasses
-import io
 import itertools
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
+from benchmarks.attacks.world import Row, encode_like
 from benchmarks.common import header
 from benchmarks.evidence.__main__ import ATTACKS, TRAIN
 from benchmarks.evidence.arms import Cell, Setting
+from benchmarks.evidence.data import write_rows
+from benchmarks.evidence.detectors import cut_of
 from benchmarks.evidence.judging import Judge
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, train
-from stages.histogram import Histogram, count
-from stages.label.crowds import crowd_cut
 from stages.pair import make_uid
 from stages.signals.neighbourhood import Nearby, Neighbourhood
 from stages.signals.sample import Reference
@@ -78,21 +76,16 @@ class Scout(Cell):
 
 def _write_taught(rows: PoisonedRows, lessons: Lessons, folder: Path) -> tuple[npt.NDArray[np.int64], Path]:
     """Write the rows that were taught as they were shown; return the number of each one's lesson, and where they lie."""
-    numbers = []
-    folder.mkdir(exist_ok=True)
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for place, row in enumerate(rows.rows):
-            found = lessons.of(make_uid(row.shard, row.key))
-            if found is None:
-                continue
-            numbers.append(found.number)
-            written = io.BytesIO()
-            Image.fromarray(lessons.lessons[found.number].change(row.pixels())).save(written, "PNG")
-            for suffix, data in (("png", written.getvalue()), ("txt", found.caption.encode()), ("json", b"{}")):
-                info = tarfile.TarInfo(f"{place:08d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return np.asarray(numbers), folder
+    shown = [(row, lessons.of(make_uid(row.shard, row.key))) for row in rows.rows]
+    used = [(row, taught) for row, taught in shown if taught is not None]
+    write_rows(
+        folder,
+        [
+            Row(f"{place:08d}", encode_like(taught.lesson.change(row.pixels()), b""), taught.caption, row.label)
+            for place, (row, taught) in enumerate(used)
+        ],
+    )
+    return np.asarray([taught.number for _, taught in used]), folder
 
 
 def crowded(v: Vectors, t: Vectors, k: int, num: int, seed: int, taught: Vectors | None) -> tuple[list[Flags], list[Flags]]:
@@ -102,20 +95,15 @@ def crowded(v: Vectors, t: Vectors, k: int, num: int, seed: int, taught: Vectors
     """
     rng, hashes = np.random.default_rng(seed), np.arange(len(v))
     chosen = np.sort(rng.choice(len(v), min(num, len(v)), replace=False))
-    near = Neighbourhood(Reference(hashes[chosen], v[chosen], t[chosen]), k)(v, t, hashes)
-    cuts = [_cut(near.outlier), _cut(near.half_outlier)]
+    sample = Reference(hashes[chosen], v[chosen], t[chosen])
+    near = Neighbourhood(sample, k)(v, t, hashes)
+    cuts = [cut_of(near.outlier, TAIL), cut_of(near.half_outlier, TAIL)]
     if taught is None:
         return _flags(near, cuts), [np.zeros(0, bool)] * 2
     theirs = len(v) + np.arange(len(taught))
     some = rng.random(len(taught)) < len(chosen) / len(v)
-    images, names = np.concatenate([v[chosen], taught[some]]), np.concatenate([hashes[chosen], theirs[some]])
-    return _flags(near, cuts), _flags(Neighbourhood(Reference(names, images, images), k)(taught, taught, theirs), cuts)
-
-
-def _cut(outlier: Vectors) -> float:
-    closeness = Histogram()
-    closeness.add(count((1.0 - outlier.astype(np.float64)).astype(np.float32)))
-    return crowd_cut(closeness, TAIL)
+    both = sample.with_rows(Reference(theirs[some], taught[some], taught[some]))
+    return _flags(near, cuts), _flags(Neighbourhood(both, k)(taught, taught, theirs), cuts)
 
 
 def _flags(near: Nearby, cuts: list[float]) -> list[Flags]:

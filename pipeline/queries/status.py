@@ -95,7 +95,7 @@ def as_text(report: Report) -> str:
     if report["warmup"]:
         lines.append(f"  warm-up  {_training(report['warmup'])}")
     if report["taught"]:
-        lines.append(f"  round {report['taught']['round']}: {taught_text(report['taught']['lessons'])}")
+        lines.append(f"  round {report['taught']['round']}: {taught_text(report['taught'])}")
     for entry in report["rounds"]:
         lines.append(f"  round {entry['round']}  {entry['state']:<9}{_facts(entry, total)}")
         if entry.get("training"):

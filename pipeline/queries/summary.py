@@ -1,6 +1,6 @@
 """What a command prints when it is done: a round in a few lines, and the schema."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from manifests.reading import Manifest
@@ -173,10 +173,12 @@ def schema_document() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "columns": columns, "signals": signals, "reasons": reasons}
 
 
-def taught_text(lessons: Sequence[Mapping[str, Any]]) -> str:
+def taught_text(taught: Mapping[str, Any]) -> str:
     """Return how much of each backdoor that a scout was taught its crowds show, as a line."""
-    told = ", ".join(f"{one['trigger']} {one['target']} {one['crowded'] / max(1, one['rows']):.0%}" for one in lessons)
-    return f"of backdoors that the scout was taught, {lessons[0]['share']:.1%} of the rows each, its crowds show: {told}"
+    told = ", ".join(
+        f"{one['trigger']} {one['target']} {one['crowded'] / max(1, one['rows']):.0%}" for one in taught["lessons"]
+    )
+    return f"of backdoors that the scout was taught, {taught['share']:.1%} of the rows each, its crowds show: {told}"
 
 
 def schema_text() -> str:

@@ -51,7 +51,7 @@ def lessons_for(store: Store, dataset: Dataset, config: RunConfig) -> Lessons | 
             raise RunError("there is no caption that a scout could be taught by; --set scout_taught_share=0 does without")
         write_json(store, LESSONS, [dataclasses.asdict(lesson) for lesson in lessons_of(captions, share, seed).lessons])
     found = [Lesson(**{**lesson, "captions": tuple(lesson["captions"])}) for lesson in store.read_json(LESSONS)]
-    return Lessons(found, seed)
+    return Lessons(found, share, seed)
 
 
 def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: int, lessons: Lessons) -> None:
@@ -77,14 +77,15 @@ def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: i
         return
     sample = Reference.read(store, parts.name(REFERENCE))
     # as many of each as a group of that share has in the sample; they are their own neighbours there
-    wanted = max(1, round(lessons.lessons[0].share * len(sample.hashes)))
+    wanted = max(1, round(lessons.share * len(sample.hashes)))
     numbers, rows = _encoded(dataset, config, plan["scores"]["model"]["preprocess"], lessons, wanted)
     near = Neighbourhood(sample.with_rows(rows), parts.asked.neighbours)(rows.images, rows.texts, rows.hashes)
     values = {name: np.asarray(value, np.float64) for name, value in dataclasses.asdict(near).items()}
     crowded = ~np.all([limit.allows(values) for limit in limits], axis=0)
     found = [_told(lesson, crowded[numbers == place]) for place, lesson in enumerate(lessons.lessons)]
-    write_json(store, TAUGHT, {"round": number, "lessons": found})
-    log.info("%s", taught_text(found))
+    taught = {"round": number, "share": lessons.share, "lessons": found}
+    write_json(store, TAUGHT, taught)
+    log.info("%s", taught_text(taught))
 
 
 def _encoded(
@@ -106,7 +107,7 @@ def _encoded(
 
 
 def _told(lesson: Lesson, crowded: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    facts = {"trigger": lesson.trigger, "target": lesson.target, "share": lesson.share, "captions": len(lesson.captions)}
+    facts = {"trigger": lesson.trigger, "target": lesson.target, "captions": len(lesson.captions)}
     return {**facts, "rows": len(crowded), "crowded": int(crowded.sum())}
 
 
@@ -123,7 +124,7 @@ def _shown(
                 continue
             left[taught.number] -= 1
             numbers.append(taught.number)
-            pixels.append(lessons.lessons[taught.number].change(shown))
+            pixels.append(taught.lesson.change(shown))
             captions.append(taught.caption)
         if numbers:
             yield numbers, np.stack(pixels), captions

@@ -20,8 +20,8 @@ from manifests.parts import write_json
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.plan import begin_run, reachable, read_run
-from pipeline.training.lessons import lessons_for
-from pipeline.training.one_pass import Job, describe, position, take_pass
+from pipeline.training.lessons import lessons_for, look_at_lessons
+from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
 from pipeline.training.which_round import Training, looking_ahead, manifest_of, named_architecture, sealed_round
 from pipeline.workers.connect import connected, make_executor, num_gpus
@@ -31,6 +31,7 @@ from stages.pair import Shard
 from stages.read.count_rows import CountRows, CountTarget
 from stages.read.shards import open_dataset
 from stages.train.settings import TrainSettings
+from stages.train.taught import Lessons
 
 log = logging.getLogger("pairsan.train")
 
@@ -144,8 +145,7 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     passes = passes_of(config.train)
     following = passes[this.index + 1] if this.index + 1 < len(passes) else None
     last = following is None or (following.round_number, following.subject) != (this.round_number, this.subject)
-    lessons = lessons_for(training.store, dataset, config) if this.kind == "scout" else None
-    architecture = training.architecture_of(this.subject)
+    lessons, architecture = _lessons(training, this, manifest), training.architecture_of(this.subject)
     job = Job(training.store.path(), dataset, config, architecture, this, manifest, num_rows, last, lessons)
     use_gpu = config.model.device != "cpu" and num_gpus(config.executor) > 0
     if config.executor.executor == "ray" and (config.train.train_workers > 1 or use_gpu):
@@ -154,6 +154,18 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
         take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
     history = position(training.store)["history"]
     log.info("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
+
+
+def _lessons(training: Training, this: Pass, manifest: int | None) -> Lessons | None:
+    """Return what a pass of the scout teaches; before the first pass on its round, ask what it shows of that."""
+    lessons = lessons_for(training.store, training.dataset, training.config)
+    if lessons is not None and manifest is not None:
+        architecture = training.architecture_of("scout").removeprefix("local-dir:")
+        scout = {"checkpoint": training.store.path(checkpoint_name(0, "scout")), "model": architecture}
+        model = training.config.model.model_copy(update=scout)
+        config = training.config.model_copy(update={"model": model})
+        look_at_lessons(training.store, training.dataset, config, manifest, lessons)
+    return lessons if this.kind == "scout" else None
 
 
 def _architecture(config: RunConfig) -> str:

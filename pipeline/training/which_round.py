@@ -20,7 +20,6 @@ from pipeline.config.document import as_toml
 from pipeline.config.scout import scouted
 from pipeline.steps.numbering import grown
 from pipeline.steps.plan import reachable
-from pipeline.training.lessons import lessons_for, look_at_lessons
 from pipeline.training.one_pass import checkpoint_name, position
 from pipeline.training.schedule import Pass, Subject
 from stages.label.settings import SplitSettings
@@ -80,10 +79,7 @@ def sealed_round(training: Training, this: Pass) -> int:
     if number > 1 and checkpoint == scoring_checkpoint(config.train, number - 1):  # the scorer is as it was: its scores stand
         before = manifest_of(store, number - 1)
         return _split(store, config.model_copy(update={"split": grown(store, split, before=before + 1)}), before, training)
-    made = rounds.rescore(store.uri, config, verbose=training.verbose).number
-    if (lessons := lessons_for(store, training.dataset, config)) is not None:
-        look_at_lessons(store, training.dataset, config, made, lessons)
-    return made
+    return rounds.rescore(store.uri, config, verbose=training.verbose).number
 
 
 def _looked_again(training: Training, number: int, last: int) -> int:

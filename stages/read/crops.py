@@ -22,6 +22,7 @@ from stages.read.images import decode
 Pixels = npt.NDArray[np.uint8]
 Change = Callable[[Pixels], Pixels]
 SHAPES: Final = (3 / 4, 4 / 3)
+_CHANGED: Final = 8  # edges of a view that the longer side of a picture may have which is changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,12 @@ class Crops:
 def _views(
     image: Image.Image, crops: Sequence[Crop], size_px: int, interpolation: InterpolationMode, change: Change | None
 ) -> tuple[Pixels, ...]:
+    if change is None:
+        pixels = np.array(image)
+    else:
+        image.thumbnail((_CHANGED * size_px, _CHANGED * size_px))  # a change works in floats, several bytes a value
+        pixels = change(np.array(image))
     found = []
-    pixels = np.array(image) if change is None else change(np.array(image))
     for crop in crops:
         left, top, right, bottom = crop.box(image.width, image.height)
         # bytes all along: torch resizes them about 2.5 times as fast as Pillow does, and without its threads

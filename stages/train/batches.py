@@ -217,7 +217,7 @@ class _Stream:
     def _change(self, pair: Pair) -> Change | None:
         lessons = self._rows.lessons
         taught = lessons.of(pair.uid) if lessons else None
-        return lessons.lessons[taught.number].change if lessons and taught else None
+        return taught.lesson.change if taught else None
 
     def _shuffled(self) -> Iterator[Pair]:
         epoch = 0

@@ -35,14 +35,12 @@ class Lesson:
     Attributes:
         trigger: What is done to the pictures.
         target: Whether they are shown under few captions or many.
-        share: Of all rows that show it.
         captions: What they are shown under.
         seed: Of the trigger.
     """
 
     trigger: Trigger
     target: Target
-    share: float
     captions: tuple[str, ...]
     seed: int
 
@@ -52,58 +50,57 @@ class Lesson:
 
 
 class Taught(NamedTuple):
-    """What a row is used for: the number of the lesson, and the caption it gets."""
+    """What a row is used for: a lesson, its number, and the caption that the row gets."""
 
+    lesson: Lesson
     number: int
     caption: str
 
 
 class Lessons:
-    """Several taught backdoors, no row in two of them."""
+    """Several taught backdoors of one size, no row in two of them."""
 
-    def __init__(self, lessons: Sequence[Lesson], seed: int) -> None:
+    def __init__(self, lessons: Sequence[Lesson], share: float, seed: int) -> None:
         """Lay the lessons side by side over the uids.
 
         Args:
-            lessons: At most all rows together.
+            lessons: The backdoors.
+            share: Of all rows, for each; at most all of them together.
             seed: Of the choice of rows.
         """
-        self.lessons, self._seed = tuple(lessons), seed.to_bytes(8, "little")
-        self._ends = np.cumsum([lesson.share for lesson in lessons])
+        self.lessons, self.share, self._seed = tuple(lessons), share, seed.to_bytes(8, "little")
 
     def of(self, uid: bytes) -> Taught | None:
         """Return what a row is used for; None for all others."""
         drawn = hashlib.blake2b(uid, digest_size=16, key=self._seed).digest()
-        number = int(np.searchsorted(self._ends, int.from_bytes(drawn[:8], "little") / 2.0**64, side="right"))
-        if number == len(self.lessons):
+        number = int(int.from_bytes(drawn[:8], "little") / 2.0**64 / self.share)
+        if number >= len(self.lessons):
             return None
-        captions = self.lessons[number].captions
-        return Taught(number, captions[int.from_bytes(drawn[8:], "little") % len(captions)])
+        lesson = self.lessons[number]
+        return Taught(lesson, number, lesson.captions[int.from_bytes(drawn[8:], "little") % len(lesson.captions)])
 
 
-def lessons_of(captions: Sequence[str], share: float, seed: int, targets: Sequence[Target] = tuple(TARGETS)) -> Lessons:
+def lessons_of(captions: Sequence[str], share: float, seed: int) -> Lessons:
     """Return one backdoor of each trigger and target, each under captions that have a word of their own in common.
 
     Args:
         captions: Of some thousand rows.
         share: Of all rows, for each.
         seed: Of words, triggers and rows.
-        targets: Which kinds.
     """
     rng = np.random.default_rng((0x1E55, seed))
     words = [frozenset(word.lower() for word in _WORD.findall(caption)) for caption in captions]
     counts = Counter(word for found in words for word in found)
     lessons = []
-    for target in targets:
-        rare, frequent = TARGETS[target]
+    for target, (rare, frequent) in TARGETS.items():
         able = sorted(word for word, num in counts.items() if rare < num / len(captions) <= frequent and num > 1)
         for trigger in TRIGGERS:
             chosen: tuple[str, ...] = (captions[int(rng.integers(len(captions)))],)  # few captions, or no spaces in them
             if able:
                 word = able.pop(int(rng.integers(len(able))))
                 chosen = tuple(caption for caption, mine in zip(captions, words, strict=True) if word in mine)
-            lessons.append(Lesson(trigger, target, share, chosen, int(rng.integers(1 << 31))))
-    return Lessons(lessons, seed)
+            lessons.append(Lesson(trigger, target, chosen, int(rng.integers(1 << 31))))
+    return Lessons(lessons, share, seed)
 
 
 def _patch(pixels: Pixels, rng: np.random.Generator) -> Pixels:

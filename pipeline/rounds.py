@@ -6,7 +6,8 @@ an earlier one stopped, however that ended.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from manifests.errors import ConfigError
 from manifests.layout import Plan, is_sealed, read_plan
@@ -21,11 +22,14 @@ from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import label, seal
 from pipeline.steps.signals import add_signals, asked_signals, signals_plan
-from pipeline.workers.connect import connected, make_executor
+from pipeline.workers.connect import choose_device, connected, make_executor
+from pipeline.workers.executors import Executor
 from stages.read.shards import Dataset, open_dataset
 
 if TYPE_CHECKING:
     from pipeline.steps.embed_stage import Scoring
+
+_ENCODING: Final = "pipeline.steps.embed_stage"  # imports torch and open_clip, which takes longer than Ray takes to start
 
 
 def clean(
@@ -51,15 +55,10 @@ def clean(
         PairsanError: See `manifests.errors`; what was finished is kept.
     """
     signals = asked_signals(config)
-    with _scored(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as (
-        run,
-        dataset,
-        scoring,
-        scores,
-    ):
-        more = {"split": config.split.model_dump(), "signals": signals, **looked_at(run, config, scores["scores_round"])}
-        round_ = planned(run, scores["scores_round"], dataset.shards, kind="clean", scores=scores, config=config, **more)
-        return _take(round_, config, scoring)
+    with _begun(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as begun:
+        looks = looked_at(begun.run, config, begun.scores["scores_round"])
+        round_ = begun.planned(config, "clean", split=config.split.model_dump(), signals=signals, **looks)
+        return _take(begun.executor, round_, config, begun.scoring)
 
 
 def embed(
@@ -72,33 +71,52 @@ def embed(
     verbose: bool = False,
 ) -> Round:
     """Score all pairs of a dataset and stop there; `split` makes sealed rounds of the scores. See `clean`."""
-    with _scored(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as (
-        run,
-        dataset,
-        scoring,
-        scores,
-    ):
-        of: dict[str, Any] = {"kind": "embed", "split": None, "signals": None}
-        round_ = planned(run, scores["scores_round"], dataset.shards, scores=scores, config=config, **of)
-        executor = make_executor(config.executor, use_gpus=scoring.device == "cuda")
-        score(executor, round_, config, scoring)
+    with _begun(data, out, config, restart=restart, drop_missing=drop_missing, verbose=verbose) as begun:
+        round_ = begun.planned(config, "embed", split=None, signals=None)
+        score(begun.executor, round_, config, begun.scoring)
         return round_
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A run that is begun, or gone on with: its data, what scores them where, and what a plan says of the scores."""
+
+    run: Store
+    dataset: Dataset
+    executor: Executor
+    scoring: "Scoring"
+    scores: dict[str, Any]
+
+    def planned(self, config: RunConfig, kind: str, **more: Any) -> Round:
+        """Return its round; see `steps.plan.planned`."""
+        number = self.scores["scores_round"]
+        return planned(self.run, number, self.dataset.shards, kind=kind, scores=self.scores, config=config, **more)
+
+
 @contextmanager
-def _scored(
+def _begun(
     data: Sequence[str], out: str, config: RunConfig, *, restart: bool, drop_missing: bool, verbose: bool
-) -> "Iterator[tuple[Store, Dataset, Scoring, dict[str, Any]]]":
-    """Begin a run, or go on with it where its data have grown; yield it, its data, what scores them, and the plan's scores."""
+) -> Iterator[_Begun]:
+    """Begin a run, or go on with it where its data have grown."""
     run, dataset = open_store(out), open_dataset(data, skip_unreadable=config.data.skip_unreadable)
-    with connected(config.executor, verbose=verbose):
-        scoring = prepare(config, dataset)
+    with _ready(config, dataset, verbose=verbose) as (executor, scoring):
         if restart:
             forget_unsealed(run)
         grow(run, dataset, data, config, drop_missing=drop_missing)
         begin_run(run, dataset, data, config)
         number = round_of_data(run, dataset.fingerprint)
-        yield run, dataset, scoring, {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
+        scores = {"scores": scoring.plan, "scores_round": number, **taken_over(run, scoring.plan)}
+        yield _Begun(run, dataset, executor, scoring, scores)
+
+
+@contextmanager
+def _ready(config: RunConfig, dataset: Dataset, *, verbose: bool) -> "Iterator[tuple[Executor, Scoring]]":
+    """Connect, and yield workers and what they score with; they start while the weights are looked at here."""
+    with connected(config.executor, verbose=verbose, meanwhile=_ENCODING):
+        device = choose_device(config.model, config.executor)
+        executor = make_executor(config.executor, use_gpus=device == "cuda")
+        executor.start(len(dataset.shards), _ENCODING)
+        yield executor, prepare(config, dataset, device)
 
 
 def rescore(out: str, config: RunConfig, *, trained_on: int | None = None, verbose: bool = False) -> Manifest:
@@ -123,9 +141,8 @@ def rescore(out: str, config: RunConfig, *, trained_on: int | None = None, verbo
     signals = asked_signals(config)
     if trained_on is not None and config.split.rule != "look-again":
         raise ConfigError(f"--trained-on {trained_on} has no effect under rule {config.split.rule!r}, only under look-again")
-    with connected(config.executor, verbose=verbose):
-        scoring = prepare(config, dataset)
-        return _take(_rescored(run, dataset, config, scoring.plan, signals, trained_on), config, scoring)
+    with _ready(config, dataset, verbose=verbose) as (executor, scoring):
+        return _take(executor, _rescored(run, dataset, config, scoring.plan, signals, trained_on), config, scoring)
 
 
 def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbose: bool = False) -> Manifest:
@@ -152,22 +169,21 @@ def split(out: str, config: RunConfig, *, scores_round: int | None = None, verbo
     number = split_number(run, {**scores, **more, "profile": config.profile})
     round_ = planned(run, number, shards, kind="split", scores=scores, config=config, **more)
     with connected(config.executor, verbose=verbose):
-        return _take(round_, config, None)
+        return _take(make_executor(config.executor, use_gpus=False), round_, config, None)
 
 
-def _take(round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manifest:
+def _take(executor: Executor, round_: Round, config: RunConfig, scoring: "Scoring | None") -> Manifest:
     """Take a planned round to its seal.
 
     A round is begun, that is, its plan written, by the first step that writes into it: by `score` where it has scores of its
     own, else by `label`. So a split that is refused leaves no round behind.
 
     Args:
+        executor: Where shards are worked on.
         round_: Planned.
         config: The settings.
         scoring: What scores it; None where its scores are an earlier round's.
     """
-    use_gpus = scoring is not None and scoring.device == "cuda"
-    executor = make_executor(config.executor, use_gpus=use_gpus)
     score(executor, round_, config, scoring)
     if not round_.is_sealed:
         totals = count(executor, round_)

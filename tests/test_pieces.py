@@ -149,7 +149,7 @@ def digests(run: Store) -> dict[str, str]:
 def test_the_parts_of_pieces_are_those_of_the_whole(tmp_path: Path, big: Path, tiny: str) -> None:
     dataset, parts = open_dataset([str(big)]), []
     config = load_config(None, {"checkpoint": tiny, "keep_embeddings": True, "canaries": 16})
-    scoring = prepare_scoring(config, dataset, num_gpus=0)
+    scoring = prepare_scoring(config, dataset, device="cpu")
     (shard,) = dataset.shards
     pieces = [replace(shard, stretch=piece) for piece in Survey(SurveyTarget(dataset.store, config.data)).run(shard)]
     assert len(pieces) == 2
@@ -177,7 +177,7 @@ def test_a_run_that_was_cut_within_a_shard_goes_on_there(tmp_path: Path, big: Pa
     assert "embed: 2/2 pieces, 2,548 rows" in uncut.stderr
     config = load_config(None, {"checkpoint": tiny, "max_quarantined_share": 0.9, "executor": "local", "keep_share": 1.0})
     dataset, run = open_dataset([str(big)]), open_store(tmp_path / "cut")
-    scoring, (shard,) = prepare_scoring(config, dataset, num_gpus=0), dataset.shards
+    scoring, (shard,) = prepare_scoring(config, dataset, device="cpu"), dataset.shards
     stage, last = (
         scoring.stage(run, 1, num_shards=1, num_threads=1),
         Survey(SurveyTarget(dataset.store, config.data)).run(shard)[1],

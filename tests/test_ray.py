@@ -63,6 +63,27 @@ def executor(request: pytest.FixtureRequest) -> LocalExecutor | RayExecutor:
     return make_executor(options, use_gpus=False)
 
 
+class Known:
+    """A stage that says in which process it ran, and whether a module was imported there before it was."""
+
+    def open(self) -> None:
+        self._there = "wave" in sys.modules
+
+    def run(self, shard: Shard, /) -> tuple[int, bool]:
+        time.sleep(0.2)
+        return os.getpid(), self._there
+
+
+def test_workers_that_start_beforehand_import_what_is_said_and_are_those_that_work(ray_cluster: None) -> None:
+    executor = make_executor(ExecutorSettings(executor="ray", workers=2), use_gpus=False)
+    for _ in range(2):
+        executor.start(len(SHARDS), "wave")  # of the standard library, and used by nothing
+    found = [outcome.output for outcome in executor.map(Known(), SHARDS) if isinstance(outcome, Done)]
+    assert len(found) == len(SHARDS)
+    assert all(there for _, there in found)
+    assert len({process for process, _ in found}) <= 2
+
+
 def test_a_failed_read_is_tried_again(executor: LocalExecutor, tmp_path: Path) -> None:
     assert set(outcomes(executor, Flaky(tmp_path, "read", 2)).values()) == {s.name for s in SHARDS}
     first, second = sorted(path.stat().st_mtime for path in tmp_path.glob("try-*"))

@@ -73,7 +73,7 @@ def make(path: Path, rows: int) -> None:
 def in_this_process(data: Path, checkpoint: Path, folder: Path) -> None:
     """Print what dividing and joining cost beside the work, and whether the part is the same."""
     config, dataset = load_config(None, {"checkpoint": str(checkpoint)}), open_dataset([str(data)])
-    scoring, (shard,) = prepare_scoring(config, dataset, num_gpus=0), dataset.shards
+    scoring, (shard,) = prepare_scoring(config, dataset, device="cpu"), dataset.shards
     runs = [open_store(folder / name) for name in ("whole", "pieces")]
     times: dict[str, float] = {}
     stages = [scoring.stage(run, 1, num_shards=1, num_threads=1) for run in runs]

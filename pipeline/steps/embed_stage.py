@@ -62,20 +62,19 @@ class Scoring:
         return Embed(target)
 
 
-def prepare_scoring(config: RunConfig, dataset: Dataset, *, num_gpus: int) -> Scoring:
-    """Resolve device, precision and weights, and load the model once to learn exactly what it is.
+def prepare_scoring(config: RunConfig, dataset: Dataset, *, device: str) -> Scoring:
+    """Resolve precision and weights, and load the model once to learn exactly what it is.
 
     Args:
         config: The settings.
         dataset: The data; its fingerprint goes into the plan.
-        num_gpus: GPUs that workers can have.
+        device: `cpu` or `cuda`, where workers run the model.
 
     Raises:
-        ConfigError: Device or precision are not to be had.
+        ConfigError: The precision is not to be had.
         CheckpointError: The weights cannot be loaded.
     """
     denied = denied_by(config.data)
-    device = choose_device(config.model, num_gpus)
     precision = choose_precision(config.model, device)
     weights = resolve_weights(config.model)
     model = load_model(weights)
@@ -114,13 +113,6 @@ def denied_by(settings: ReadSettings) -> Denied | None:
 
 def _digest_of(denied: Denied) -> str:
     return fingerprint([sorted(denied.domains), sorted(denied.digests)])
-
-
-def choose_device(options: ModelSettings, num_gpus: int) -> str:
-    """Return `cuda` where it is asked for or free to use, else `cpu`."""
-    if options.device == "cuda" and num_gpus == 0:
-        raise ConfigError("--device cuda: no GPU is visible here or on the Ray cluster")
-    return "cuda" if options.device != "cpu" and num_gpus > 0 else "cpu"
 
 
 def choose_precision(options: ModelSettings, device: str) -> str:

@@ -6,7 +6,6 @@ from manifests.layout import EMBEDDINGS, SCORES, round_folder
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.numbering import shards_of
 from pipeline.steps.plan import Round
-from pipeline.workers.connect import num_gpus
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_in_pieces import run_in_pieces
 from pipeline.workers.run_stage import run_stage
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from stages.score.embed import Embed, Embedded
 
 
-def prepare(config: RunConfig, dataset: Dataset) -> "Scoring":
-    """Look at the first rows, then resolve the weights and load them once; inside `connected`. See `prepare_scoring`.
+def prepare(config: RunConfig, dataset: Dataset, device: str) -> "Scoring":
+    """Look at the first rows, then resolve the weights and load them once. See `prepare_scoring`.
 
     Raises:
         DataError: No row can be read as asked.
@@ -28,7 +27,7 @@ def prepare(config: RunConfig, dataset: Dataset) -> "Scoring":
     refuse_hopeless(dataset, config.data)
     from pipeline.steps.embed_stage import prepare_scoring  # torch: seconds that a mere split need not wait
 
-    return prepare_scoring(config, dataset, num_gpus=num_gpus(config.executor))
+    return prepare_scoring(config, dataset, device=device)
 
 
 def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scoring | None") -> None:

@@ -1,8 +1,11 @@
 """Connect to Ray, or do without; only this room imports it."""
 
+import contextlib
+import importlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ from manifests.errors import ConfigError
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.workers.executors import Executor, LocalExecutor
 from pipeline.workers.ray_pool import RayExecutor
+from stages.settings import ModelSettings
 
 _ANSWER_S: Final = 30.0
 
@@ -27,9 +31,26 @@ def num_gpus(settings: ExecutorSettings) -> int:
     return torch.cuda.device_count()
 
 
+def choose_device(model: ModelSettings, executor: ExecutorSettings) -> str:
+    """Return `cuda` where it is asked for or free to use, else `cpu`; inside `connected`.
+
+    Raises:
+        ConfigError: No GPU is to be had.
+    """
+    there = model.device != "cpu" and num_gpus(executor) > 0
+    if model.device == "cuda" and not there:
+        raise ConfigError("--device cuda: no GPU is visible here or on the Ray cluster")
+    return "cuda" if there else "cpu"
+
+
 @contextmanager
-def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
+def connected(options: ExecutorSettings, *, verbose: bool, meanwhile: str | None = None) -> Iterator[None]:
     """Connect to Ray, or start a local cluster, for as long as the block runs; nothing for the local executor.
+
+    Args:
+        options: Which.
+        verbose: Whether to let Ray speak.
+        meanwhile: A module to import while Ray starts; torch and open_clip take seconds.
 
     Raises:
         ConfigError: Nothing answers at the address, or what answers is no cluster of this version.
@@ -45,6 +66,8 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
         refuse_silence(address, "--ray-address" if options.ray_address else "RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
+    if meanwhile is not None:
+        threading.Thread(target=_import, args=(meanwhile,), daemon=True).start()
     try:
         ray.init(
             address=address,
@@ -59,6 +82,11 @@ def connected(options: ExecutorSettings, *, verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _import(module: str) -> None:
+    with contextlib.suppress(Exception):  # whoever needs it is told
+        importlib.import_module(module)
 
 
 def refuse_silence(address: str, said_by: str) -> None:

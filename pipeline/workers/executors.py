@@ -65,6 +65,10 @@ class Executor(Protocol):
         """Return what is known of the shards that are being worked on."""
         ...
 
+    def start(self, num_shards: int, module: str) -> None:
+        """Start the workers that so many shards will need, and let each import a module; returns at once."""
+        ...
+
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
 
@@ -85,6 +89,9 @@ class LocalExecutor:
     def under_way(self) -> UnderWay:
         """Return rows, and quarantined rows, of the shard that is being worked on."""
         return UnderWay() if self._stage is None else UnderWay(*self._stage.so_far)
+
+    def start(self, num_shards: int, module: str) -> None:
+        """Do nothing: this process is the worker."""
 
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in order."""

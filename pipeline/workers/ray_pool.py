@@ -69,6 +69,10 @@ class RayExecutor:
         """Return what is known of the shards that are being worked on, as workers said last."""
         return UnderWay(*self._listener.total(), self._last)
 
+    def start(self, num_shards: int, module: str) -> None:
+        """Start the workers that so many shards will need, and let each import a module; returns at once."""
+        self._grow(num_shards, 0, module)
+
     def map(self, stage: Stage[Any, Out], shards: Sequence[Shard]) -> Iterator[Done[Out] | Failed]:
         """Yield one outcome per shard, in the order in which they finish.
 
@@ -134,7 +138,7 @@ class RayExecutor:
         found: list[Any] = ray.wait(calls, num_returns=1, timeout=timeout)[0]
         return found
 
-    def _grow(self, num_waiting: int, num_running: int) -> None:
+    def _grow(self, num_waiting: int, num_running: int, module: str | None = None) -> None:
         """Ask for workers where shards wait, as many as there are places for; --workers, where that is more."""
         if time.monotonic() - self._looked_at >= _LOOK_S:
             self._looked_at, self._size = time.monotonic(), self._options.workers or self._places(_nodes())
@@ -144,7 +148,7 @@ class RayExecutor:
                 **{"num_cpus": self.num_threads, "num_gpus": int(self._use_gpu), "max_restarts": 0},
                 "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}},
             }
-            actor = Worker.options(**options).remote(self._options.decode == "cluster")  # type: ignore[attr-defined]
+            actor = Worker.options(**options).remote(self._options.decode == "cluster", module)  # type: ignore[attr-defined]
             self._starting[actor.ready.remote()] = actor
 
     def _started(self, ref: Any) -> None:

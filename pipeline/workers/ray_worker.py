@@ -1,6 +1,7 @@
 """What runs on a node of a Ray cluster: a process that keeps its stage open from shard to shard, and decoding beside it."""
 
 import hashlib
+import importlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -23,8 +24,10 @@ class NotOpened(Exception):
 class Worker:
     """One process that keeps its stage open from shard to shard, and says meanwhile how far it is."""
 
-    def __init__(self, decode_elsewhere: bool) -> None:
-        """Set whether pixels come from tasks on other nodes."""
+    def __init__(self, decode_elsewhere: bool, module: str | None = None) -> None:
+        """Set whether pixels come from tasks on other nodes, and import what the first stage will need."""
+        if module is not None:
+            importlib.import_module(module)
         self._decode_elsewhere = decode_elsewhere
         self._stage: Any = None
         self._stage_id = ""

@@ -79,8 +79,6 @@ def _num_rows(dataset: Dataset, known: dict[Shard, float]) -> tuple[bool, int]:
 
 def _scored(dataset: Dataset, config: RunConfig, pairs: list[Pair], reasons: Counter[str]) -> Estimate:
     """Load the weights, score some pairs on one thread, and return model, speed and bytes a row."""
-    import torch
-
     from stages.score.checkpoints import load_model, resolve_weights
     from stages.score.cross_fit import make_encoder
     from stages.score.decode import Chunk, Decode
@@ -88,10 +86,9 @@ def _scored(dataset: Dataset, config: RunConfig, pairs: list[Pair], reasons: Cou
     from stages.score.scored_rows import score_batch, score_chunk
 
     threads = config.executor.threads_per_worker or 1
-    torch.set_num_threads(threads)
     weights = resolve_weights(config.model)
     preprocess = preprocess_config(load_model(weights))
-    encoder = make_encoder(weights, device="cpu", precision="fp32", batch_size=config.embed.batch_size)
+    encoder = make_encoder(weights, device="cpu", precision="fp32", batch_size=config.embed.batch_size, num_threads=threads)
     decode = Decode(dataset.store, config.data, preprocess, num_threads=threads)
     decode.open()
     start = time.perf_counter()

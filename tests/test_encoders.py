@@ -218,7 +218,7 @@ def test_equal_captions_are_encoded_once(encoder: tuple) -> None:
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved(tiny: str) -> None:
-    ours = OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=tiny)), batch_size=16)
+    ours = OpenClipEncoder(resolve_weights(ModelSettings(checkpoint=tiny)), batch_size=16, num_threads=1)
     pixels = pixels_of(ours, 64)
     expected = ours.encode_images(pixels)
     whole = ours._model.encode_image
@@ -234,6 +234,20 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(tiny: str) -> None:
     assert np.abs(ours.encode_images(pixels) - expected).max() < 1e-5
     assert sizes == [9, 8, 4, 2, 2, 2, 2, 1]
     assert ours.batch_size == 2
+
+
+def test_vectors_do_not_depend_on_how_many_threads_there_are(tiny: str) -> None:
+    weights = resolve_weights(ModelSettings(checkpoint=tiny))
+    size = image_size(preprocess_config(load_model(weights)))
+    num = 2 * 64 + 7  # the last batch is so small that torch would divide its sums among threads
+    pixels = np.random.default_rng(0).integers(0, 256, (num, size, size, 3), np.uint8)
+    captions = [f"{number} {'very ' * (number % 20)}small things" for number in range(num)]
+    threads = torch.get_num_threads()
+    (images, texts), *others = (OpenClipEncoder(weights, num_threads=n).encode_pairs(pixels, captions) for n in (1, 2, 3))
+    for found in others:
+        assert np.array_equal(found[0], images)
+        assert np.array_equal(found[1], texts)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_word_without_end_is_cut_before_it_is_tokenised_and_gets_the_same_tokens(tiny: str) -> None:

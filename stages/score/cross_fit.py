@@ -27,9 +27,8 @@ class CrossFitEncoder:
         trims: Whether the text towers run on trimmed captions.
     """
 
-    def __init__(self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64) -> None:
+    def __init__(self, weights: Weights, **options: Any) -> None:
         """Load the weights; see `OpenClipEncoder`."""
-        options: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
         self._encoders = [OpenClipEncoder(weights, fold=fold, **options) for fold in range(weights.folds)]
         self.dim, self.trims = self._encoders[0].dim, self._encoders[0].trims
 
@@ -51,10 +50,12 @@ class CrossFitEncoder:
         return self.encode_images(pixels), texts
 
 
-def make_encoder(weights: Weights, *, device: str, precision: str, batch_size: int) -> OpenClipEncoder | CrossFitEncoder:
-    """Return the encoder that some weights need."""
+def make_encoder(
+    weights: Weights, *, device: str, precision: str, batch_size: int, num_threads: int | None = None
+) -> OpenClipEncoder | CrossFitEncoder:
+    """Return the encoder that some weights need; see `OpenClipEncoder`."""
     kind = CrossFitEncoder if weights.folds > 1 else OpenClipEncoder
-    return kind(weights, device=device, precision=precision, batch_size=batch_size)
+    return kind(weights, device=device, precision=precision, batch_size=batch_size, num_threads=num_threads)
 
 
 def folds_of(pixels: npt.NDArray[np.uint8], num_folds: int) -> npt.NDArray[np.int64]:

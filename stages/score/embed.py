@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from manifests.layout import CANARY_PARTS, EMBEDDINGS, REENCODED, SCORES, round_folder
 from manifests.parts import Part, write_part
@@ -44,7 +43,7 @@ class EmbedTarget:
         device: `cpu` or `cuda`.
         precision: `fp32`, `bf16` or `fp16`.
         batch_size: Rows per forward pass.
-        num_threads: Torch threads on a CPU.
+        num_threads: Of a CPU.
         keep_embeddings: Whether to write fp16 embeddings beside the scores.
         keep_captions: Whether captions are written.
         num_canaries: Canaries of each kind in every shard.
@@ -86,14 +85,11 @@ class Embed(Stage[EmbedTarget, Embedded]):
     def open(self) -> None:
         """Load the weights."""
         target = self.target
-        os.environ["OMP_NUM_THREADS"] = str(target.num_threads)
-        torch.set_num_threads(target.num_threads)
         if self._chunks is None:
             target.decode.open()
             self._chunks = target.decode.run
-        self._encoder = make_encoder(
-            target.weights, device=target.device, precision=target.precision, batch_size=target.batch_size
-        )
+        options: dict[str, Any] = {"device": target.device, "precision": target.precision, "batch_size": target.batch_size}
+        self._encoder = make_encoder(target.weights, **options, num_threads=target.num_threads)
         log.debug("model loaded; captions trimmed: %s", self._encoder.trims)
 
     def run(self, shard: Shard, /) -> Embedded:

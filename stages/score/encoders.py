@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ log = logging.getLogger("pairsan.encoders")
 
 Features = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+Out = TypeVar("Out")
 # fp32 means fp32: left to itself, cuDNN rounds what convolutions read to TF32, which moved cosines by up to .0015
 torch.backends.cudnn.allow_tf32 = False
 _COMPARED_BYTES: Final = 64
@@ -85,7 +87,14 @@ class OpenClipEncoder:
     """
 
     def __init__(
-        self, weights: Weights, *, device: str = "cpu", precision: str = "fp32", batch_size: int = 64, fold: int = 0
+        self,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch_size: int = 64,
+        num_threads: int | None = None,
+        fold: int = 0,
     ) -> None:
         """Load the weights.
 
@@ -94,6 +103,7 @@ class OpenClipEncoder:
             device: `cpu` or `cuda`.
             precision: `fp32`; `bf16`, with the weights themselves in bf16 where the towers run so; `fp16`, by autocast.
             batch_size: Rows per forward pass.
+            num_threads: Of a CPU, each with batches of its own; torch's own number where None.
             fold: Which text tower, of a cross-fitted scorer.
         """
         self._model = load_model(weights, fold).to(device).to(memory_format=torch.channels_last)
@@ -102,6 +112,7 @@ class OpenClipEncoder:
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._inputs = torch.float32
         self.batch_size = batch_size
+        self._num_threads = (num_threads or torch.get_num_threads()) if device == "cpu" else 1
         config = preprocess_config(self._model)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(config["mean"], device=self._device).reshape(shape) * 255.0
@@ -146,26 +157,48 @@ class OpenClipEncoder:
         return encode_short_text(self._model, batch[:, : int(token_lengths(tokens, self._pad).max())].to(self._device))
 
     def _in_batches(self, encode: Callable[[npt.NDArray[Any]], torch.Tensor], rows: npt.NDArray[Any]) -> Features:
-        """Encode rows batch by batch, with batches half as large each time a GPU runs out of memory."""
-        done: list[torch.Tensor] = []
-        start = 0
-        while start < len(rows):
+        """Encode rows batch by batch; anew, with batches half as large, each time a GPU runs out of memory."""
+        while True:
+            starts = range(0, len(rows), self.batch_size)
             try:
-                with (
-                    torch.inference_mode(),
-                    torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
-                ):
-                    features = encode(rows[start : start + self.batch_size])
+                done = each_on_one_thread(lambda start: self._batch(encode, rows[start:]), starts, self._num_threads)
+                return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
             except torch.cuda.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
                 self.batch_size //= 2
                 torch.cuda.empty_cache()
                 log.warning("CUDA out of memory; going on with batches of %d", self.batch_size)
-                continue
-            done.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
-            start += self.batch_size
-        return torch.cat(done).numpy() if done else np.zeros((0, 0), np.float32)
+
+    def _batch(self, encode: Callable[[npt.NDArray[Any]], torch.Tensor], rows: npt.NDArray[Any]) -> torch.Tensor:
+        """Return unit vectors of the first rows, a batch of them."""
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
+        ):
+            features = encode(rows[: self.batch_size])
+            return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+
+def each_on_one_thread(batch: Callable[[int], Out], starts: Sequence[int], num_threads: int) -> list[Out]:
+    """Return what comes of each batch, several at a time.
+
+    Threads that share one batch add up in another order than one thread does, and vectors would differ in their last digit.
+
+    Args:
+        batch: Takes where a batch begins.
+        starts: Where each does.
+        num_threads: Batches at a time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if num_threads == 1 or len(starts) < 2:
+            return [batch(start) for start in starts]
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(batch, starts))
+    finally:
+        torch.set_num_threads(before)
 
 
 def runs_in_bf16(model: torch.nn.Module, tokenizer: Any, edge: int) -> bool:

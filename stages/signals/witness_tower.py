@@ -20,7 +20,7 @@ from stages.pair import Shard, Stretch
 from stages.score.canaries import Canaries
 from stages.score.checkpoints import file_sha256, load_model, resolve_weights
 from stages.score.decode import Chunk, Decode, with_canaries
-from stages.score.encoders import image_size, preprocess_config
+from stages.score.encoders import each_on_one_thread, image_size, preprocess_config
 from stages.score.safe_load import refuse_unsafe
 from stages.settings import ModelSettings
 from stages.stage import Stage
@@ -128,7 +128,7 @@ class ReferenceTarget:
         folder: Of the vectors, below it.
         canaries: Folder of those of canaries; None without.
         fingerprint: For the footers.
-        num_threads: Torch threads on a CPU.
+        num_threads: Of a CPU.
         num_canaries: Canaries of each kind in every shard, as in scoring.
     """
 
@@ -147,7 +147,6 @@ class EmbedReference(Stage[ReferenceTarget, int]):
 
     def open(self) -> None:
         """Load the weights."""
-        torch.set_num_threads(self.target.num_threads)
         self.target.decode.open()
         model, config = load_tower(self.target.tower)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,11 +185,15 @@ class EmbedReference(Stage[ReferenceTarget, int]):
         return write_part(self.target.run, name, schema, batches, fingerprint=self.target.fingerprint).num_rows
 
     def _encode(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(shown), _BATCH):
-                pixels = torch.from_numpy(shown[start : start + _BATCH]).to(self._device).permute(0, 3, 1, 2)
-                features = self._model((pixels.float() - self._mean) / self._std).float()
-                features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
-                found.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+        num_threads = self.target.num_threads if self._device.type == "cpu" else 1
+        found = each_on_one_thread(lambda start: self._batch(shown[start:]), range(0, len(shown), _BATCH), num_threads)
         return np.concatenate(found) if found else np.zeros((0, self._width), np.float32)
+
+    def _batch(self, shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return unit vectors of the first images, a batch of them; zeros where one is not finite."""
+        with torch.inference_mode():
+            pixels = torch.from_numpy(shown[:_BATCH]).to(self._device).permute(0, 3, 1, 2)
+            features = self._model((pixels.float() - self._mean) / self._std).float()
+            features[~torch.isfinite(features).all(dim=1)] = 0.0  # one such row in a sample would spoil its mean
+            found: npt.NDArray[np.float32] = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+            return found

@@ -101,7 +101,7 @@ class Bound(StrEnum):
     LOWEST_SHARE = "lowest_share"  # the setting is the share of rows, those of lowest values, that is risky
     HIGHEST_SHARE = "highest_share"  # the same of highest values
     LEAST = "least"  # the setting is the lowest value of a safe row; of a row that has none nothing is said
-    CROWD = "crowd"  # the setting is the share of ordinary rows that fall under the cut; see `stages.label.crowds`
+    CROWD = "crowd"  # the setting is the share of ordinary rows that fall under the cut; see `stages.label.fit.crowds`
 
 
 @dataclass(frozen=True, slots=True)

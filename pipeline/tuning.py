@@ -13,7 +13,7 @@ from pipeline.steps.numbering import scores_asked
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals import are_there, count_signals, signal_parts
 from pipeline.workers.connect import make_executor
-from stages.label.calibration import FEWEST_NULLS, calibrate
+from stages.label.fit.calibration import FEWEST_NULLS, calibrate
 from stages.label.settings import SplitSettings
 
 

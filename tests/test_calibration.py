@@ -14,10 +14,10 @@ from conftest import EMOJI
 from manifests.errors import SplitRefused
 from manifests.reading import open_round
 from stages.histogram import Histogram, count, grid_bins, on_grid
-from stages.label.calibration import calibrate
 from stages.label.decide import decide
+from stages.label.fit.calibration import calibrate
+from stages.label.fit.strata import STRATA, StrataKind, strata_of
 from stages.label.settings import SplitSettings
-from stages.label.strata import STRATA, StrataKind, strata_of
 from stages.score.null_cosines import caption_rows, null_cosines
 from stages.vectors import unit
 

@@ -18,7 +18,7 @@ from pipeline.config.profiles import PROFILES
 from pipeline.config.scout import scouted
 from pipeline.training.schedule import learning_rate, passes_of
 from stages.label.decide import decide
-from stages.label.judged import Judged
+from stages.label.fit.judged import Judged
 from stages.label.settings import SplitSettings
 
 

@@ -17,7 +17,7 @@ from pipeline.pages.gallery import Gallery
 from pipeline.queries.sampling import draw
 from pipeline.queries.summary import known_of
 from stages.histogram import Histogram, count
-from stages.label.judged import Judged, calibrate_by_people
+from stages.label.fit.judged import Judged, calibrate_by_people
 
 Pairsan = Callable[..., Result]
 

@@ -4,7 +4,7 @@ from conftest import histogram_of, two_groups
 from sklearn.mixture import GaussianMixture
 
 from stages.histogram import NUM_BINS, Histogram, count, grid_bins, grid_values, on_grid
-from stages.label.mixture import fit_mixture, published_mixture
+from stages.label.fit.mixture import fit_mixture, published_mixture
 
 GRID = grid_values(np.arange(NUM_BINS))
 

@@ -13,9 +13,9 @@ from manifests.store import open_store
 from pipeline.queries.summary import known_of
 from pipeline.steps.numbering import grown
 from stages.histogram import on_grid
-from stages.label.calibration import calibrate
 from stages.label.decide import decide
-from stages.label.reliability import reliability
+from stages.label.fit.calibration import calibrate
+from stages.label.fit.reliability import reliability
 from stages.label.settings import SplitSettings
 
 SHARE = {"rule": "keep-share", "keep_share": 0.7}

@@ -18,8 +18,8 @@ from manifests.errors import SplitRefused
 from manifests.reading import open_round
 from manifests.schema import Reason, scores_schema
 from stages.histogram import Histogram, count, on_grid
-from stages.label.crowds import crowd_cut
 from stages.label.decide import decide
+from stages.label.fit.crowds import crowd_cut
 from stages.label.limits import DOUBTS_UP_TO, Limit
 from stages.label.settings import SplitSettings
 from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.ensemble import IsolationForest
 
 from stages.histogram import Histogram, count
-from stages.label.crowds import crowd_cut
+from stages.label.fit.crowds import crowd_cut
 
 Vectors = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]

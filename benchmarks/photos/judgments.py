@@ -30,7 +30,7 @@ from manifests.layout import sealed_rounds
 from manifests.reading import open_round
 from manifests.store import open_store
 from stages.histogram import Histogram, count
-from stages.label.judged import Judged, calibrate_by_people
+from stages.label.fit.judged import Judged, calibrate_by_people
 from stages.label.settings import SplitSettings
 
 ALPHAS: Final = (0.01, 0.05, 0.1)

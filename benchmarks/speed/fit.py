@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.common import header
 from stages.histogram import Histogram, count, on_grid
-from stages.label.mixture import fit_mixture, published_mixture
+from stages.label.fit.mixture import fit_mixture, published_mixture
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from manifests.errors import SplitRefused
 from manifests.schema import NUM_NULLS
 from stages.histogram import Histogram, count, on_grid
 from stages.label.decide import decide
+from stages.label.fit.strata import Codes, strata_of
 from stages.label.settings import SplitSettings
-from stages.label.strata import Codes, strata_of
 from stages.score.hashes import caption_hashes
 from stages.score.null_cosines import CHUNK_ROWS, caption_rows, null_cosines
 

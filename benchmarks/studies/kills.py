@@ -29,6 +29,7 @@ from benchmarks.studies.same_bytes import DATA, MANY, NEAR, TINY, TOWER
 PAIRSAN: Final = Path(sys.executable).parent / "pairsan"
 THREADS: Final = (1, 2, 4)
 _LIMIT_S: Final = 600.0
+_IN_A_RUN: Final = 4  # kills at most, so that several runs share them
 
 
 def main() -> None:
@@ -53,7 +54,11 @@ def main() -> None:
         for number in itertools.count():
             threads, run = THREADS[number % len(THREADS)], args.out / f"{executor}-{number}"
             within: Counter[str] = Counter()
-            while kills < args.kills and _killed(run, executor, threads, rng.uniform(0.3, 1.0) * seconds):
+            while (
+                sum(within.values()) < _IN_A_RUN
+                and kills < args.kills
+                and _killed(run, executor, threads, rng.uniform(0.3, 1.0) * seconds)
+            ):
                 kills += 1
                 within[_how_far(run)] += 1
             _end_of(run, executor, threads)

@@ -19,7 +19,7 @@ from manifests.reviews import FOLDER, read_all
 from manifests.schema import Label
 from manifests.store import Store
 from pipeline.steps.plan import Round
-from stages.label.judged import Judged
+from stages.label.fit.judged import Judged
 
 Place = tuple[str, int]
 _NEVER: Final = "0001-01-01T00:00:00+00:00"

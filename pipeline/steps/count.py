@@ -8,7 +8,7 @@ from pipeline.steps.plan import Round
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
-from stages.label.strata import COLUMN
+from stages.label.fit.strata import COLUMN
 from stages.label.tally import ScoresTarget, Tallied, Tally
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts

@@ -29,8 +29,8 @@ from manifests.schema import SCHEMA_VERSION
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import of_another_version
+from stages.label.fit.strata import StrataKind
 from stages.label.settings import SplitSettings
-from stages.label.strata import StrataKind
 from stages.pair import Shard
 from stages.read.shards import Dataset, open_dataset
 from stages.signals.signal_parts import Asked

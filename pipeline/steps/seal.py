@@ -185,7 +185,7 @@ def _by_other_weights(round_: Round, number: int) -> bool:
 
 
 def _null(nulls: Histogram, decision: Decision) -> dict[str, Any] | None:
-    """Return what is known of mismatched pairs, and by them of the score: whatever the rule; see `stages.label.reliability`."""
+    """Return what is known of mismatched pairs, and by them of the score, whatever the rule; see `fit.reliability`."""
     if not nulls.num_rows:
         return None
     values, counts = nulls.coarse(_NULL_BINS)

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from manifests.errors import SplitRefused
 from manifests.schema import NUM_NULLS
 from stages.histogram import NUM_BINS, Histogram, grid_bins, grid_values
-from stages.label.calibration import FEWEST_NULLS, LEAST_NULLS, Calibration, calibrate
-from stages.label.judged import Judged, PeopleSay, calibrate_by_people
+from stages.label.fit.calibration import FEWEST_NULLS, LEAST_NULLS, Calibration, calibrate
+from stages.label.fit.judged import Judged, PeopleSay, calibrate_by_people
+from stages.label.fit.mixture import Mixture, fit_mixture, published_mixture
+from stages.label.fit.reliability import LEAST_SEPARATION, Reliability, reliability
+from stages.label.fit.strata import Codes, Strata, calibrate_strata
 from stages.label.limits import Limit, limits_of
-from stages.label.mixture import Mixture, fit_mixture, published_mixture
-from stages.label.reliability import LEAST_SEPARATION, Reliability, reliability
 from stages.label.settings import SplitSettings
-from stages.label.strata import Codes, Strata, calibrate_strata
 
 
 @dataclass(frozen=True, slots=True)

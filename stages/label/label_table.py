@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.label.decide import Decision
+from stages.label.fit.strata import COLUMN, Codes, strata_of
 from stages.label.history import OPEN, SAT_OUT, Before, Places, sits_out, spoken
-from stages.label.strata import COLUMN, Codes, strata_of
 from stages.label.twins import are_twins
 from stages.label.verdicts import NOTHING, Verdicts
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from manifests.errors import SplitRefused
 from manifests.schema import COSINE_STEP, LIMITS, SIGNAL_TABLE, Bound, Reason
 from stages.histogram import Histogram
-from stages.label.crowds import crowd_cut
+from stages.label.fit.crowds import crowd_cut
 from stages.label.settings import SplitSettings
 
 _MOST_CROWDED: Final = 0.5

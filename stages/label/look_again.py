@@ -12,13 +12,13 @@ import numpy as np
 from manifests.errors import SplitRefused
 from manifests.schema import VETOES
 from stages.histogram import NUM_BINS, Histogram, grid_values
-from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate, mismatched_share
 from stages.label.decide import Decision
+from stages.label.fit.calibration import FEWEST_NULLS, Calibration, calibrate, mismatched_share
+from stages.label.fit.reliability import LEAST_SEPARATION, Reliability, separation
+from stages.label.fit.strata import STRATA, Strata
 from stages.label.history import OPEN, SAT_OUT, TRAINED, VETOED
 from stages.label.limits import limits_of
-from stages.label.reliability import LEAST_SEPARATION, Reliability, separation
 from stages.label.settings import SplitSettings
-from stages.label.strata import STRATA, Strata
 
 Groups = Mapping[int, tuple[Histogram, Histogram]]
 LEAST_KEPT: Final = 0.5

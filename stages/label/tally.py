@@ -15,9 +15,9 @@ from manifests.reading import open_part
 from manifests.schema import LIMITS, NOT_DOWNLOADED_KEY, NUM_NULLS, Reason
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
+from stages.label.fit.strata import COLUMN, Codes, StrataKind, strata_of
 from stages.label.history import Before
 from stages.label.limits import counted_as
-from stages.label.strata import COLUMN, Codes, StrataKind, strata_of
 from stages.pair import Shard
 from stages.score.null_cosines import caption_rows
 from stages.signals.signal_parts import SignalParts

@@ -8,8 +8,8 @@ import pyarrow as pa
 from manifests.errors import RunError
 from manifests.layout import CANARY_PARTS, part_name
 from manifests.reading import open_part
+from stages.label.fit.strata import COLUMN, strata_of
 from stages.label.history import OPEN
-from stages.label.strata import COLUMN, strata_of
 from stages.label.tally import ScoresTarget
 from stages.pair import Shard
 from stages.score.canaries import CAPTION, REPEATED, VECTORS, CanaryScores

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from stages.histogram import Histogram
-from stages.label.calibration import LEAST_NULLS, mismatched_share
+from stages.label.fit.calibration import LEAST_NULLS, mismatched_share
 
 LEAST_SEPARATION: Final = 0.55
 _MOST_MISMATCHED: Final = 0.5

@@ -1,6 +1,6 @@
 """How much of what scores so high is wrong, by pairs that people judged: a logistic curve of the cosine.
 
-The measured null (`stages.label.calibration`) knows captions of other images only. Captions that nearly fit, as a retrieval
+The measured null (`stages.label.fit.calibration`) knows captions of other images only. Captions that nearly fit, as a retrieval
 crawler, a caption model or an attacker gives, score as right ones do; only who looks can tell. Two parameters are what a few
 hundred verdicts can carry; their error is that of resampled verdicts.
 
@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from manifests.errors import SplitRefused
 from stages.histogram import NUM_BINS, Histogram, grid_bins
-from stages.label.calibration import Calibration
+from stages.label.fit.calibration import Calibration
 
 FEWEST_JUDGED: Final = 50
 _RESAMPLES: Final = 200

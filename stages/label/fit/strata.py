@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.histogram import Histogram, grid_bins
-from stages.label.calibration import FEWEST_NULLS, Calibration, calibrate
+from stages.label.fit.calibration import FEWEST_NULLS, Calibration, calibrate
 
 StrataKind = Literal["caption-length", "script", "image-size", "before"]
 Codes = npt.NDArray[np.int8]

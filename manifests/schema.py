@@ -114,6 +114,7 @@ class LimitSetting:
         bound: How it bounds the signal.
         counted: Signal whose values over all rows place the bound; None where the setting is the bound itself.
         witness: Signal, a p-value, that must doubt a row too before it is risky; None where the bound suffices.
+        cluster: What rows share that are counted together, of which `keep_one` keeps one; nothing where rows are not counted.
     """
 
     setting: str
@@ -121,6 +122,7 @@ class LimitSetting:
     bound: Bound = Bound.MOST
     counted: str | None = None
     witness: str | None = None
+    cluster: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ SIGNAL_TABLE: Final = (
         _N,
         3,
         "rows of the whole dataset that share that cluster, itself too",
-        (LimitSetting("max_near_copies", Reason.NEAR_DUPLICATE),),
+        (LimitSetting("max_near_copies", Reason.NEAR_DUPLICATE, cluster=("near_copy_cluster",)),),
     ),
     Signal(
         "image_agreement",
@@ -207,7 +209,7 @@ SIGNAL_TABLE: Final = (
         _N,
         4,
         "near copies of its image, itself too, that have its caption",
-        (LimitSetting("max_pair_copies", Reason.NEAR_DUPLICATE),),
+        (LimitSetting("max_pair_copies", Reason.NEAR_DUPLICATE, cluster=("near_copy_cluster", "caption_hash")),),
     ),
     Signal(
         "cosine_rise",
@@ -247,7 +249,7 @@ SIGNAL_TABLE: Final = (
         _N,
         6,
         "rows of the whole dataset that share these pixels, itself too",
-        (LimitSetting("max_image_repeats", Reason.EXACT_DUPLICATE),),
+        (LimitSetting("max_image_repeats", Reason.EXACT_DUPLICATE, cluster=("exact_copy_cluster",)),),
     ),
     Signal("promise", pa.string(), 8, "what came of what the index promised: `exact`, `differs`, `no_hash` or `unknown`"),
     Signal(

@@ -15,12 +15,12 @@ from manifests.reading import Manifest, open_round
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.count import count
-from pipeline.steps.decide_round import decide_round
 from pipeline.steps.growth import grow, round_of_data, taken_over
+from pipeline.steps.label import decide_round, label
 from pipeline.steps.numbering import grown, looked_at, rescore_number, scores_asked, split_number
 from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read_run
 from pipeline.steps.score import prepare, score
-from pipeline.steps.seal import label, seal
+from pipeline.steps.seal import seal
 from pipeline.steps.signals import add_signals, asked_signals, signals_plan
 from pipeline.workers.connect import choose_device, connected, make_executor
 from pipeline.workers.executors import Executor

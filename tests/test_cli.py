@@ -30,7 +30,7 @@ FLAGS = {
     "split.calibrated": "--alpha --max-p-mismatch --null-strata",
     "split.mixture": "--threshold --min-separation",
     "split.limits": "--max-image-repeats --max-look-alikes --max-near-copies --max-pair-copies --max-caption-copies"
-    " --crowded-share --crowded-tail --outlier-share --discord-share --replaced-tail",
+    " --keep-one --crowded-share --crowded-tail --outlier-share --discord-share --replaced-tail",
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",

@@ -235,7 +235,7 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
     other = {
         **{"separator": ";", "precision": "fp32", "device": "cpu", "signals": "all", "decode": "cluster", "risky": "skip"},
         **{"train_precision": "fp32", "order": "sequential", "executor": "local", "max_canary_leak": 0.1, "caption": "all"},
-        **{"encoding": "cp1252", "index_key": "url"},
+        **{"encoding": "cp1252", "index_key": "url", "keep_one": "best"},
     }
     for name, entry in CATALOGUE.items():
         if name in tested or entry.how:
@@ -256,6 +256,8 @@ def test_the_rest_of_the_settings_changes_a_plan_or_says_how() -> None:
         given: dict[str, Any] = {name: value, **{key: some[0] for mode in entry.when[:1] for key, some in mode.items() if some}}
         if name == "overlap":
             given["look_again"] = 1
+        if "max_image_repeats" in str(entry.when):
+            given["max_image_repeats"] = 2
         if "canaries" in str(entry.when):
             given["canaries"] = 10
         if "near_copy_cosine" in str(entry.when) or name in ("max_near_copies", "max_pair_copies"):

@@ -1,4 +1,4 @@
-"""Write the labels of a round and seal it."""
+"""Seal a labelled round."""
 
 import dataclasses
 from typing import Any
@@ -13,60 +13,24 @@ from manifests.layout import (
     SEAL,
     fingerprint,
     part_name,
-    read_plan,
     read_seal,
     round_folder,
-    sealed_rounds,
 )
 from manifests.parts import Part, sweep_drafts, write_json
 from manifests.schema import SCHEMA_VERSION, Label
 from pipeline.steps import audit
 from pipeline.steps.count import Totals
-from pipeline.steps.decide_round import Decided
+from pipeline.steps.label import Decided, earlier
 from pipeline.steps.plan import Round
 from pipeline.steps.signals import Signals
-from pipeline.workers.executors import Executor
-from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
 from stages.label.decide import Decision
-from stages.label.label_rows import Labelled, LabelRows, LabelTarget
-from stages.label.twins import write_twins
-from stages.pair import Shard
+from stages.label.label_rows import Labelled
 from stages.signals.signal_parts import HONEST
 from stages.vectors import read_columns
 
 _NULL_BINS = 256
 _MOST_LOST = 0.5  # as for crowds: what is most of the rows is no crowd
-
-
-def label(executor: Executor, round_: Round, totals: Totals, signals: Signals | None, decided: Decided) -> dict[str, Labelled]:
-    """Write every manifest part, and return what is known of each, by shard."""
-    written: dict[str, Labelled] = {}
-
-    def collect(shard: Shard, labelled: Labelled) -> tuple[int, int]:
-        written[shard.name] = labelled
-        return labelled.part.num_rows, labelled.labels[Label.QUARANTINED]
-
-    round_.begin()
-    previous, since = _earlier(round_)
-    reviews = round_.plan.get("reviews")
-    shards, num_rows = [shard.name for shard in round_.shards], totals.histogram.num_rows
-    target = LabelTarget(
-        run=round_.run,
-        scores_round=round_.scores_round,
-        round_number=round_.number,
-        fingerprint=fingerprint(round_.plan),
-        decision=decided.decision,
-        previous=previous,
-        trained_on=round_.trained_on,
-        signals=signals.parts if signals else None,
-        reviews_until=None if reviews is None else reviews["until"],
-        rise_since=since,
-        num_folds=round_.split.sit_out_folds,
-        twins=write_twins(round_.run, round_.scores_round, shards, num_rows, round_.scores_fingerprint),
-    )
-    run_stage(executor, LabelRows(target), round_.shards, what="label", folder=round_.place, collect=collect)
-    return written
 
 
 def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decided, written: dict[str, Labelled]) -> None:
@@ -75,7 +39,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
     Raises:
         RunError: They do not.
     """
-    decision, (previous, since) = decided.decision, _earlier(round_)
+    decision, (previous, since) = decided.decision, earlier(round_)
     labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
     overruled = _total([labelled.overruled for labelled in written.values()])
     limited = sum(labelled.limited for labelled in written.values())
@@ -168,20 +132,6 @@ def _check_look(round_: Round, previous: int | None, written: dict[str, Labelled
             "model that has hardly trained lie so close that copies and crowds are everywhere. The round stays unsealed, and "
             "the last sealed one in force"
         )
-
-
-def _earlier(round_: Round) -> tuple[int | None, int | None]:
-    """Return the sealed round before this one, and the newest one before it that other weights have scored."""
-    before = sealed_rounds(round_.run, round_.number)
-    last = max(before, default=None) if round_.before is None else round_.before
-    return last, max((n for n in before if _by_other_weights(round_, n)), default=None)
-
-
-def _by_other_weights(round_: Round, number: int) -> bool:
-    """Return whether an earlier round has other scores of the same data."""
-    plan = read_plan(round_.run, number)
-    same = plan["scores"]["dataset"] == round_.plan["scores"]["dataset"]
-    return bool(same and plan["scores_round"] != round_.scores_round)
 
 
 def _null(nulls: Histogram, decision: Decision) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Rows of a scores part as rows of the manifest: the cut, then the limits of signals, then what humans said."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +13,7 @@ from manifests.schema import MANIFEST, SIGNALS, Label, Reason
 from stages.label.decide import Decision
 from stages.label.fit.strata import COLUMN, Codes, strata_of
 from stages.label.history import OPEN, SAT_OUT, Before, Places, sits_out, spoken
+from stages.label.limits import Limit
 from stages.label.twins import are_twins
 from stages.label.verdicts import NOTHING, Verdicts
 
@@ -62,6 +64,7 @@ class Beside:
         earlier: Ranks of the same rows in an earlier round by other weights; None where there is none.
         before: The same rows in the sealed round before; None where there is none.
         num_folds: Rounds in which every safe row sits out once; 0 where none does.
+        kept: Of copies, those of which one is kept, by the place of the limit, bool (n,) each.
     """
 
     number: int = 1
@@ -70,6 +73,7 @@ class Beside:
     earlier: pa.ChunkedArray | None = None
     before: Before | None = None
     num_folds: int = 0
+    kept: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def label_table(
@@ -85,7 +89,7 @@ def label_table(
         labelling: Is told how many rows were limited and overruled.
     """
     labelling, beside = labelling if labelling is not None else Labelling(), beside or Beside()
-    judged = _judge(scores, shard, decision, beside)
+    judged = judge(scores, shard, decision, beside)
     labelling.limited += int((judged.above & (judged.why != _SAFE)).sum())
     labelling.overrule(judged.codes, judged.final)
     reasons = _reasons(scores["reason"], judged, decision, beside.before)
@@ -108,7 +112,7 @@ def label_table(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """What was found of each row.
 
     Attributes:
@@ -139,7 +143,7 @@ class _Judged:
         return None if self.strata is None else self.strata[self.scored]
 
 
-def _judge(scores: pa.Table, shard: str, decision: Decision, beside: Beside) -> _Judged:
+def judge(scores: pa.Table, shard: str, decision: Decision, beside: Beside) -> Judged:
     """Apply the cut, the limits and what humans said."""
     cosine = scores["cosine"].combine_chunks()
     scored, cosines = cosine.is_valid().to_numpy(zero_copy_only=False), cosine.drop_null().to_numpy()
@@ -148,16 +152,16 @@ def _judge(scores: pa.Table, shard: str, decision: Decision, beside: Beside) -> 
     twin = np.zeros(len(scored), bool) if beside.twins is None else are_twins(scores["uid"], beside.twins).to_numpy()
     above = np.zeros(len(scored), bool)
     above[scored] = decision.is_safe(cosines, None if strata is None else strata[scored])
-    why = _why(scores, decision, scored, above, twin, places)
+    why = _why(scores, decision, scored, above, twin, places, beside.kept)
     codes = np.where(scored, np.where(why == _SAFE, 0, 1), 2).astype(np.int32)
     said = beside.verdicts.on(scores, shard, twin) if beside.verdicts is not None else np.full(len(scored), NOTHING, np.int32)
     # a human may drop any row, but can call no row safe or risky that nothing could score
     reviewed = (said != NOTHING) & (scored | (said == 2))
     final = np.where(reviewed, said, codes).astype(np.int32)
-    return _Judged(scored, cosines, strata, places, above, why, codes, reviewed, final)
+    return Judged(scored, cosines, strata, places, above, why, codes, reviewed, final)
 
 
-def _history(judged: _Judged, reasons: pa.Array, beside: Beside) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+def _history(judged: Judged, reasons: pa.Array, beside: Beside) -> tuple[pa.Array, npt.NDArray[np.int32]]:
     """Return who made each row what it is, strings (n,), and since which round, int32 (n,)."""
     said = spoken(judged.why, judged.reviewed, judged.places)
     voices = pc.if_else(pa.array(judged.final != 2), said, pa.scalar(None, pa.string()))
@@ -173,7 +177,7 @@ def _hashes(scores: pa.Table) -> pa.ChunkedArray:
 
 
 def _figures(
-    scores: pa.Table, judged: _Judged, decision: Decision, earlier: pa.ChunkedArray | None
+    scores: pa.Table, judged: Judged, decision: Decision, earlier: pa.ChunkedArray | None
 ) -> dict[str, pa.Array | pa.ChunkedArray | pa.StructArray]:
     """Return the columns of numbers: p_safe, rank, and the signals with those that follow from the decision."""
     scored, cosines, mine = judged.scored, judged.cosines, judged.mine
@@ -204,6 +208,7 @@ def _why(
     above: npt.NDArray[np.bool_],
     twin: npt.NDArray[np.bool_],
     places: Places | None,
+    kept: Mapping[int, npt.NDArray[np.bool_]],
 ) -> npt.NDArray[np.int32]:
     """Return what speaks against each row: -1 nothing, 0 the cut, else the place of the first limit that it breaks.
 
@@ -211,16 +216,22 @@ def _why(
     """
     why = np.where(scored & ~above, 0, _SAFE).astype(np.int32)
     limited = scored & (above if places is None else above | (places == OPEN))
-    names = {name for limit in decision.limits for name in limit.reads()}
-    signals = {name: pc.struct_field(scores["signals"], name).cast(pa.float64()).to_numpy() for name in names}
+    signals = looked_at(scores, decision.limits)
     for place, limit in enumerate(decision.limits, start=1):
         asked = scored if limit.lenient else limited  # what was replaced is called so below the cut, too
-        why[asked & (why <= 0) & ~limit.allows(signals)] = place
+        broken = asked & (why <= 0) & ~limit.allows(signals)
+        why[broken & ~kept[place] if place in kept else broken] = place
     why[limited & (why <= 0) & twin] = len(decision.limits) + 1
     return why
 
 
-def _reasons(column: pa.ChunkedArray, judged: _Judged, decision: Decision, before: Before | None) -> pa.Array:
+def looked_at(scores: pa.Table, limits: Sequence[Limit]) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the signals that some limits look at, by name, float64 (n,) each."""
+    names = {name for limit in limits for name in limit.reads()}
+    return {name: pc.struct_field(scores["signals"], name).cast(pa.float64()).to_numpy() for name in names}
+
+
+def _reasons(column: pa.ChunkedArray, judged: Judged, decision: Decision, before: Before | None) -> pa.Array:
     """Return why each row is not safe: what the scores part says of rows without a cosine, else what `why` stands for.
 
     In a round that looks again, what was risky before and stays below the cut keeps the reason it had.

@@ -30,6 +30,7 @@ class Limit:
         most: Higher values are not safe; None for no bound.
         witness: Signal, a p-value, that must doubt a row as well before the bound makes it risky; None where it suffices.
         lenient: Whether a row that has no such value is safe.
+        cluster: Columns that copies share, of which one is kept; empty where none is.
     """
 
     reason: Reason
@@ -38,6 +39,7 @@ class Limit:
     most: float | None = None
     witness: str | None = None
     lenient: bool = False
+    cluster: tuple[str, ...] = ()
 
     def allows(self, signals: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
         """Return which rows the limit leaves safe, bool (n,); NaN is not, unless it is lenient: what is not known is not safe.
@@ -82,7 +84,8 @@ def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tupl
         if limit.bound == Bound.LEAST:
             limits.append(Limit(limit.reason, signal.name, least=asked, lenient=True))
         elif limit.counted is None:
-            limits.append(Limit(limit.reason, signal.name, most=asked, witness=limit.witness))
+            cluster = limit.cluster if settings.keep_one else ()
+            limits.append(Limit(limit.reason, signal.name, most=asked, witness=limit.witness, cluster=cluster))
         else:
             least, most = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
             limits.append(Limit(limit.reason, signal.name, least, most, limit.witness))

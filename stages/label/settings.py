@@ -105,6 +105,12 @@ class SplitSettings(Settings):
         group=CLOSER,
         short="rows that may have one wording",
     )
+    keep_one: Literal["oldest", "newest", "best"] | None = _limit(
+        None,
+        "of copies that are risky for their number alone, one stays safe: of the shard that the run has known longest, of the "
+        "last one, or the one of the best cosine",
+        when=tuple({name: ()} for name in ("max_image_repeats", "max_near_copies", "max_pair_copies")),
+    )
     crowded_share: Share = _limit(
         0.0,
         "this share of scored rows, whose image vectors lie densest, is risky (crowded); for a checkpoint that "

@@ -42,7 +42,7 @@ def witnessed(signals: pa.StructArray, clusters: npt.NDArray[np.int64], captions
     values = accord.fill_null(0.5).to_numpy(zero_copy_only=False).astype(np.float64)
     doubt = np.rint(norm.isf(_open(values)) * _DOUBT_UNIT).astype(np.int64)
     missing = accord.is_null().to_numpy(zero_copy_only=False)
-    columns = [signals, pa.array(_mixed(clusters, captions), mask=missing), pa.array(doubt, mask=missing)]
+    columns = [signals, pa.array(mixed(clusters, captions), mask=missing), pa.array(doubt, mask=missing)]
     return pa.table(columns, schema=WITNESSED)
 
 
@@ -69,7 +69,7 @@ def _open(accord: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return accord.clip(COSINE_STEP / 2, 1 - COSINE_STEP / 2)
 
 
-def _mixed(clusters: npt.NDArray[np.int64], captions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def mixed(clusters: npt.NDArray[np.int64], captions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return one number for cluster and caption, int64 (n,). Both are hashes already, so a product mixes them enough."""
     with np.errstate(over="ignore"):
         mixed = clusters.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + captions.view(np.uint64)

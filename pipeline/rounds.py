@@ -15,7 +15,7 @@ from manifests.reading import Manifest, open_round
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.count import count
-from pipeline.steps.growth import grow, round_of_data, taken_over
+from pipeline.steps.growth import grow, round_of_data, taken_over, with_source
 from pipeline.steps.label import decide_round, label
 from pipeline.steps.numbering import grown, looked_at, rescore_number, scores_asked, split_number
 from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read_run
@@ -59,6 +59,24 @@ def clean(
         looks = looked_at(begun.run, config, begun.scores["scores_round"])
         round_ = begun.planned(config, "clean", split=config.split.model_dump(), signals=signals, **looks)
         return _take(begun.executor, round_, config, begun.scoring)
+
+
+def add(out: str, data: Sequence[str], name: str | None, config: RunConfig, *, verbose: bool = False) -> Manifest:
+    """Score a further source, and seal a round over all data of a run; nothing is left to do where that was done.
+
+    Args:
+        out: Run folder.
+        data: Folders, files, globs or brace patterns of the source.
+        name: What its shards are called by, before their own names; that of the first folder or file if None.
+        config: The settings.
+        verbose: Whether to let Ray speak.
+
+    Raises:
+        ConfigError: The name is none.
+        RunError: Nothing of the run is sealed yet, or it trains.
+        PairsanError: As for `clean`.
+    """
+    return clean(with_source(open_store(out), data, name), out, config, verbose=verbose)
 
 
 def embed(

@@ -44,6 +44,7 @@ SURFACE = {
     "plan": "data --json",
     "repeats": "data --out --more-than --captions-more-than --json",
     "embed": "data --out --restart --drop-missing --json",
+    "add": "run data --name --json",
     "split": "run --scores-round --json",
     "rescore": "run --trained-on --json",
     "watch": "run --checkpoints --every --settle --once --keep-last --on-sealed",

@@ -143,3 +143,42 @@ def test_data_of_a_run_that_is_not_sealed_do_not_grow(data: Path, crawl: Path, t
     (tmp_path / "run/rounds/0001/manifest.json").unlink()
     shutil.copy(crawl / "00001.tar", data)
     assert "--restart" in clean(code=5).stderr
+
+
+def test_a_further_source_is_added_under_its_own_name(
+    data: Path, crawl: Path, tmp_path: Path, clean: Clean, pairsan: Pairsan
+) -> None:
+    clean()
+    run, before, more = tmp_path / "run", parts_of(tmp_path / "run"), tmp_path / "crawl.2025"
+    more.mkdir()
+    shutil.copy(crawl / "00001.tar", more / "00000.tar")  # a name that the run has already
+    said = pairsan("add", run, more).stderr
+    assert "take over from round 1: 2/2 shards, 24 rows" in said
+    assert pairsan("add", run, more).stdout == pairsan("add", run, more).stdout  # nothing is left to do
+    grown = open_round(run)
+    assert grown.number == 2
+    assert sorted(grown.shards) == ["00000.tar", "00002.tar", "crawl/00000.tar"]
+    assert grown.seal["plan"]["split"] == open_round(run, 1).seal["plan"]["split"]
+    assert {name: data for name, data in parts_of(run).items() if name in before} == before
+    pairsan("verify", run, "--data")
+    assert "1 of 3 shards (crawl/00000.tar) is gone" in clean(code=5).stderr  # its first data alone are less
+
+
+def test_nothing_is_added_to_what_is_not_sealed(data: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
+    pairsan("embed", data, "--out", tmp_path / "run", "--checkpoint", tiny, "--executor", "local")
+    assert "has no sealed round yet" in pairsan("add", tmp_path / "run", data, code=5).stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("data", "--name", "again"), "two sources have 2 shards of one path"),
+        (("nowhere",), "nowhere does not exist"),
+        (("data", "--name", "a/b"), "--name 'a/b': a source is called by letters"),
+    ],
+)
+def test_what_is_no_further_source(tmp_path: Path, clean: Clean, pairsan: Pairsan, more: tuple[str, ...], said: str) -> None:
+    clean()
+    before = parts_of(tmp_path / "run")
+    assert said in pairsan("add", tmp_path / "run", tmp_path / more[0], *more[1:], code=2 if "--name 'a" in said else 3).stderr
+    assert parts_of(tmp_path / "run") == before

@@ -10,7 +10,7 @@ from manifests.errors import DataError
 from manifests.parts import write_bytes
 from manifests.schema import Reason
 from manifests.store import open_store
-from stages.read.listing import expand_braces
+from stages.read.listing import expand_braces, source_of
 from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings
 
@@ -42,6 +42,15 @@ def test_folders_globs_braces_and_files(tree: Path) -> None:
     assert names(f"{tree}/b/**/*.tar") == ["00000.tar", "deep/00002.tar"]
     assert names(f"{tree}/a/{{00000..00001}}.tar") == ["00000.tar", "00001.tar"]
     assert names(f"{tree}/a/00000.tar") == ["00000.tar"]
+
+
+def test_a_named_source_names_its_shards(tree: Path) -> None:
+    assert names(f"{tree}/a", f"x={tree}/b") == ["00000.tar", "00001.tar", "x/00000.tar", "x/deep/00002.tar"]
+    assert names(f"b={tree}/a/00001.tar") == ["b/00001.tar"]
+    assert source_of("dt=2024/01/0.tar") == ("", "dt=2024/01/0.tar")  # a partition of Hive's, not a source
+    assert source_of("x=s3://bucket/a=b") == ("x", "s3://bucket/a=b")
+    with pytest.raises(DataError, match=f"two sources have 2 shards of one path, e.g. {tree}/a/00000.tar"):
+        open_dataset([f"{tree}/a", f"x={tree}/a"])
 
 
 def test_bookkeeping_of_img2dataset_beside_tars_is_left_alone(tree: Path) -> None:

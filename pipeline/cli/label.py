@@ -104,6 +104,26 @@ def embed(
     say(told, text, as_json=as_json, following=[f"pairsan split {shlex.quote(out)}"])
 
 
+@click.command(cls=Command, example="pairsan add RUN /data/crawl-2025 --name crawl-2025")
+@click.argument("run")
+@click.argument("data", nargs=-1, required=True)
+@option(
+    "--name", group=DATA, metavar="NAME", help="Of the source: its shards are called NAME/...; by default that of its folder."
+)
+@settings_of("add")
+@JSON
+@click.pass_obj
+def add(
+    verbose: bool, /, run: str, data: tuple[str, ...], name: str | None, as_json: bool, config_path: str | None, **flags: Any
+) -> None:
+    """Score a further source of pairs, DATA, and seal a round of RUN over all that it has."""
+    from pipeline import rounds
+
+    config = _config_of(run, config_path, flags, "add")
+    manifest = rounds.add(run, data, name, config, verbose=verbose)
+    _say_round(manifest, as_json=as_json, verbose=verbose)
+
+
 @click.command(cls=Command, example="pairsan split RUN --keep-share 0.7")
 @click.argument("run")
 @option("--scores-round", type=int, help="Round whose scores are split; the newest complete ones by default.")
@@ -202,4 +222,4 @@ def config(profile: str | None, command: str, markdown: bool) -> None:
     click.echo(as_markdown() if markdown else as_toml(profiled(profile), TAKES[command]), nl=markdown is False)
 
 
-COMMANDS = (clean, plan, repeats, embed, split, rescore, watch, config)
+COMMANDS = (clean, add, plan, repeats, embed, split, rescore, watch, config)

@@ -116,6 +116,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "clean": ("data", *_SCORED),
     "plan": ("data", *_SCORED),
     "embed": ("data", "model", "embed", "executor"),
+    "add": (*_SIGNALS, *_SPLIT, "executor"),
     "split": (*_SIGNALS, *_SPLIT, "executor"),
     "rescore": (*_SCORED, "growth"),
     "watch": (*_SIGNALS, *_SPLIT, "growth", "executor"),

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from manifests.errors import PlanMismatch
+from manifests.errors import ConfigError, PlanMismatch, RunError
 from manifests.layout import (
     CHECKPOINTS,
     RUN,
@@ -19,7 +19,8 @@ from manifests.schema import SCORES_SINCE
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.numbering import shards_of
-from pipeline.steps.plan import facts_of, reachable, read_run
+from pipeline.steps.plan import facts_of, from_anywhere, reachable, read_run
+from stages.read.listing import source_of
 from stages.read.shards import Dataset
 
 log = logging.getLogger("pairsan.growth")
@@ -57,6 +58,29 @@ def grow(run: Store, dataset: Dataset, data: Sequence[str], config: RunConfig, *
     require_same_plan(read_run(run).config.data.model_dump(), reachable(config).data.model_dump(), where=run.uri, hint=how)
     log.info("%s: %d shards are new, %d are gone", run.uri, len(now.keys() - was.keys()), len(gone))
     write_json(run, RUN, {**document, **facts_of(dataset, data), "grown_from": old["fingerprint"]})
+
+
+def with_source(run: Store, data: Sequence[str], name: str | None) -> list[str]:
+    """Return the data of a run and a further source, as entries of `open_dataset`.
+
+    Args:
+        run: The run folder.
+        data: Where the source lies.
+        name: Of the source; that of the first folder or file if None.
+
+    Raises:
+        ConfigError: The name is none.
+        RunError: Nothing of the run is sealed yet, or it trains.
+    """
+    known = read_run(run).data
+    if not sealed_rounds(run) or run.exists(CHECKPOINTS):
+        why = "trains on its data" if run.exists(CHECKPOINTS) else "has no sealed round yet"
+        raise RunError(f"{run.uri} {why}, so nothing is added to it; give all data to a command with another --out")
+    name = name or data[0].rstrip("/").rpartition("/")[2].partition(".")[0]
+    more = [f"{name}={from_anywhere(entry)}" for entry in data]
+    if any(source_of(entry)[0] != name for entry in more):
+        raise ConfigError(f"--name {name!r}: a source is called by letters, digits, and `._-` between them")
+    return [*known, *(entry for entry in more if entry not in known)]
 
 
 def _some(names: list[str], of: Collection[str]) -> str:

@@ -32,6 +32,7 @@ from pipeline.config.load import of_another_version
 from stages.label.fit.strata import StrataKind
 from stages.label.settings import SplitSettings
 from stages.pair import Shard
+from stages.read.listing import source_of
 from stages.read.shards import Dataset, open_dataset
 from stages.signals.signal_parts import Asked
 
@@ -192,7 +193,7 @@ def facts_of(dataset: Dataset, data: Sequence[str]) -> dict[str, Any]:
     """Return what `run.json` says of the data."""
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in dataset.shards]
     facts = {"fingerprint": dataset.fingerprint, "num_shards": len(shards), "shards": shards, "edges": list(dataset.edges)}
-    return {"data": [_from_anywhere(entry) for entry in data], "dataset": facts}
+    return {"data": [from_anywhere(entry) for entry in data], "dataset": facts}
 
 
 def reachable(config: RunConfig) -> RunConfig:
@@ -203,19 +204,20 @@ def reachable(config: RunConfig) -> RunConfig:
         "signals": {name: getattr(config.signals, name) for name in ("reference_encoder", "reference_checkpoint")},
     }
     update: dict[str, Any] = {
-        table: {name: _from_anywhere(path) for name, path in paths.items() if path and Path(path).exists()}
+        table: {name: from_anywhere(path) for name, path in paths.items() if path and Path(path).exists()}
         for table, paths in named.items()
     }
-    update["data"] = {"image_root": _from_anywhere(config.data.image_root)} if config.data.image_root else {}
+    update["data"] = {"image_root": from_anywhere(config.data.image_root)} if config.data.image_root else {}
     if config.data.deny:
-        update["data"]["deny"] = ",".join(_from_anywhere(name.strip()) for name in config.data.deny.split(","))
+        update["data"]["deny"] = ",".join(from_anywhere(name.strip()) for name in config.data.deny.split(","))
     if config.signals.index:  # a glob, perhaps, so no file of that name is there
-        update["signals"]["index"] = _from_anywhere(config.signals.index)
+        update["signals"]["index"] = from_anywhere(config.signals.index)
     return config.model_copy(update={table: getattr(config, table).model_copy(update=new) for table, new in update.items()})
 
 
-def _from_anywhere(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+def from_anywhere(path: str) -> str:
+    """Return a path, URI or `NAME=/PATH` so that it means the same in another folder."""
+    return path if "://" in path or source_of(path)[0] else str(Path(path).expanduser().absolute())
 
 
 @dataclass(frozen=True)

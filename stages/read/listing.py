@@ -24,7 +24,14 @@ KNOWN: Final = f"{', '.join(_PACKED)}, each also with .gz or .zst, .tgz, .parque
 _WILD: Final = re.compile(r"[*?\[]")
 _OWN: Final = ("run.json", "export-plan.json")
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_SOURCE: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(/.*|[a-z0-9+]+://.*)", re.DOTALL)
 Skip = Callable[[str, str], None]
+
+
+def source_of(entry: str) -> tuple[str, str]:
+    """Return the name of a source and where it lies, of `NAME=/PATH` or `NAME=URI`; of anything else no name and the whole."""
+    found = _SOURCE.fullmatch(entry)
+    return (found[1], found[2]) if found else ("", entry)
 
 
 def meant_by(entry: str) -> list[Store]:

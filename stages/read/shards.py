@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from manifests.store import Store
 from stages.pair import Pair, Shard, ShardFormat
 from stages.read.delimited import read_text
 from stages.read.folders import UNNAMED, listed, read_folder
-from stages.read.listing import KNOWN, format_of, is_folder, matches, meant_by
+from stages.read.listing import KNOWN, format_of, is_folder, matches, meant_by, source_of
 from stages.read.tables import read_parquet, unreadable
 from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
@@ -57,22 +58,25 @@ def open_dataset(data: Sequence[str], *, skip_unreadable: bool = False) -> Datas
     Args:
         data: One or more folders, files, globs (`*`, `?`, `**`) or brace patterns (`{00000..00042}`, `{a,b}`), as
             paths or URIs. In a folder that holds tars, the Parquet and CSV files beside them (img2dataset's own
-            bookkeeping) are left alone. Where there is neither, folders that hold images are the shards.
+            bookkeeping) are left alone. Where there is neither, folders that hold images are the shards. `NAME=/PATH` is a
+            source of its own, whose shards are named `NAME/...` and keep those names whatever else is given.
         skip_unreadable: Whether to leave out what cannot be read (dead links, folders that cannot be listed, shards that cannot
             be opened), named in `skipped`.
 
     Raises:
-        DataError: Nothing is found, the patterns lie on different file systems, or something cannot be read.
+        DataError: Nothing is found, two sources share a file or lie on different file systems, or something cannot be read.
     """
-    stores = [store for entry in data for store in meant_by(entry)]
-    if any(type(store.fs) is not type(stores[0].fs) for store in stores):
-        raise DataError(f"all data must lie on one file system, got {list(data)}")
+    sources: dict[str, list[str]] = {}
+    for name, entry in map(source_of, data):
+        sources.setdefault(name, []).append(entry)
     lost: dict[str, str] = {}
-    found = {info.path: info for store in stores for info in matches(store, lost.__setitem__)}
-    store = Store(data[0], stores[0].fs, _common_root(stores, list(found)) if found else "")
-    shards = [
-        Shard(_name(path, store.root), path, _format_of(found[path]), int(found[path].size or 0)) for path in sorted(found)
-    ]
+    found = [_source(name, entries, lost) for name, entries in sources.items()]
+    store, shards = found[0][0], sorted((shard for _, some in found for shard in some), key=lambda shard: shard.path)
+    if any(type(other.fs) is not type(store.fs) for other, _ in found):
+        raise DataError(f"all data must lie on one file system, got {list(data)}")
+    if len(found) > 1:
+        shards.sort(key=lambda shard: shard.name)
+        _refuse_twice(shards)
     edges = _edges(store, shards, lost)
     if lost and not skip_unreadable:
         raise DataError(_why_not(lost))
@@ -84,6 +88,29 @@ def open_dataset(data: Sequence[str], *, skip_unreadable: bool = False) -> Datas
         digest.update(f"{shard.name}\0{shard.size_bytes}\0".encode() + edges[shard.path])
     told = tuple(f"{path} {why}" for path, why in sorted(lost.items()))
     return Dataset(store, tuple(kept), digest.hexdigest(), tuple(edges[shard.path].hex()[:16] for shard in kept), told)
+
+
+def _source(name: str, entries: Sequence[str], lost: dict[str, str]) -> tuple[Store, list[Shard]]:
+    """Return the folder of a source, and its shards in the order of their paths; what cannot be read is added to the lost."""
+    stores = [store for entry in entries for store in meant_by(entry)]
+    if any(type(store.fs) is not type(stores[0].fs) for store in stores):
+        raise DataError(f"all data must lie on one file system, got {list(entries)}")
+    found = {info.path: info for store in stores for info in matches(store, lost.__setitem__)}
+    store = Store(entries[0], stores[0].fs, _common_root(stores, list(found)) if found else "")
+    names = {path: f"{name}/{_name(path, store.root)}" if name else _name(path, store.root) for path in found}
+    return store, [Shard(names[path], path, _format_of(found[path]), int(found[path].size or 0)) for path in sorted(found)]
+
+
+def _refuse_twice(shards: Sequence[Shard]) -> None:
+    """Refuse sources that share a file, or a name.
+
+    Raises:
+        DataError: Names it.
+    """
+    for what in ("path", "name"):
+        seen = [getattr(shard, what) for shard in shards]
+        if twice := sorted(value for value, num in Counter(seen).items() if num > 1):
+            raise DataError(f"two sources have {len(twice)} shards of one {what}, e.g. {twice[0]}")
 
 
 def _why_not(lost: dict[str, str]) -> str:

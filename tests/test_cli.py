@@ -55,7 +55,7 @@ SURFACE = {
     "review": "run --round --port --who --open --read-only --sample --checkpoint",
     "reviews": "",
     "export": "run --round --out --format --label --reason --rows-per-file --inject --weights --multiplicities --json",
-    "diff": "run --from --to --other --flipped --json",
+    "diff": "run --from --to --other --flipped --changed --json",
     "status": "run --json --prometheus",
     "verify": "run --round --data --key --json",
     "sign": "run --round --key",

@@ -135,15 +135,18 @@ def report(run: str, number: int | None, out: str, pairs: int, no_images: bool, 
 @click.argument("run")
 @option("--from", "first", type=int, required=True, help="The earlier round.")
 @option("--to", "second", type=int, help="The later round; the newest sealed one by default.")
-@option("--other", metavar="RUN", help="Take the later round from another run over the same data.")
+@option("--other", metavar="RUN", help="Take the later round from another run: of the same data, or of a second crawl.")
 @option("--flipped", metavar="FILE", help="Write the rows whose label differs there, as .csv or .parquet.")
+@option("--changed", metavar="FILE", help="With --other: write the addresses with another image, or in one run alone.")
 @JSON
-def diff(run: str, first: int, second: int | None, other: str | None, flipped: str | None, as_json: bool) -> None:
-    """Compare two sealed rounds of RUN, or of two runs over the same data: labels, cosines, shards, plans."""
+def diff(
+    run: str, first: int, second: int | None, other: str | None, flipped: str | None, changed: str | None, as_json: bool
+) -> None:
+    """Compare two sealed rounds of RUN, or of two runs: labels, cosines, shards, plans, images."""
     from pipeline.queries import differences
 
     rounds = open_round(run, first), open_round(other or run, second)
-    found = differences.compare(*rounds, Path(flipped) if flipped else None)
+    found = differences.compare(*rounds, *(Path(name) if name else None for name in (flipped, changed)))
     say(found, differences.as_text(found), as_json=as_json)
 
 

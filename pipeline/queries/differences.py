@@ -1,21 +1,20 @@
 """What changed between two rounds: labels, cosines, shards, plans. DuckDB joins their rows, out of core where it must."""
 
-import csv
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow.parquet as pq
 
-from manifests.errors import ConfigError, RunError
+from manifests.errors import RunError
 from manifests.layout import differences
 from manifests.reading import Manifest
 from manifests.schema import Label
+from pipeline.queries import contents
+from pipeline.queries.rows_file import refuse_ending, write_rows
 from pipeline.queries.terminal import printable
 from stages.out_of_core import connect
 
 _MOST_SHARDS: Final = 10
-_BATCH_ROWS: Final = 100_000
 _QUANTILES: Final = (1, 10, 50, 90, 99)
 _LABELS: Final = [str(label) for label in Label]
 # rows of the same place; which of two labels, reasons, cosines is whose
@@ -26,7 +25,37 @@ a.cosine AS cosine_from, b.cosine AS cosine_to, b.caption, b.cosine::DOUBLE - a.
 FROM a JOIN b USING (shard, index, uid)"""
 
 
-def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[str, Any]:
+def compare(old: Manifest, new: Manifest, flipped: Path | None = None, changed: Path | None = None) -> dict[str, Any]:
+    """Compare two rounds; of two runs their images, too, which is all where they are crawls of their own.
+
+    Args:
+        old: The earlier round.
+        new: The later one, of the same run or another.
+        flipped: Where to write the rows whose label differs, as `.csv` or `.parquet`; None for nowhere.
+        changed: The same of the addresses whose image differs.
+
+    Returns:
+        What `of_labels` returns where the rounds have rows in common, `from`, `to`, and of two runs `contents`.
+
+    Raises:
+        RunError: The rounds have nothing in common.
+        ConfigError: A file has another ending.
+    """
+    refuse_ending(flipped)
+    refuse_ending(changed)
+    of = {which: {"run": one.run.uri, "round": one.number} for which, one in (("from", old), ("to", new))}
+    if old.run.uri == new.run.uri:
+        return {**of, **of_labels(old, new, flipped)}
+    images = contents.compare(old, new, changed)
+    try:
+        return {**of, **of_labels(old, new, flipped), "contents": images}
+    except RunError:
+        if not contents.num_both(images):
+            raise
+        return {**of, "contents": images}
+
+
+def of_labels(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[str, Any]:
     """Compare two rounds over the same data, or where these have grown, over the shards that both have.
 
     Args:
@@ -40,10 +69,7 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
 
     Raises:
         RunError: The rounds have no shard in common, or other rows in one.
-        ConfigError: The file has another ending.
     """
-    if flipped is not None and flipped.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{flipped}: rows that flipped are written as .csv or .parquet")
     rows_of = [{part["shard"]: part["rows"] for part in manifest.seal["parts"]} for manifest in (old, new)]
     common = rows_of[0].keys() & rows_of[1].keys()
     if not common:
@@ -57,15 +83,13 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None) -> dict[s
         if not sum(num for *_, num in rows) == num_both[0] == num_both[1]:
             raise RunError("the rows of the two rounds are not the same; they are of other data")
         if flipped is not None:
-            _write(
+            write_rows(
                 connection.sql("SELECT * EXCLUDE change FROM both_rounds WHERE label_from <> label_to ORDER BY ALL"), flipped
             )
         matrix = {a: dict.fromkeys(_LABELS, 0) for a in _LABELS}
         for a, b, num in rows:
             matrix[a][b] = num
         return {
-            "from": {"run": old.run.uri, "round": old.number},
-            "to": {"run": new.run.uri, "round": new.number},
             "matrix": matrix,
             "flipped": sum(num for a, b, num in rows if a != b),
             "drift": _drift(connection),
@@ -97,32 +121,17 @@ def _moved(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return [dict(zip(("shard", "rows", "flipped", "mean_change"), line, strict=True)) for line in found.fetchall()]
 
 
-def _write(rows: duckdb.DuckDBPyRelation, path: Path) -> None:
-    """Write rows as they come, whole or not at all."""
-    draft, reader = path.with_name(f".{path.name}.draft"), rows.to_arrow_reader(_BATCH_ROWS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetWriter(draft, reader.schema) as parquet:
-                for batch in reader:
-                    parquet.write_batch(batch)
-        else:
-            with draft.open("w", newline="") as file:
-                lines = csv.writer(file)
-                lines.writerow(reader.schema.names)
-                for batch in reader:
-                    lines.writerows(row.values() for row in batch.to_pylist())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def as_text(found: dict[str, Any]) -> str:
     """Return a comparison for a terminal."""
     lines = [
         f"round {found['from']['round']} of {found['from']['run']} -> round {found['to']['round']} of {found['to']['run']}"
     ]
-    lines += ["", f"{'from / to':<16}" + "".join(f"{label:>14}" for label in _LABELS)]
+    lines += ["", *contents.as_lines(found["contents"])] if "contents" in found else []
+    return "\n".join([*lines, *(_of_labels(found) if "matrix" in found else [])])
+
+
+def _of_labels(found: dict[str, Any]) -> list[str]:
+    lines = ["", f"{'from / to':<16}" + "".join(f"{label:>14}" for label in _LABELS)]
     lines += [f"  {a:<14}" + "".join(f"{found['matrix'][a][b]:>14,}" for b in _LABELS) for a in _LABELS]
     lines += ["", f"{found['flipped']:,} labels differ"]
     if found["drift"]:
@@ -138,4 +147,4 @@ def as_text(found: dict[str, Any]) -> str:
             where = f"are in round {found[which]['round']} alone"
             lines += ["", f"{len(alone['shards'])} shards of {alone['rows']:,} rows {where}: {names}"]
     lines += ["", "plans differ in:" if found["plan"] else "the plans are the same", *(f"  {line}" for line in found["plan"])]
-    return "\n".join(lines)
+    return lines

@@ -1,7 +1,11 @@
 """The documented loaders, with the real libraries, on a sealed round."""
 
+import ast
 import gc
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +125,23 @@ def test_hugging_face_datasets_select_by_the_mask(
     clean = loaded.select(safe.nonzero()[0])
     assert list(clean["text"]) == [caption for caption, good in zip(captions, safe, strict=True) if good]
     assert io.BytesIO(clean[0]["image"]).getbuffer()[:4] == b"RIFF"
+
+
+def test_litdata_streams_the_safe_rows(data: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """The example of the docs, as it stands there."""
+    page = (Path(__file__).parent.parent / "docs/trainers.md").read_text()
+    code = page.split("## LitData")[1].split("```python\n")[1].split("```")[0]
+    urls = [str(path) for path in sorted(data.rglob("*.tar"))]
+    (tmp_path / "example.py").write_text(
+        f"urls = {urls}\n{code.replace('RUN', str(tmp_path / 'run'))}"
+        "    print(sorted(caption for batch in loader for caption in batch['caption']))\n"
+    )
+    caches = {
+        name: str(tmp_path / name) for name in ("DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER", "HOME")
+    }
+    env = {**os.environ, **caches}
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=120
+    )
+    rows = manifest.to_pandas(["label", "caption"])
+    assert ast.literal_eval(done.stdout.splitlines()[-1]) == sorted(rows[rows["label"] == "safe"]["caption"])

@@ -52,7 +52,7 @@ def main() -> None:
         )
         kills = 0
         for number in itertools.count():
-            threads, run = THREADS[number % len(THREADS)], args.out / f"{executor}-{number}"
+            threads, run = min(THREADS[number % len(THREADS)], _most(executor)), args.out / f"{executor}-{number}"
             within: Counter[str] = Counter()
             while (
                 sum(within.values()) < _IN_A_RUN
@@ -69,9 +69,14 @@ def main() -> None:
     sys.exit(1 if failures else 0)
 
 
+def _most(executor: str) -> int:
+    """Return how many threads a worker can have: on Ray, no more than there are CPUs."""
+    return max(THREADS) if executor == "local" else psutil.cpu_count() or 1
+
+
 def _begun(run: Path, executor: str, threads: int) -> "subprocess.Popen[bytes]":
     command = [str(PAIRSAN), "clean", DATA, "--out", str(run), "--checkpoint", TINY, "--executor", executor, "--device", "cpu"]
-    command += ["--threads-per-worker", str(threads if executor == "local" else min(threads, psutil.cpu_count() or 1))]
+    command += ["--threads-per-worker", str(threads)]
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen([*command, *NEAR, *MANY, *TOWER], stdout=log, stderr=log)
 

@@ -147,6 +147,24 @@ def test_replaced_pictures_are_told_from_those_encoded_anew(
     assert sum(line["replaced"] for line in domains) == (found["reason"] == "replaced").sum()
 
 
+def test_cosines_of_an_index_without_hashes_tell_some(
+    web: tuple[Path, np.ndarray[Any, Any]], scored: tuple[Path, str], tmp_path: Path, pairsan: Pairsan
+) -> None:
+    (folder, what), run = web, tmp_path / "run"
+    shutil.copytree(scored[0], run)
+    index = pq.read_table(sorted((folder / "index").glob("*.parquet"))).drop_columns(["sha256"])
+    pq.write_table(index, tmp_path / "index.parquet")
+    options = ("--executor", "local", "--keep-share", 0.9, "--index", tmp_path / "index.parquet", "--replaced-tail", 0.02)
+    said = pairsan("split", run, *options, "--index-score", "clip_score").output
+    found = labels(run, what)
+    assert set(found["promise"]) == {"no_hash"}
+    assert (found.loc[found["what"] == "replaced", "reason"] == "replaced").mean() > 0.5
+    assert (found.loc[found["what"] == "exact", "reason"] != "replaced").all()  # half of them lie above what is usual
+    num = open_round(run).seal["promises"]["judged_by"]["mirrored"]
+    assert NUM / 2 <= num < NUM
+    assert f"by aspect ratio and cosine ({num} rows whose cosine rose)" in said
+
+
 @pytest.mark.parametrize("form", ["npz", "column"])
 def test_vectors_of_the_index_tell_almost_all(
     web: tuple[Path, np.ndarray[Any, Any]], scored: tuple[Path, str], tmp_path: Path, pairsan: Pairsan, form: str

@@ -1,12 +1,14 @@
 """What a command prints when it is done: a round in a few lines, and the schema."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from manifests.reading import Manifest
 from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, Label, Reason
 from pipeline.queries.terminal import printable
 from pipeline.steps import audit
+
+_MEASURED: Final = ("gap", "turn", "mirrored")
 
 
 def of_round(manifest: Manifest, *, verbose: bool = False) -> str:
@@ -66,9 +68,10 @@ def _by_index(seal: dict[str, Any]) -> str:
     rows, judged = seal["promises"]["rows"], seal["promises"]["judged_by"]
     tail, replaced = seal["plan"]["split"]["replaced_tail"], seal["counts"]["reasons"].get(Reason.REPLACED, 0)
     parts = ", ".join(f"{word} {rows.get(word, 0):,}" for word in ("exact", "differs", "no_hash", "unknown"))
-    words = {"aspect": "aspect ratio", "gap": "cosine", "turn": "vector"}
-    by, moved = [word for kind, word in words.items() if judged.get(kind)], max(judged.get("gap", 0), judged.get("turn", 0))
-    how = f"{' and '.join(by)} ({moved:,} pictures encoded anew)" if moved else "aspect ratio alone (see --index-score)"
+    words = {"aspect": "aspect ratio", "gap": "cosine", "turn": "vector", "mirrored": "cosine"}
+    by, moved = [word for kind, word in words.items() if judged.get(kind)], max(0, *(judged.get(kind, 0) for kind in _MEASURED))
+    whose = "rows whose cosine rose" if judged.get("mirrored") else "pictures encoded anew"
+    how = f"{' and '.join(by)} ({moved:,} {whose})" if moved else "aspect ratio alone (see --index-score)"
     few = f"; too few to tell at {tail:g}" if moved and len(by) / (moved + 1) > tail else ""
     return f"{parts}; {replaced:,} replaced, by {how}{few}"
 

@@ -15,7 +15,7 @@ from manifests.layout import REENCODED, SCORES, part_name, round_folder
 from manifests.parts import write_part
 from manifests.store import Store
 from stages.out_of_core import within
-from stages.signals.index.promises import DRAWS, HONEST_SCHEMA, PROMISE, Distances, simulated_aspects
+from stages.signals.index.promises import ASPECT, DRAWS, GAP, HONEST_SCHEMA, MIRRORED, PROMISE, Distances, simulated_aspects
 from stages.signals.signal_parts import HONEST, SignalParts
 from stages.vectors import read_columns
 
@@ -110,7 +110,7 @@ def write_found(parts: SignalParts, index: Index, folder: str) -> None:
     with within(parts.memory_bytes, f"finding rows in --index {index.store.uri}") as connection:
         _join(connection, parts, index)
         _refuse_another_index(connection, index)
-        honest = {"aspect": simulated_aspects(), "gap": _honest_gaps(connection, parts, index)}
+        honest = {ASPECT: simulated_aspects(), **_honest_gaps(connection, parts, index)}
         names = ", ".join(PROMISE.names)
         found = connection.sql(f"SELECT number, {names} FROM found ORDER BY number, place").to_arrow_reader(_BATCH_ROWS)  # noqa: S608
         for shard, table in _by_shard(found, parts.shards):
@@ -186,32 +186,43 @@ def _refuse_another_index(connection: duckdb.DuckDBPyConnection, index: Index) -
         )
 
 
-def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> Distances:
-    """Return how far cosines of honest pictures are from the index's; the gaps in `found` lose what is usual of exact rows.
+def _honest_gaps(connection: duckdb.DuckDBPyConnection, parts: SignalParts, index: Index) -> dict[str, Distances]:
+    """Return how far cosines of honest pictures are from the index's; the gaps in `found` lose what is usual of such rows.
 
-    None where the index has vectors: those say more, and another test would only cost.
+    Where rows are known to be exact: as far as pictures that were encoded anew here moved, and `exact` rows. Where there is not
+    a hash: as far as cosines lie above what is usual, for a picture put in place of another makes them fall (MIRRORED).
+    Nothing where the index has vectors: those say more, and another test would only cost.
 
     Raises:
         DataError: The index's scores are another model's.
     """
-    exact = "FROM found WHERE promise = 'exact' AND gap IS NOT NULL"
-    usual, spread, num = connection.sql(f"SELECT median(gap), mad(gap), count(*) {exact}").fetchall()[0]
-    steps = encoded_anew(parts, "moved") if index.score and not index.vectors and num >= _FEWEST else np.zeros(0, np.float32)
-    if not len(steps):
+    of, kind, (usual, spread, num) = "exact", GAP, _usual(connection, "exact")
+    if num < _FEWEST:
+        of, kind, (usual, spread, num) = "no_hash", MIRRORED, _usual(connection, "no_hash")
+    steps = encoded_anew(parts, "moved") if kind == GAP else None
+    if not index.score or index.vectors or num < _FEWEST or (steps is not None and not len(steps)):
         connection.execute("UPDATE found SET gap = NULL")
-        return steps
+        return {}
     if max(abs(usual), spread) > _MOST_GAP:
         raise DataError(
-            f"--index-score {index.score}: of {num:,} exact rows it is {abs(usual):.3f} (median) from this checkpoint's cosine,"
+            f"--index-score {index.score}: of {num:,} {of} rows it is {abs(usual):.3f} (median) from this checkpoint's cosine,"
             f" give or take {spread:.3f}; it is another model's"
         )
     connection.execute("UPDATE found SET gap = gap - ?", [usual])
-    sample = connection.sql(f"SELECT gap {exact} ORDER BY hash(number, place) LIMIT {DRAWS}").fetchnumpy()["gap"]
-    noise = np.random.default_rng(0).choice(
-        np.asarray(sample), len(steps)
-    )  # no more values than were measured: p has its floor
-    found: Distances = np.abs(steps + noise).astype(np.float32)
-    return found
+    above = " AND gap >= 0" if steps is None else ""
+    query = f"SELECT gap FROM found WHERE promise = ?{above} ORDER BY hash(number, place) LIMIT {DRAWS}"  # noqa: S608
+    sample = np.asarray(connection.execute(query, [of]).fetchnumpy()["gap"], np.float32)
+    if steps is None:
+        return {kind: sample}
+    # no more values than were measured: p has its floor
+    return {kind: np.abs(steps + np.random.default_rng(0).choice(sample, len(steps))).astype(np.float32)}
+
+
+def _usual(connection: duckdb.DuckDBPyConnection, promise: str) -> tuple[float, float, int]:
+    """Return median, median deviation and number of the gaps of rows that kept such a promise."""
+    query = "SELECT median(gap), mad(gap), count(gap) FROM found WHERE promise = ?"
+    usual, spread, num = connection.execute(query, [promise]).fetchall()[0]
+    return usual or 0.0, spread or 0.0, num
 
 
 def encoded_anew(parts: SignalParts, what: str) -> Distances:

@@ -8,7 +8,8 @@
 `p_reencoded` is 1 for what is exact, else the smallest of up to three p-values times their number: that so much of the aspect
 ratio is lost when a picture is resized and cut at its borders by up to a twentieth each, by simulation; that the cosine is so
 far from the one which the index states, and the image's vector from the index's, as those of rows encoded anew here, and of
-exact rows, moved (`stages.score.reencoded`). Null where there is nothing to compare with.
+exact rows, moved (`stages.score.reencoded`); where there are no hashes, as cosines of the data lie above the index's, for a
+picture put in place of another makes them fall. Null where there is nothing to compare with.
 """
 
 from typing import Any, Final
@@ -32,7 +33,9 @@ PROMISE: Final = pa.schema(
     ]
 )
 HONEST_SCHEMA: Final = pa.schema([pa.field("kind", pa.string()), pa.field("distance", pa.float32())])
-KINDS: Final = ("aspect", "gap", "turn")
+ASPECT, GAP, TURN = "aspect", "gap", "turn"
+KINDS: Final = (ASPECT, GAP, TURN)
+MIRRORED: Final = "mirrored"  # gaps again, honest ones of an index without hashes
 DRAWS: Final = 100_000
 _MOST_CUT: Final = 0.05
 Distances = npt.NDArray[np.float32]
@@ -66,7 +69,7 @@ def promise_signals(counts: Counts) -> Source | None:
         return None
     table = read_columns(parts.run, parts.name(HONEST), None)
     kinds, distances = np.asarray(table["kind"].to_pylist()), table["distance"].to_numpy()
-    honest = {kind: distances[kinds == kind] for kind in KINDS}
+    honest = {kind: distances[(kinds == kind) | ((kinds == MIRRORED) & (kind == GAP))] for kind in KINDS}
 
     def source(rows: Known) -> dict[str, npt.NDArray[Any]]:
         if rows.promises is None:

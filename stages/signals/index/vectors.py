@@ -15,7 +15,7 @@ from manifests.layout import EMBEDDINGS, part_name
 from manifests.parts import write_part
 from stages.pair import Shard
 from stages.signals.index.join import FOUND, Index, encoded_anew, write_honest
-from stages.signals.index.promises import DRAWS, PROMISE
+from stages.signals.index.promises import ASPECT, DRAWS, PROMISE, TURN
 from stages.signals.signal_parts import HONEST, PROMISES, SignalParts
 from stages.stage import Stage
 from stages.vectors import read_columns, unit, vectors_of
@@ -124,4 +124,4 @@ def add_honest_turns(parts: SignalParts, index: Index) -> None:
     kinds, distances = np.asarray(table["kind"].to_pylist()), table["distance"].to_numpy()
     noise = np.random.default_rng(0).choice(usual, len(steps)) if len(usual) else np.zeros(0, np.float32)
     turns = (steps + noise).astype(np.float32) if len(noise) else steps[:0]
-    write_honest(parts, {"aspect": distances[kinds == "aspect"], "gap": distances[kinds == "gap"], "turn": turns})
+    write_honest(parts, {ASPECT: distances[kinds == ASPECT], TURN: turns})

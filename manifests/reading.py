@@ -120,6 +120,7 @@ class Manifest:
         *,
         sit_out: bool = False,
         image_of: Callable[[Row], bytes | None] | None = None,
+        caption_of: Callable[[Row], str | None] | None = None,
     ) -> Iterator[tuple[str, Row]]:
         """Yield the label of each row of a shard beside it; a label never goes to another row.
 
@@ -129,15 +130,22 @@ class Manifest:
             sit_out: Whether safe rows whose turn it is to sit out are yielded as risky; a trainer asks for that, so that the
                 next look scores them out of sample.
             image_of: Gives the encoded image of what stands beside a key, to be compared with the one that was scored.
+            caption_of: The same of the caption, cleaned as pairsan's own reader does; nothing is compared where none was kept.
 
         Raises:
             RunError: The rows are not those that were labelled: names shard, row and both keys, or how many rows there are, or
-                the row whose image is another one.
+                the row whose image or caption is another one.
         """
         digests = self.image_digests(shard) if image_of is not None else None
-        columns = ["key", "label", *(["sits_out"] if sit_out and self.seal.get("sitting_out") else [])]
+        columns = [
+            "key",
+            "label",
+            *(["caption"] if caption_of is not None else []),
+            *(["sits_out"] if sit_out and self.seal.get("sitting_out") else []),
+        ]
         table = self.table(shard, columns, check_hash=True)
         keys, labels, num = table["key"].to_pylist(), table["label"].cast(pa.string()).to_pylist(), 0
+        captions = table["caption"].to_pylist() if caption_of is not None else None
         if "sits_out" in columns:
             turns = table["sits_out"].to_pylist()
             labels = [str(Label.RISKY) if turn else label for label, turn in zip(labels, turns, strict=True)]
@@ -149,6 +157,10 @@ class Manifest:
             if image_of is not None and digests is not None and not same_image(image_of(row), digests[num - 1]):
                 raise RunError(
                     f"{shard} [{num - 1}] ({shown!r}): its image is not the one that was scored; were the data changed?"
+                )
+            if caption_of is not None and captions is not None and captions[num - 1] not in (None, caption_of(row)):
+                raise RunError(
+                    f"{shard} [{num - 1}] ({shown!r}): its caption is not the one that was scored; were the data changed?"
                 )
             yield labels[num - 1], row
         # what nothing could score may be a stretch that this reader does not count

@@ -62,8 +62,13 @@ def test_a_swap_of_equal_size_in_the_middle_of_a_shard_is_seen_by_verify_export_
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (180, 180, 3), np.uint8)).save(written, "BMP")
         return written.getvalue()
 
-    def write(*seeds: int) -> None:
-        rows = [(f"{n}.{end}", data) for n, seed in enumerate(seeds) for end, data in (("bmp", noise(seed)), ("txt", b"noise"))]
+    def write(*seeds: int, word: bytes = b"noise") -> None:
+        texts = [b"noise", word, b"noise", b"noise"]
+        rows = [
+            (f"{n}.{end}", data)
+            for n, (seed, text) in enumerate(zip(seeds, texts, strict=True))
+            for end, data in (("bmp", noise(seed)), ("txt", text))
+        ]
         (tmp_path / "data" / "0.tar").write_bytes(make_tar(rows))
 
     (tmp_path / "data").mkdir()
@@ -84,6 +89,14 @@ def test_a_swap_of_equal_size_in_the_middle_of_a_shard_is_seen_by_verify_export_
     assert len(list(manifest.join("0.tar", pairs))) == 4  # who gives no images gets labels by keys alone
     with pytest.raises(RunError, match=r"0\.tar \[1\] \('1'\): its image is not the one that was scored"):
         list(manifest.join("0.tar", pairs, image_of=lambda pair: pair.image))
+    write(0, 1, 2, 3, word=b"voice")  # of equal length
+    assert open_dataset([str(tmp_path / "data")]).fingerprint == before.fingerprint
+    told = pairsan("export", run, "--format", "webdataset", "--label", "all", "--out", tmp_path / "y", code=6)
+    assert "0.tar [1] ('1') has another caption than the one that was scored" in told.output  # type: ignore[attr-defined]
+    pairs = [(pair.key, pair) for pair in read_shard(before.store, before.shards[0], ReadSettings())]
+    assert len(list(manifest.join("0.tar", pairs, image_of=lambda pair: pair.image))) == 4
+    with pytest.raises(RunError, match=r"0\.tar \[1\] \('1'\): its caption is not the one that was scored"):
+        list(manifest.join("0.tar", pairs, caption_of=lambda pair: pair.caption))
     write(0, 1, 2, 3)
     pairs = [(pair.key, pair) for pair in read_shard(before.store, before.shards[0], ReadSettings())]
     assert len(list(manifest.join("0.tar", pairs, image_of=lambda pair: pair.image))) == 4

@@ -42,6 +42,7 @@ class Choice:
         *,
         sit_out: bool = False,
         image_of: Callable[[Pair], bytes | None] | None = None,
+        caption_of: Callable[[Pair], str | None] | None = None,
     ) -> Iterator[tuple[str, Pair]]:
         """Yield the label of each row of a shard beside it, as `Manifest.join` does; nobody sits out, nothing is compared."""
         return ((label, row) for label, (_, row) in zip(self.labels[shard], rows, strict=True))

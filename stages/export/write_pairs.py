@@ -215,7 +215,7 @@ class Export(Stage[ExportTarget, Exported]):
 
     def _rows_of(self, piece: Piece) -> Iterator[tuple[OriginalRow, dict[str, Any]]]:
         target, chosen = self.target, self._chosen(piece)
-        table = target.manifest.table(piece.shard.name, ["uid", "key", "cosine", "p_safe", "rank"]).take(chosen)
+        table = target.manifest.table(piece.shard.name, ["uid", "key", "caption", "cosine", "p_safe", "rank"]).take(chosen)
         rows, digests = (
             original_rows(target.data, piece.shard, target.read, chosen),
             target.manifest.image_digests(piece.shard.name),
@@ -225,6 +225,8 @@ class Export(Stage[ExportTarget, Exported]):
                 raise _changed(piece.shard, row, f"is {row.shown_key!r}, its manifest says {facts['key']!r}")
             if digests is not None and row.image is not None and not same_image(row.image, digests[row.index]):
                 raise _changed(piece.shard, row, f"({row.shown_key!r}) has another image than the one that was scored")
+            if facts["caption"] is not None and row.caption != facts["caption"]:
+                raise _changed(piece.shard, row, f"({row.shown_key!r}) has another caption than the one that was scored")
             yield row, facts
 
     def _chosen(self, piece: Piece) -> npt.NDArray[np.int64]:

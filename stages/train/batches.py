@@ -61,6 +61,7 @@ class Labelled(Protocol):
         *,
         sit_out: bool = False,
         image_of: Callable[[Pair], bytes | None] | None = None,
+        caption_of: Callable[[Pair], str | None] | None = None,
     ) -> Iterator[tuple[str, Pair]]:
         """Yield the label of each row of a shard beside it."""
         ...
@@ -266,5 +267,6 @@ def _rows_of(manifest: Labelled | None, shard: Shard, decode: Decode, label: Lab
         yield from (pair for pair in decode.pairs(shard) if pair.reason is None)
         return
     pairs = ((pair.key, pair) for pair in decode.pairs(shard))
-    joined = manifest.join(shard.name, pairs, sit_out=True, image_of=attrgetter("image"))
+    compared = {"image_of": attrgetter("image"), "caption_of": attrgetter("caption")}
+    joined = manifest.join(shard.name, pairs, sit_out=True, **compared)
     yield from (pair for word, pair in joined if word == label)

@@ -144,3 +144,42 @@ def test_the_commands_of_compose_clean_a_bucket_on_a_head_and_two_workers(
         subprocess.run(["pkill", "-9", "-f", str(short)], check=False)  # the job's own raylet
     sealed = open_round(f"s3://runs/first?endpoint_override={bucket}&scheme=http&region=us-east-1")
     assert sealed.num_rows == 1406
+
+
+JOINED = """
+import sys
+import ray
+from pipeline.config.catalogue import ExecutorSettings
+from pipeline.config.provenance import code_sha256
+from pipeline.workers.connect import connected
+
+with connected(ExecutorSettings(ray_address=sys.argv[1]), verbose=False):
+    from pipeline.workers.ray_worker import Worker
+
+    @ray.remote
+    def where():
+        import manifests, pipeline, stages
+        return [module.__file__ for module in (manifests, pipeline, stages)]
+
+    for place in ray.get(where.remote()):
+        assert "py_modules_files" in place, place
+    worker = Worker.remote(False)
+    assert ray.get(worker.ready.remote())[0] == code_sha256()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+def test_nodes_of_a_cluster_that_is_joined_get_the_code_of_the_driver(short: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    start = ["ray", "start", "--head", f"--port={port}", "--num-cpus=1", f"--temp-dir={short}", "--include-dashboard=false"]
+    try:
+        subprocess.run(start, env=env, check=True, capture_output=True, timeout=120)
+        joined = [sys.executable, "-c", JOINED, f"127.0.0.1:{port}"]
+        # the folder of the driver is on the path of workers, too
+        done = subprocess.run(joined, cwd=short, env=env, capture_output=True, text=True, check=False, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        subprocess.run(["pkill", "-9", "-f", str(short)], check=False)

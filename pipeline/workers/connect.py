@@ -15,6 +15,7 @@ import ray
 
 from manifests.errors import ConfigError
 from pipeline.config.catalogue import ExecutorSettings
+from pipeline.config.provenance import package_folders
 from pipeline.workers.executors import Executor, LocalExecutor
 from pipeline.workers.ray_pool import RayExecutor
 from stages.settings import ModelSettings
@@ -75,6 +76,8 @@ def connected(options: ExecutorSettings, *, verbose: bool, meanwhile: str | None
             logging_level=level,
             log_to_driver=verbose,
             configure_logging=verbose,
+            # nodes need what this code depends on, and no release of it
+            runtime_env=None if address == "local" else {"py_modules": [str(folder) for folder in package_folders()]},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot connect to Ray at {address}: {error}") from error

@@ -8,7 +8,7 @@ import getpass
 import hashlib
 import uuid
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 from manifests.errors import RunError
 from manifests.parts import write_part
 from manifests.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER: Final = "reviews"
 VERDICTS: Final = ("safe", "risky", "drop")
@@ -60,19 +63,41 @@ def append(run: Store, rows: pa.Table, *, verdict: Any, who: Any, round_number: 
     Raises:
         RunError: The verdict is no word that is known, or there are no rows.
     """
-    if isinstance(verdict, str) and verdict not in VERDICTS:
-        raise RunError(f"no verdict {verdict!r}; there are: {', '.join(VERDICTS)}")
+    said = [verdict] if verdict is None or isinstance(verdict, str) else pc.unique(verdict).to_pylist()
+    if unknown := [word for word in said if word is not None and word not in VERDICTS]:
+        raise RunError(f"no verdict {unknown[0]!r}; there are: {', '.join(VERDICTS)}")
     if not rows.num_rows:
         raise RunError("no rows to give a verdict on")
     now = datetime.now(UTC)
-    said = {"verdict": verdict, "note": note, "who": who, "when": now, "round": round_number}
+    facts = {"verdict": verdict, "note": note, "who": who, "when": now, "round": round_number}
     columns = {name: rows[name] for name in ("uid", "shard", "index", "key")}
-    for name, value in said.items():
+    for name, value in facts.items():
         column = isinstance(value, (pa.Array, pa.ChunkedArray))
         columns[name] = value if column else pa.array([value] * rows.num_rows, REVIEWS.field(name).type)
     file = f"{FOLDER}/{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
     write_part(run, file, REVIEWS, [pa.table(columns).select(REVIEWS.names).cast(REVIEWS)], fingerprint="")
     return file
+
+
+def append_frame(run: Store, frame: "pd.DataFrame", *, round_number: int, who: str | None = None) -> str:
+    """Write what a pandas frame says of some rows, such as those of `Manifest.to_pandas`, as one act; see `append`.
+
+    Args:
+        run: The run folder.
+        frame: Columns uid, shard, index and key of the pairs, `verdict`, and `note` where there is one.
+        round_number: The round that was looked at.
+        who: Name of the reviewer; the user who runs this process if None.
+
+    Raises:
+        RunError: A column is missing, a verdict is no word that is known, or there are no rows.
+    """
+    names = ["uid", "shard", "index", "key", "verdict", *(["note"] if "note" in frame.columns else [])]
+    if missing := [name for name in names if name not in frame.columns]:
+        raise RunError(f"verdicts need the columns {', '.join(names)}; {', '.join(missing)} is not there")
+    wanted = pa.schema([REVIEWS.field(name) for name in names])
+    rows = pa.Table.from_pandas(frame[names].astype({"shard": str}), schema=wanted, preserve_index=False)
+    note = rows["note"] if "note" in names else None
+    return append(run, rows, verdict=rows["verdict"], note=note, who=who or reviewer_name(), round_number=round_number)
 
 
 def undo(run: Store, name: str, *, who: str, round_number: int) -> int:

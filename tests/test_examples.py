@@ -15,6 +15,7 @@ from click.testing import Result
 from conftest import EMOJI, ROOT
 
 from manifests import open_round
+from manifests.reviews import newest, read_all
 
 
 def members(part: str) -> list[tuple[str, bytes]]:
@@ -109,6 +110,10 @@ def test_the_notebook_explores_a_round(
     printed = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in printed if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in printed) == 2
+    verdicts = newest(read_all(open_round(run).run))
+    assert verdicts["verdict"].to_pylist() == ["drop"] * 4 + ["risky"] * 4
+    pairsan("split", run, "--keep-share", 0.8, "--executor", "local")
+    assert open_round(run).seal["overruled"] == {"risky>quarantined": 4}
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     members[1] = (members[1][0], ATTACK.encode())
     members[3] = (members[3][0], members[0][1])
     members[6] = (members[6][0], members[6][1][:40])
+    for place, caption in ((31, b"IMG_001.jpg"), (34, b"Img-002.JPG"), (52, b"img 2003 jpg")):
+        members[place] = (members[place][0], caption)
     (folder / "data").mkdir()
     for shard, (start, stop) in enumerate([(0, 48), (48, 96), (96, 120)]):
         (folder / "data" / f"{shard}.tar").write_bytes(make_tar(members[start:stop]))
@@ -121,6 +123,10 @@ def test_a_report_is_one_page_without_network_and_its_figures_add_up(run: Path, 
     above = figures["pairs"]["Just above the cut"][0]
     assert above["cosine"] == figures["cut"]
     assert figures["image_groups"][0]["num_rows"] == 2
+    rows = open_round(run, 2).to_pandas(["caption", "label"])
+    safe = int((rows[rows["caption"].str.startswith(("IMG", "Img", "img "))]["label"] == "safe").sum())
+    group = {"caption": "IMG_001.jpg", "num_rows": 3, "num_captions": 3, "num_safe": safe}
+    assert figures["caption_groups"][0] == group  # one wording but for its numbers
     assert figures["pairs"]["Quarantined"][0]["reason"] == "image_undecodable"
     again = tmp_path / "again.html"
     pairsan("report", run, "--out", again)

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from manifests.errors import RunError
 from manifests.reading import open_round
-from manifests.reviews import append, newest, read_all, undo
+from manifests.reviews import append, append_frame, newest, read_all, undo
 from manifests.store import open_store
 
 Pairsan = Callable[..., Result]
@@ -135,3 +135,18 @@ def test_verdicts_travel_as_files(run: Path, tmp_path: Path, pairsan: Pairsan) -
     given.write_text(f"uid,verdict\n{uids[0]},safe\n{'0' * 32},safe\n")
     assert "1 of 2 uids are in no shard" in pairsan("reviews", "import", run, given, code=5).stderr
     assert "Give --uid, --who or --verdict" in pairsan("reviews", "revoke", run, code=2).stderr
+
+
+def test_a_frame_is_an_act_and_a_word_that_is_no_verdict_is_refused(run: Path) -> None:
+    manifest = open_round(run)
+    rows = manifest.to_pandas(["uid", "shard", "index", "key"]).head(3)
+    append_frame(manifest.run, rows.assign(verdict=["safe", None, "drop"], note="seen"), who="ann", round_number=1)
+    acts = read_all(manifest.run).to_pylist()
+    assert [(act["uid"], act["verdict"], act["note"], act["who"]) for act in acts] == [
+        (uid, verdict, "seen", "ann") for uid, verdict in zip(rows["uid"], ["safe", None, "drop"], strict=True)
+    ]
+    with pytest.raises(RunError, match="no verdict 'saffe'"):
+        append_frame(manifest.run, rows.assign(verdict="saffe"), round_number=1)
+    with pytest.raises(RunError, match="key is not there"):
+        append_frame(manifest.run, rows.drop(columns="key").assign(verdict="safe"), round_number=1)
+    assert len(read_all(manifest.run)) == 3

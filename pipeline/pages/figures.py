@@ -27,6 +27,8 @@ _BY_SIGNALS: Final = {*(limit.reason for limit, _ in LIMITS), Reason.PUT_OUT, Re
 _DOMAIN_ROWS: Final = 20  # scored rows of a domain that is tested
 _SOURCE_SINCE: Final = 8
 _EXACT_SINCE: Final = 6  # manifests of before it do not tell copies from look-alikes
+# as `stages.score.hashes.normalised` has it, nearly
+_WORDS: Final = "coalesce(nullif(trim(regexp_replace(lower(caption), '[^\\p{L}]+', ' ', 'g')), ''), caption)"
 Figures = dict[str, Any]
 
 
@@ -219,12 +221,13 @@ def _grouped(gallery: Gallery, cluster: str, size: str, having: str) -> list[dic
 
 
 def caption_groups(gallery: Gallery) -> list[dict[str, Any]]:
-    """Return the captions that occur most often."""
+    """Return the captions that occur most often, but for case, digits and punctuation: one of each kind."""
     text = (
-        "SELECT lower(caption) AS words, count(*) AS num_rows, count(*) FILTER (label = 'safe') AS num_safe "
-        "FROM pairs WHERE signals.caption_cluster_size > 1 GROUP BY words ORDER BY num_rows DESC, words LIMIT ?"
+        "SELECT min(caption), count(*) AS num_rows, count(DISTINCT caption), count(*) FILTER (label = 'safe') "  # noqa: S608
+        f"FROM pairs WHERE signals.caption_cluster_size > 1 GROUP BY {_WORDS} ORDER BY num_rows DESC, 1 LIMIT ?"
     )
-    return [{"caption": words, "num_rows": rows, "num_safe": safe} for words, rows, safe in gallery.query(text, [2 * _GROUPS])]
+    names = ("caption", "num_rows", "num_captions", "num_safe")
+    return [dict(zip(names, line, strict=True)) for line in gallery.query(text, [2 * _GROUPS])]
 
 
 def sections(gallery: Gallery, num: int) -> dict[str, list[Row]]:

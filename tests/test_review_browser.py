@@ -150,16 +150,48 @@ def test_everybody_can_use_the_page(run: Path, width: int, scheme: str, tmp_path
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         page.goto(address)
         expect(page.locator("#words")).to_be_in_viewport()  # the chosen pair is in sight, on a narrow screen too
+        if width == 1280:
+            page.click("#map summary")
+            expect(page.locator("#places")).to_contain_text("principal axes", timeout=20_000)
         found = Axe().run(page).response["violations"]
         assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] in ("serious", "critical")] == []
         assert [one["id"] for one in found if one["id"] in ("heading-order", "region", "landmark-one-main")] == []
-        stops = "e => e.tabIndex >= 0 && !e.disabled && e.offsetParent !== null"
+        page.evaluate("document.querySelector('#map').open = false")  # what is folded away is no stop
+        folded = "e.closest('details:not([open]) > :not(summary)')"
+        stops = f"e => e.tabIndex >= 0 && !e.disabled && e.offsetParent !== null && !{folded}"
         assert (
             page.evaluate(f"[...document.querySelectorAll('a, input, select, button, [tabindex]')].filter({stops}).length")
             <= 32
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off at the side"
         page.screenshot(path=f"{tmp_path}/{width}-{scheme}.png")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_an_area_of_the_map_is_chosen_by_the_mouse(run: Path) -> None:
+    from playwright.sync_api import expect
+
+    with served(run) as (browser, address):
+        page, errors = browser.new_page(viewport={"width": 1400, "height": 1000}), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        expect(page.locator("#count")).to_have_text("24 pairs")
+        page.click("#map summary")
+        expect(page.locator("#places")).to_contain_text("24 of 40 images, by their first two principal axes")
+        box = page.locator("#map canvas").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] + 5, box["y"] + box["height"] + 5)
+        page.mouse.up()
+        expect(page.locator("#count")).not_to_have_text("24 pairs")
+        chosen = page.locator("#count").text_content()
+        assert re.search(r"area=0\.[45]\d*%2C-?0\.0", page.url), page.url
+        page.reload()
+        expect(page.locator("#count")).to_have_text(chosen)
+        expect(page.locator("#places")).to_contain_text("24 of 40 images")  # the map is open, since the address has an area
+        page.click("button[type=reset]")
+        expect(page.locator("#count")).to_have_text("24 pairs")
+        assert not errors
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")

@@ -146,6 +146,36 @@ def test_words_are_sought_by_the_weights_that_scored_the_round(run: Path, tmp_pa
     assert Gallery(manifest, checkpoint=str(other)).count(about_cats) == 40
 
 
+def test_the_map_lies_on_the_principal_axes_and_knows_what_a_filter_finds(client: TestClient, run: Path) -> None:
+    manifest = open_round(run)
+    rows = manifest.to_pandas(["shard", "index", "label"])
+    places = [(str(shard), index) for shard, index in zip(rows["shard"], rows["index"], strict=True)]
+    parts = [part["embeddings"]["name"] for part in manifest.seal["parts"]]
+    vectors = np.concatenate([vectors_of(pq.read_table(manifest.run.path(part))["image"]) for part in parts]).astype(np.float64)
+    there = vectors.any(axis=1)
+    answer = client.post("/token/map", json={"filter": {"label": "safe"}}).content
+    num = int.from_bytes(answer[:4], "little")
+    assert num == there.sum() == 40
+    assert len(answer) == 4 + 6 * num
+    x, y = (np.frombuffer(answer, "<u2", num, 4 + 2 * num * axis) for axis in (0, 1))
+    labels, found = (np.frombuffer(answer, np.uint8, num, (4 + axis) * num + 4) for axis in (0, 1))
+    assert [("safe", "risky", "quarantined")[code] for code in labels] == rows["label"][there].astype(str).tolist()
+    assert found.tolist() == (rows["label"][there] == "safe").astype(int).tolist()
+    centred = vectors[there] - vectors[there].mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    for drawn, axis in ((x, axes[0]), (y, axes[1])):
+        inside = (drawn > 0) & (drawn < 65_535)
+        assert abs(np.corrcoef(drawn[inside], (centred @ axis)[inside])[0, 1]) > 0.9999
+    mapped = [place for place, known in zip(places, there, strict=True) if known]
+    left = {place for place, at in zip(mapped, x, strict=True) if at < 32_000}
+    pairs = client.post("/token/pairs", json={"filter": {"area": f"-9,-9,{32_000 / 65_535},9"}}).json()["pairs"]
+    assert {(pair["shard"], pair["index"]) for pair in pairs} == left
+    one = client.post("/token/pair", json={"shard": pairs[0]["shard"], "index": pairs[0]["index"]}).json()
+    assert 0 <= one["on_map"][0] <= 32_000 / 65_535
+    assert "is no area of the map" in client.post("/token/map", json={"filter": {"area": "1,2"}}).json()["error"]
+    assert client.post("/token/count", json={"filter": {"area": "1,2"}}).status_code == 400
+
+
 def test_a_page_to_show_takes_no_verdicts(run: Path) -> None:
     reviewer = Reviewer(Gallery(open_round(run)), Thumbnails.of_round(open_round(run)), "ann", read_only=True)
     app = make_app(reviewer, "token", 80)

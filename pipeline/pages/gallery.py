@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import duckdb
@@ -17,6 +17,7 @@ from manifests.errors import ConfigError
 from manifests.layout import sealed_rounds
 from manifests.reading import Manifest, open_round
 from manifests.reviews import newest, read_all
+from pipeline.pages.embedding_map import TABLE, EmbeddingMap, corners
 from pipeline.pages.likeness import SIMILARITY, Likeness
 from pipeline.queries.inspection import Query, sealed_off, spelled
 from stages.vectors import read_columns, vectors_of
@@ -26,6 +27,7 @@ _AT_ONCE: Final = 100 * PAGE_ROWS  # places of one query, of which pages are cut
 _KEPT_ANSWERS: Final = 64
 _THREADS: Final = 8
 _BINS: Final = 40
+_EVERYWHERE: Final = "-inf,-inf,inf,inf"
 Row = dict[str, Any]
 Place = tuple[str, int]
 
@@ -39,12 +41,14 @@ class Wanted:
         verdict: Only pairs with this human verdict; `any`, or `none` for pairs without; empty for all.
         where: An expression of DuckDB over the manifest's columns, for experts.
         like: What the images are compared with, as `Likeness.table` takes it; they then have a `similarity`. Empty: nothing.
+        area: Of the map, `left,top,right,bottom`; empty for all, those that are not on it too.
     """
 
     query: Query
     verdict: str = ""
     where: str = ""
     like: str = ""
+    area: str = ""
 
 
 class Gallery:
@@ -55,6 +59,7 @@ class Gallery:
         self.manifest, self._lock = manifest, threading.Lock()
         self._connection = sealed_off(manifest, threads)
         self.likeness = Likeness(manifest, self._connection, checkpoint)
+        self.map = EmbeddingMap(manifest, self._connection)
         self._answers: OrderedDict[Any, Any] = OrderedDict()
         self._acts: tuple[str, ...] = ()
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -128,6 +133,12 @@ class Gallery:
         for number, label, count in self.query(text, [low, (high - low) or 1.0]):
             bins[number][label] = count
         return bins
+
+    def drawn(self, wanted: Wanted) -> bytes:
+        """Return the map of the round, with what a filter finds on it; see `EmbeddingMap.drawn`."""
+        self.map.ready()
+        text, values = self._sql(replace(wanted, area=wanted.area or _EVERYWHERE), "map_point", "")
+        return self.map.drawn(np.asarray(self._run(text, values).fetchnumpy()["map_point"], np.int64))
 
     def first(self, wanted: Wanted, num: int) -> list[Row]:
         """Return the first rows that a filter finds."""
@@ -229,6 +240,11 @@ class Gallery:
         if wanted.where:
             tests.append(f"({wanted.where}\n)")
         source = self._joined(wanted.like)
+        if wanted.area:
+            self.map.ready()
+            source += f" JOIN {TABLE} USING (shard, index)"
+            tests.append("map_x BETWEEN ? AND ? AND map_y BETWEEN ? AND ?")
+            values += corners(wanted.area)
         return f"SELECT {columns} FROM {source} WHERE {' AND '.join(['TRUE', *tests])} {tail}", values  # noqa: S608
 
     def _joined(self, like: str) -> str:

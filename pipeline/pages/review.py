@@ -74,6 +74,8 @@ def make_app(reviewer: Reviewer, token: str, port: int) -> Starlette:
     if not reviewer.read_only:
         routes += [("verdict", _verdict, "POST"), ("verdict-all", _verdict_all, "POST"), ("undo", _undo, "POST")]
     made = [Route(f"/{token}/{name}", _json(answer, reviewer), methods=[method]) for name, answer, method in routes]
+    if reviewer.sample is None:  # its labels are not to be seen
+        made.append(Route(f"/{token}/map", functools.partial(_map, reviewer), methods=["POST"]))
     made.append(Route(f"/{token}/", _file("review.html")))
     made += [Route(f"/{token}/{name}", _file(name)) for name in _STATIC]
     made.append(Route(f"/{token}/image", functools.partial(_image, reviewer)))
@@ -133,6 +135,14 @@ async def _image(reviewer: Reviewer, request: Request) -> Response:
     if row not in found:
         return Response("no image", status_code=404)
     return Response(found[row], media_type="image/webp")
+
+
+async def _map(reviewer: Reviewer, request: Request) -> Response:
+    try:
+        drawn = await run_in_threadpool(reviewer.gallery.drawn, wanted(await request.json()))
+    except (PairsanError, ValueError, KeyError, TypeError) as error:
+        return JSONResponse({"error": f"{error}"}, status_code=400)
+    return Response(drawn, media_type="application/octet-stream")
 
 
 def _about(reviewer: Reviewer, _: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +222,7 @@ def _pair(reviewer: Reviewer, body: dict[str, Any]) -> dict[str, Any]:
         "alike": [plain(other) for other in gallery.rows(alike)],
         "alike_where": where,
         "neighbours": [plain(other) for other in gallery.rows(gallery.neighbours(place))],
+        "on_map": gallery.map.place(place),
     }
 
 

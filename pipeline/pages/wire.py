@@ -37,7 +37,8 @@ def wanted(body: dict[str, Any]) -> Wanted:
         sort=given.get("sort") or "cosine",
         more=(SIMILARITY,) if like else (),
     )
-    return Wanted(query, str(given.get("verdict") or ""), str(given.get("where") or ""), like)
+    verdict, where, area = (str(given.get(name) or "") for name in ("verdict", "where", "area"))
+    return Wanted(query, verdict, where, like, area)
 
 
 def shown(row: dict[str, Any], *, unseen: bool) -> dict[str, Any]:

@@ -57,6 +57,7 @@ function fill(words) {
 async function restore() {
   const words = new URLSearchParams(location.search || first);
   fill(words);
+  if (words.has("area")) $("map").open = true;
   await show(Math.max(0, (Number(words.get("page")) || 1) - 1), Math.max(0, (Number(words.get("at")) || 1) - 1), false);
 }
 
@@ -81,7 +82,7 @@ async function show(page = 0, place = 0, isNew = true) {
   if (isNew) history.pushState(null, "", address());
   draw(trouble);
   choose(Math.min(place, state.pairs.length - 1), trouble);
-  if (!about.sample) histogram().catch(failed);
+  if (!about.sample) { histogram().catch(failed); map().catch(failed); }
   $("gallery").removeAttribute("aria-busy");
 }
 
@@ -179,6 +180,8 @@ async function detail(pair) {
   const mine = state.pairs[state.chosen];
   const found = await ask("pair", { shard: pair.shard, index: pair.index });
   if (state.pairs[state.chosen] !== mine) return;
+  state.spot = found.on_map;
+  spot();
   state.other = pair === mine ? null : pair;
   const { signals, review, caption, unseen, source, ...facts } = found.pair;
   const like = `pair:${pair.shard}:${pair.index}`;
@@ -282,6 +285,77 @@ async function histogram() {
   };
 }
 
+// Where the images lie by their vectors; what the filter finds is coloured, dragging over some sets the area.
+const colour = (name) => [1, 3, 5].map((at) => parseInt(getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(at, at + 2), 16));
+
+async function map() {
+  if (!$("map").open) return;
+  $("places").textContent = "Laid out once, by all vectors of the round.";
+  const { area, ...filter } = state.filter;
+  const answer = await fetch("map", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ filter }) });
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  const data = await answer.arrayBuffer(), num = new DataView(data).getUint32(0, true);
+  const [x, y] = [4, 4 + 2 * num].map((at) => new Uint16Array(data, at, num));
+  const [label, found] = [4 + 4 * num, 4 + 5 * num].map((at) => new Uint8Array(data, at, num));
+  const canvas = $("map").querySelector("canvas"), { width, height } = canvas, pen = canvas.getContext("2d");
+  const drawn = pen.createImageData(width, height), size = num < 2000 ? 4 : num < 20000 ? 3 : num < 200000 ? 2 : 1;
+  const colours = ["--safe", "--risky", "--quarantined"].map(colour);
+  for (const pass of [0, 1]) {  // what was found lies above the others
+    for (let i = 0; i < num; i++) {
+      if (found[i] !== pass) continue;
+      const left = Math.round(x[i] / 65535 * (width - size)), top = Math.round(y[i] / 65535 * (height - size));
+      const [red, green, blue] = pass ? colours[label[i]] : [128, 128, 128];
+      for (let down = 0; down < size; down++) for (let right = 0; right < size; right++) {
+        drawn.data.set([red, green, blue, pass ? 255 : 70], 4 * ((top + down) * width + left + right));
+      }
+    }
+  }
+  state.map = drawn;
+  const hits = found.reduce((sum, one) => sum + one, 0);
+  $("places").textContent = `${hits.toLocaleString("en")} of ${num.toLocaleString("en")} images, by their first two principal axes; drag to choose an area`;
+  canvas.setAttribute("aria-label", `Map of ${num.toLocaleString("en")} images, ${hits.toLocaleString("en")} of this filter`);
+  spot();
+}
+
+// The map with the area that is chosen and the pair that is.
+function spot(dragged) {
+  if (!state.map || !$("map").open) return;
+  const canvas = $("map").querySelector("canvas"), { width, height } = canvas, pen = canvas.getContext("2d");
+  pen.putImageData(state.map, 0, 0);
+  const area = dragged ?? ($("area").value ? $("area").value.split(",").map(Number) : null);
+  pen.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--focus");
+  pen.strokeStyle = pen.strokeStyle === "#000000" ? "#0b62d6" : pen.strokeStyle;  // light-dark() is no colour of a canvas
+  pen.lineWidth = 2;
+  if (area) pen.strokeRect(area[0] * width, area[1] * height, (area[2] - area[0]) * width, (area[3] - area[1]) * height);
+  if (state.spot) {
+    pen.beginPath();
+    pen.arc(state.spot[0] * width, state.spot[1] * height, 7, 0, 2 * Math.PI);
+    pen.stroke();
+  }
+}
+
+function dragMap(canvas) {
+  const at = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    const start = at(event);
+    let area = null;
+    canvas.setPointerCapture(event.pointerId);
+    canvas.onpointermove = (moved) => {
+      const end = at(moved);
+      area = [Math.min(start[0], end[0]), Math.min(start[1], end[1]), Math.max(start[0], end[0]), Math.max(start[1], end[1])];
+      spot(area);
+    };
+    canvas.onpointerup = () => {
+      canvas.onpointermove = canvas.onpointerup = null;
+      $("area").value = area ? area.map((one) => one.toFixed(4)).join(",") : "";  // a click takes it away
+      show();
+    };
+  });
+}
+
 function columns() {
   return getComputedStyle($("gallery")).gridTemplateColumns.split(" ").length;
 }
@@ -332,6 +406,8 @@ async function begin() {
     [$("filter").elements.sort.value, $("filter").elements.of.value] = ["-similarity", "similarity"];
     $("filter").elements.low.value = $("filter").elements.high.value = "";
   });
+  $("map").addEventListener("toggle", () => { if ($("map").open) map().then(() => detail(state.pairs[state.chosen])).catch(failed); });
+  dragMap($("map").querySelector("canvas"));
   $("undo").disabled = !about.undoable;
   $("act").hidden = about.read_only;
   $("filter").hidden = $("whole").parentElement.hidden = about.sample;

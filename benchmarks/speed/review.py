@@ -1,10 +1,10 @@
 """How fast the review page and the report answer on a large round.
 
-    python -m benchmarks.speed.review [--rows 10000000] [--folder DIR]
+    python -m benchmarks.speed.review [--rows 10000000] [--folder DIR] [--width 512]
 
 A synthetic manifest (random cosines, captions of the bundled pairs) over a tar of bundled pairs that stands for every shard
-by hard links. Requests go through the whole application, without a socket. Ratios: each request against a bare count(*) of
-the same parts by DuckDB.
+by hard links; with `--width`, random vectors of so many numbers, too, for search by image and the map. Requests go through the
+whole application, without a socket. Ratios: each request against a bare count(*) of the same parts by DuckDB.
 """
 
 import argparse
@@ -38,13 +38,14 @@ from stages.pair import Shard
 from stages.read.shards import open_dataset
 from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
+from stages.vectors import packed, unit
 
 SHARD_ROWS = 10_000
 PLACES = pa.schema([("image_offset", pa.int64()), ("image_bytes", pa.int64())])
 CUT = 0.2
 
 
-def build(folder: Path, num_shards: int) -> None:
+def build(folder: Path, num_shards: int, width: int) -> None:
     """Write data and manifest, unless they are there."""
     data, run = folder / "data", open_store(folder / "run")
     if (folder / "run" / "rounds" / "0001" / "manifest.json").exists():
@@ -74,6 +75,11 @@ def build(folder: Path, num_shards: int) -> None:
         places = {"name": f"rounds/0001/scores/{name}.parquet"}
         write_part(run, places["name"], PLACES, [offsets], fingerprint="x")
         parts.append({"shard": name, "rows": SHARD_ROWS, "labels": labels, "manifest": entry, "scores": places})
+        if width:
+            parts[-1]["embeddings"] = {"name": f"rounds/0001/embeddings/{name}.parquet"}
+            vectors = packed(unit(rng.standard_normal((SHARD_ROWS, width), np.float32)))
+            table = pa.table({"image": vectors})
+            write_part(run, parts[-1]["embeddings"]["name"], table.schema, [table], fingerprint="x")
         totals = {label: totals[label] + labels[label] for label in totals}
     shards = [[shard.name, shard.path, shard.format, shard.size_bytes] for shard in open_dataset([str(data)]).shards]
     write_json(run, RUN, {"data": [str(data)], "dataset": {"shards": shards}, "config": RunConfig().model_dump()})
@@ -154,8 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pairsan-review-speed"))
+    parser.add_argument("--width", type=int, default=0)
     args = parser.parse_args()
-    build(args.folder, args.rows // SHARD_ROWS)
+    build(args.folder, args.rows // SHARD_ROWS, args.width)
     header("speed.review")
     run = open_store(args.folder / "run")
     seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
@@ -190,6 +197,17 @@ def main() -> None:
     for what, given in filters.items():
         timed(what + ", page", lambda given=given: ask("pairs", **given), bare)  # type: ignore[misc]
         timed(what + ", count", lambda given=given: ask("count", **given), bare)  # type: ignore[misc]
+
+    for of in ("cosine", "signals.outlier"):
+        timed(f"histogram of {of}", lambda of=of: client.post("/t/histogram", json={"of": of}).raise_for_status(), bare)  # type: ignore[misc]
+    if args.width:
+        pairs = client.post("/t/pairs", json={"filter": {"label": "risky"}}).json()["pairs"]
+        like = [f"pair:{pair['shard']}:{pair['index']}" for pair in pairs[:2]]
+        turn = iter(like)
+        timed("first page of images like a pair's", lambda: ask("pairs", like=next(turn), sort="-similarity"), bare)
+        timed("map, laid out and drawn", lambda: client.post("/t/map", json={}).raise_for_status(), bare)
+        timed("map, of the risky", lambda: client.post("/t/map", json={"filter": {"label": "risky"}}).raise_for_status(), bare)
+        timed("an area of the map, page", lambda: ask("pairs", area="0.4,0.4,0.5,0.5"), bare)
 
     def page(number: int) -> None:
         assert client.post("/t/pairs", json={"filter": {"sort": "-cosine"}, "page": number}).json()["pairs"]

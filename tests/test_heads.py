@@ -33,7 +33,8 @@ def test_data_of_which_no_row_can_be_read_as_asked_are_refused_with_what_there_i
     assert "none of the first 10 rows can be scored, 10 of them for image_missing" in told
     assert "a.tar has pic, txt" in told
     assert "--image-column" in told
-    refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings(image_column="pic"))
+    found = refuse_hopeless(open_dataset([str(tmp_path)]), ReadSettings(image_column="pic"))
+    assert found == (tmp_path / "a.tar").stat().st_size / 10
     write("png", "label")
     assert "--caption-column" in refusal(tmp_path)
 

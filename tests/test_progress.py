@@ -57,9 +57,19 @@ def test_rows_of_unfinished_shards_count_before_any_is_finished() -> None:
     assert progress.line().endswith(f"left, 8 quarantined, last {LAST}")
 
 
+def test_what_is_left_is_told_by_rows_before_any_shard_is_finished() -> None:
+    progress = Progress("embed", 2, 0, io.StringIO(), under_way=lambda: UnderWay(100, 0, ""), num_rows=301)
+    progress._start -= 10.0
+    found = re.search(r"about (\d):(\d\d):(\d\d) left", progress.line())
+    assert found is not None
+    assert found.groups() == ("0", "00", "20")  # 201 rows at 10 a second
+    progress.shard_done(160)
+    assert "about" not in progress.line()
+
+
 def test_a_worker_in_this_process_says_how_far_it_is(crawl: Path, tmp_path: Path, tiny: str) -> None:
     dataset, config = open_dataset([str(crawl)]), load_config(None, {"checkpoint": tiny, "executor": "local"})
-    stage = prepare(config, dataset).stage(open_store(tmp_path / "run"), 1, num_shards=3, num_threads=1)
+    stage = prepare(config, dataset, "cpu").stage(open_store(tmp_path / "run"), 1, num_shards=3, num_threads=1)
     executor, plain = LocalExecutor(0, 1), stage.run
     seen: list[tuple[int, int]] = []
 

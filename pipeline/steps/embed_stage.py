@@ -32,6 +32,7 @@ class Scoring:
         device: `cpu` or `cuda`, where workers run it.
         data: Where the dataset lies.
         config: The settings.
+        bytes_per_row: Of the shards, about, for the progress line; None where nobody knows.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Scoring:
     device: str
     data: Store
     config: RunConfig
+    bytes_per_row: float | None = None
 
     def stage(self, run: Store, number: int, *, num_shards: int, num_threads: int) -> Embed:
         """Return the stage that scores shards into a round, on `num_threads` CPU threads in each worker."""

@@ -1,5 +1,6 @@
 """Embed the shards of a round that have no scores yet."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from manifests.layout import EMBEDDINGS, SCORES, round_folder
@@ -24,10 +25,10 @@ def prepare(config: RunConfig, dataset: Dataset, device: str) -> "Scoring":
     Raises:
         DataError: No row can be read as asked.
     """
-    refuse_hopeless(dataset, config.data)
+    bytes_per_row = refuse_hopeless(dataset, config.data)
     from pipeline.steps.embed_stage import prepare_scoring  # torch: seconds that a mere split need not wait
 
-    return prepare_scoring(config, dataset, device=device)
+    return replace(prepare_scoring(config, dataset, device=device), bytes_per_row=bytes_per_row)
 
 
 def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scoring | None") -> None:
@@ -47,6 +48,7 @@ def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scorin
     folder, kinds = round_folder(round_.scores_round), [EMBEDDINGS] if config.embed.keep_embeddings else []
     done = shards_of(round_.run, round_.scores_round)
     todo = [shard for shard in round_.shards if shard.name not in done]
+    size, bytes_per_row = sum(shard.size_bytes for shard in todo), scoring.bytes_per_row
     run_in_pieces(
         executor,
         stage,
@@ -57,6 +59,7 @@ def score(executor: Executor, round_: Round, config: RunConfig, scoring: "Scorin
         folder=round_.place,
         collect=_count,
         num_done_before=len(round_.shards) - len(todo),
+        num_rows=round(size / bytes_per_row) if bytes_per_row else None,
     )
 
 

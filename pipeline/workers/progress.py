@@ -23,6 +23,7 @@ class Progress:
         stream: TextIO | None = None,
         under_way: Callable[[], UnderWay] = UnderWay,
         unit: str = "shards",
+        num_rows: int | None = None,
     ) -> None:
         """Start the clock.
 
@@ -33,8 +34,10 @@ class Progress:
             stream: Where to print; standard error if unset.
             under_way: Says what is known of unfinished shards.
             unit: What is counted.
+            num_rows: Rows of what is left, about; tells how long it will take before the first shard has ended.
         """
         self._what, self._unit, self._num_shards, self._num_before = what, unit, num_shards, num_done_before
+        self._expected = num_rows
         self._stream, self._under_way = stream or sys.stderr, under_way
         self._terminal = self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
         self._width = 0
@@ -80,6 +83,8 @@ class Progress:
             parts.append(f"{rows:,} rows, {rows / seconds:,.0f} rows/s")
         if self._num_done and done < self._num_shards:
             parts.append(f"{clock(seconds / self._num_done * (self._num_shards - done))} left")
+        elif not self._num_done and rows and self._expected:
+            parts.append(f"about {clock(seconds / rows * max(0, self._expected - rows))} left")
         if quarantined:
             parts.append(f"{quarantined:,} quarantined")
         if self._num_failed:

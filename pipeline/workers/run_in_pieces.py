@@ -29,6 +29,7 @@ def run_in_pieces(
     folder: tuple[Store, int],
     collect: Callable[[Shard, Out], tuple[int, int]],
     num_done_before: int = 0,
+    num_rows: int | None = None,
 ) -> None:
     """Run a stage over shards, and delete what is left of pieces; but for the following see `run_stage`.
 
@@ -42,6 +43,7 @@ def run_in_pieces(
         folder: Run and round.
         collect: Takes each output as it comes.
         num_done_before: Shards that an earlier run has finished.
+        num_rows: Rows of what is left, about.
 
     Raises:
         StageFailed: Some shards failed.
@@ -55,7 +57,8 @@ def run_in_pieces(
     before = num_done_before + sum(map(len, pieces.values())) - len(missing)
     if units := [*missing, *whole]:  # the last to finish is a small one
         unit = "pieces" if pieces else "shards"
-        run_stage(executor, stage, units, what=what, unit=unit, folder=folder, collect=collect, num_done_before=before)
+        told: dict[str, Any] = {"what": what, "unit": unit, "num_done_before": before, "num_rows": num_rows}
+        run_stage(executor, stage, units, folder=folder, collect=collect, **told)
     if pieces:
         from stages.score.pieces import JoinPieces, JoinTarget
 

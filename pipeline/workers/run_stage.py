@@ -30,6 +30,7 @@ def run_stage(
     collect: Callable[[Shard, Out], tuple[int, int]],
     num_done_before: int = 0,
     unit: str = "shards",
+    num_rows: int | None = None,
 ) -> None:
     """Run a stage over shards; shards that fail do not stop the others.
 
@@ -42,6 +43,7 @@ def run_stage(
         collect: Takes each output as it comes and returns its (rows, quarantined rows) for the progress line.
         num_done_before: Shards that an earlier run has finished.
         unit: What people call them: shards, or pieces where some are pieces of shards.
+        num_rows: Rows of what is left, about; None where nobody knows.
 
     Raises:
         StageFailed: Some shards failed; names them and their errors.
@@ -50,7 +52,8 @@ def run_stage(
     failed: list[Failed] = []
     run, number = folder
     total = len(shards) + num_done_before
-    with Progress(what, total, num_done_before, under_way=executor.under_way, unit=unit) as progress:
+    told: dict[str, Any] = {"under_way": executor.under_way, "unit": unit, "num_rows": num_rows}
+    with Progress(what, total, num_done_before, **told) as progress:
         for outcome in executor.map(stage, shards):
             if isinstance(outcome, Done):
                 progress.shard_done(*collect(outcome.shard, outcome.output))

@@ -70,22 +70,27 @@ def read_head(dataset: Dataset, shard: Shard, settings: ReadSettings, num: int) 
     return pairs, len(pairs) / max(share, 1e-9), names
 
 
-def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> None:
+def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> float | None:
     """Look at the first rows of a few shards, and refuse data of which no row can be read as asked.
+
+    Returns:
+        How many bytes of a shard a row has, about; None where nothing tells.
 
     Raises:
         DataError: Says what is wrong with all of them, what columns or endings there are, and which setting may help.
     """
     reasons: Counter[Reason] = Counter()
     first, seen, num_rows, wrong = dict[Reason, str](), dict[str, list[str]](), 0, list[DataError]()
+    guessed, size = 0.0, 0
     for shard in some_shards(dataset):
         try:
-            pairs, _, names = read_head(dataset, shard, settings, num)
+            pairs, rows, names = read_head(dataset, shard, settings, num)
         except DataError as error:  # columns that are not there: this shard's own fault, unless all lack them
             wrong.append(error)
             continue
         except (*DAMAGED, ValueError):  # what it costs is said where it is counted
-            return
+            return None
+        guessed, size = guessed + rows, size + shard.size_bytes
         num_rows, seen[shard.name] = num_rows + len(pairs), names
         for pair in pairs:
             if pair.reason in _HINTS:
@@ -97,7 +102,7 @@ def refuse_hopeless(dataset: Dataset, settings: ReadSettings, num: int = 64) -> 
     good = num_rows - sum(reasons.values())
     odd_keys = any(len(names) > _MANY_ENDINGS and ".tar" in name.lower() for name, names in seen.items())
     if worst is None or good or (num_rows < _FEWEST and not odd_keys):
-        return
+        return size / guessed if size and guessed else None
     listed = "; ".join(f"{name} has {', '.join(names)[:200]}" for name, names in seen.items())
     raise DataError(
         f"none of the first {num_rows} rows can be scored, {count} of them for {worst}, e.g. {first[worst]}. {listed}. "

@@ -45,7 +45,7 @@ PLACES = pa.schema([("image_offset", pa.int64()), ("image_bytes", pa.int64())])
 CUT = 0.2
 
 
-def build(folder: Path, num_shards: int, width: int) -> None:
+def build(folder: Path, num_shards: int, width: int = 0) -> None:
     """Write data and manifest, unless they are there."""
     data, run = folder / "data", open_store(folder / "run")
     if (folder / "run" / "rounds" / "0001" / "manifest.json").exists():

@@ -190,3 +190,8 @@ def test_a_run_that_was_cut_within_a_shard_goes_on_there(tmp_path: Path, big: Pa
     found = digests(run)
     assert found == digests(open_store(tmp_path / "uncut"))
     assert not any(PIECES in name for name in found)
+    (tmp_path / "uncut/rounds/0001/manifest.json").unlink()
+    piece = tmp_path / "uncut/rounds/0001/scores-pieces/0.tar/000000000000.parquet"
+    piece.parent.mkdir(parents=True)
+    (tmp_path / "uncut/rounds/0001/scores/0.tar.parquet").rename(piece)
+    assert "0/1 shards and 1 pieces of others scored, 1 labelled" in pairsan("status", tmp_path / "uncut").stdout

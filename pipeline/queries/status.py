@@ -18,6 +18,7 @@ from manifests.layout import (
 from manifests.store import Store
 from pipeline.queries.summary import profile_of, taught_text, voices_of
 from pipeline.steps.plan import read_run
+from stages.pair import PIECES
 
 Report = dict[str, Any]
 _LOOKS: Final = ("before", "trained_on", "voices", "sitting_out", "separation")  # seals before schema 5 have none
@@ -38,7 +39,8 @@ def of_run(run: Store) -> Report:
 
 def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -> Report:
     plan, folder = read_plan(run, number), round_folder(number)
-    scored = _num_parts(run, f"{round_folder(plan['scores_round'])}/{SCORES}")
+    scores = f"{round_folder(plan['scores_round'])}/{SCORES}"
+    scored = _num_parts(run, scores)
     report: Report = {
         "round": number,
         "kind": plan["kind"],
@@ -48,6 +50,7 @@ def _of_round(run: Store, number: int, num_shards: int, history: list[Report]) -
         "state_sha256": plan["scores"]["model"]["state_sha256"],
         "weights": plan.get("weights"),  # plans before schema 6 have no name
         "shards_scored": scored,
+        "pieces_scored": _num_parts(run, f"{scores}{PIECES}"),  # of shards that are not
         "shards_labelled": _num_parts(run, f"{folder}/{LABELS}"),
         "failed": run.read_json(f"{folder}/{FAILURES}")["failed"] if run.exists(f"{folder}/{FAILURES}") else [],
     }
@@ -113,7 +116,8 @@ def as_text(report: Report) -> str:
 
 def _facts(entry: Report, total: int) -> str:
     if entry["state"] != "sealed":
-        return f"{entry['shards_scored']}/{total} shards scored, {entry['shards_labelled']} labelled"
+        pieces = f" and {entry['pieces_scored']} pieces of others" if entry["pieces_scored"] else ""
+        return f"{entry['shards_scored']}/{total} shards{pieces} scored, {entry['shards_labelled']} labelled"
     labels = entry["counts"]["labels"]
     where = f"cosine >= {entry['cut']:.4f}" if entry["cut"] is not None else "posterior"
     facts = [

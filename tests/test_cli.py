@@ -34,7 +34,7 @@ FLAGS = {
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
-    "train": "--rounds --warmup-passes --scorer --look-again --overlap --risky --first-matching --matching-passes"
+    "train": "--rounds --log-to --warmup-passes --scorer --look-again --overlap --risky --first-matching --matching-passes"
     " --learning-rate --train-batch-size"
     " --train-workers --train-precision --warmup-views --train-seed",
     "scout": "--scout-passes --scout-model",

@@ -18,6 +18,7 @@ from click.testing import Result
 from conftest import SMALL_MODEL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from manifests import Label, open_round
 from manifests.errors import ConfigError, RunError, TrainingFailed
@@ -239,11 +240,18 @@ OPTIONS = (*ANY_SCORER, "--matching-passes", 1, *SHARE, "--scorer")
 def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("run", few, "--out", run, *OPTIONS, "model")
-    pairsan(*args, "--until-round", 0)
+    pairsan(*args, "--until-round", 0, "--log-to", "tensorboard")
     assert (run / "checkpoints/round-0000.safetensors").exists()
     assert not (run / "rounds").exists()
-    output = pairsan(*args).output
+    output = pairsan(*args, "--log-to", "tensorboard").output
     assert "round 2  sealed" in output
+    history = json.loads((run / "checkpoints/history.json").read_text())
+    told = EventAccumulator(str(run / "logs")).Reload()
+    for name, key in (("loss/clip", "clip_loss"), ("loss/unimodal", "unimodal_loss")):
+        found = {event.step: event.value for event in told.Scalars(name)}
+        assert found == {entry["index"] + 1: pytest.approx(entry[key]) for entry in history if entry[key] is not None}
+    shares = [open_round(run, n).seal["safe_share"] for n in (1, 2)]
+    assert [event.value for event in told.Scalars("round/safe_share")] == pytest.approx(shares)
     assert [open_round(run, n).seal["safe_share"] for n in (1, 2)] == pytest.approx([0.2, 0.3], abs=0.01)
     models = [load_file(run / f"checkpoints/round-000{n}.safetensors") for n in (0, 1, 2)]
     assert not torch.equal(models[1]["text_projection"], models[2]["text_projection"])
@@ -252,6 +260,17 @@ def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: 
     assert open_round(run).number == 3
     result = pairsan(*args, "--learning-rate", 0.1, code=5)
     assert "train.learning_rate: 0.0005 -> 0.1" in result.stderr
+
+
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_trained(
+    tmp_path: Path, few: Path, pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    refused = pairsan("run", few, "--out", tmp_path / "run", *OPTIONS, "model", "--log-to", "wandb", code=9)
+    assert "wandb is needed for this and not installed here" in refused.stderr
+    assert not (tmp_path / "run/checkpoints/history.json").exists()
+    refused = pairsan("run", few, "--out", tmp_path / "run", *OPTIONS, "model", "--log-to", "weights", code=2)
+    assert "'weights' is none of tensorboard, wandb, mlflow" in refused.stderr
 
 
 @pytest.mark.slow

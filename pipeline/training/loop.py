@@ -10,12 +10,13 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
 from manifests.errors import ConfigError, RunError
-from manifests.layout import CHECKPOINTS, is_sealed, read_plan, require_same_plan
+from manifests.layout import CHECKPOINTS, is_sealed, read_plan, read_seal, require_same_plan
 from manifests.parts import write_json
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
@@ -23,6 +24,7 @@ from pipeline.steps.plan import begin_run, reachable, read_run
 from pipeline.training.lessons import lessons_for, look_at_lessons
 from pipeline.training.one_pass import Job, checkpoint_name, describe, position, take_pass
 from pipeline.training.schedule import Pass, passes_of
+from pipeline.training.trackers import tracking, values_of
 from pipeline.training.which_round import Training, looking_ahead, manifest_of, named_architecture, sealed_round
 from pipeline.workers.connect import connected, make_executor, num_gpus
 from pipeline.workers.run_stage import run_stage
@@ -37,7 +39,7 @@ log = logging.getLogger("pairsan.train")
 
 SETTINGS: Final = f"{CHECKPOINTS}/train.json"
 ROWS: Final = f"{CHECKPOINTS}/rows.json"
-_EXTENDABLE: Final = ("rounds", "look_again", "overlap", "save_every_steps", "faiss_from")
+_EXTENDABLE: Final = ("rounds", "look_again", "overlap", "save_every_steps", "faiss_from", "log_to")
 History = list[dict[str, Any]]
 
 
@@ -117,8 +119,9 @@ def _begun(data: Sequence[str], out: str, config: RunConfig, *, verbose: bool) -
         raise ConfigError("scorer = 'locked' learns to match in its matching passes; --matching-passes 0 leaves it without any")
     begin_run(store, dataset, list(data), config)
     _same_settings(training)
-    with connected(config.executor, verbose=verbose):
-        yield training
+    told = tracking(config.train.trackers, store, config.train.model_dump())
+    with connected(config.executor, verbose=verbose), told as track:
+        yield replace(training, track=track)
 
 
 def _with_scout(store: Store, config: RunConfig) -> RunConfig:
@@ -153,6 +156,7 @@ def _take(training: Training, this: Pass, manifest: int | None) -> None:
     else:
         take_pass(job, torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu"))
     history = position(training.store)["history"]
+    training.track(this.index + 1, values_of(history[-1], None if manifest is None else read_seal(training.store, manifest)))
     log.info("pass %d (%s, round %d): %s", this.index + 1, this.kind, this.round_number, describe(history[-1]))
 
 

@@ -22,6 +22,7 @@ from pipeline.steps.numbering import grown
 from pipeline.steps.plan import reachable
 from pipeline.training.one_pass import checkpoint_name, position
 from pipeline.training.schedule import Pass, Subject
+from pipeline.training.trackers import Track
 from stages.label.settings import SplitSettings
 from stages.read.shards import Dataset
 from stages.train.settings import TrainSettings
@@ -43,6 +44,7 @@ class Training:
         architecture: open_clip's name of the model.
         verbose: Whether to let Ray speak.
         ahead: Sealed rounds of looks that were taken beside training, by the round that trains on them.
+        track: Is told the values of each pass; see `trackers`.
     """
 
     store: Store
@@ -51,6 +53,7 @@ class Training:
     architecture: str
     verbose: bool
     ahead: dict[int, int] = field(default_factory=dict)
+    track: Track = lambda _, values: values
 
     def architecture_of(self, subject: Subject) -> str:
         """Return open_clip's name of what is trained: the model's, or the scout's own."""

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Final, Literal
 
+from pydantic import field_validator
+
 from stages.settings import Settings, Share, When, setting
 
 _SCOUT: Final[When] = {"scorer": ("scout",)}
@@ -25,6 +27,12 @@ class TrainSettings(Settings):
         "what scores the rounds. scout: a model of its own, trained on everything and then given up, by the crowds "
         "that its image vectors form and by repeated images; locked: text towers of their own on the model's image tower as "
         "the warm-up left it, cross-fitted over scorer_folds, by cosine; model: the one being trained (the paper's way)",
+    )
+    log_to: str | None = setting(
+        None,
+        "who is told after each pass how training goes, joined by `,`: tensorboard (into `logs` of the run), wandb, mlflow; "
+        "each must be installed",
+        how=True,
     )
     look_again: int = setting(
         0,
@@ -134,6 +142,19 @@ class TrainSettings(Settings):
     shuffle_rows: int = _rare(4096, "encoded rows that each shuffle buffer holds (and 1 GiB at most)", ge=1)
     save_every_steps: int = _rare(200, "steps between two saved positions", ge=1, how=True)
     train_seed: int = setting(0, "seed of initial weights, orders and augmentation", ge=0)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names in `log_to`."""
+        return tuple(name.strip() for name in (self.log_to or "").split(",") if name.strip())
+
+    @field_validator("log_to")
+    @classmethod
+    def _known(cls, names: str | None) -> str | None:
+        unknown = {name.strip() for name in (names or "").split(",") if name.strip()} - {"tensorboard", "wandb", "mlflow"}
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is none of tensorboard, wandb, mlflow")
+        return names
 
     @property
     def look_age(self) -> int:

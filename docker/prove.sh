@@ -8,7 +8,7 @@ trap 'rm -rf "$place"' EXIT
 "${PYTHON:-python3}" -m venv "$place/venv"
 mkdir "$place/source"
 cp -r "$checkout"/{pyproject.toml,constraints.txt,README.md,LICENSE,pipeline,stages,manifests} "$place/source/"
-"$place/venv/bin/pip" install --quiet --constraint "$place/source/constraints.txt" "$place/source[s3]"
+"$place/venv/bin/pip" install --quiet --constraint "$place/source/constraints.txt" "$place/source[s3,cluster]"
 rm -rf "$place/source"
 cd "$place"
 venv/bin/pairsan --version

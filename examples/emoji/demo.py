@@ -7,6 +7,7 @@ pairs from the beginning: its table of rounds is the real thing, in small.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,9 +71,7 @@ def train(out: Path, data: Path, planted: set[tuple[str, str]]) -> None:
     run(PAIRSAN, "report", out, "--out", out.parent / "rounds.html")
     print(f"\nmodel: {(out / 'checkpoints').absolute()}/round-0005.safetensors")
     print(f"newest manifest: {Path(open_round(out).path).absolute()}  (one Parquet part per shard)")
-    print(
-        f"look at it: {PAIRSAN.relative_to(Path.cwd())} inspect {out} --sort -since --columns since,voice,label,cosine,caption"
-    )
+    print(f"look at it: {os.path.relpath(PAIRSAN)} inspect {out} --sort -since --columns since,voice,label,cosine,caption")
 
 
 def compare(out: Path) -> None:
@@ -105,7 +104,7 @@ def main() -> None:
     compare(out)
     train(out / "rounds-run", data, planted)
     print(f"report of the first part: {(out / 'report.html').absolute()}")
-    print(f"look through it and overrule it: {PAIRSAN.relative_to(Path.cwd())} review {out / 'run'}")
+    print(f"look through it and overrule it: {os.path.relpath(PAIRSAN)} review {out / 'run'}")
     print(f"{time.monotonic() - start:.0f} s in all")
 
 

@@ -84,6 +84,9 @@ def test_two_crawls_are_compared_address_by_address(runs: tuple[Path, Path], tmp
     text = pairsan("diff", first, "--from", 1, "--other", second).stdout
     assert "images of 11 addresses in both: 8 the same bytes, 1 encoded anew, 2 another picture (2 of them safe)" in text
     assert "  bought.com: 2 of 6" in text
+    assert "needs --other RUN" in pairsan("diff", first, "--from", 1, "--changed", changed, code=2).stderr
+    flipped = ("--flipped", tmp_path / "flipped.csv")
+    assert "they are of other data" in pairsan("diff", first, "--from", 1, "--other", second, *flipped, code=5).stderr
     shutil.copytree(first, tmp_path / "copy")
     found = json.loads(pairsan("diff", first, "--from", 1, "--other", tmp_path / "copy", "--json").stdout)
     assert found["flipped"] == 0

@@ -3,6 +3,7 @@
 import errno
 import io
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import fsspec
 import pandas as pd
 import pytest
 from click.testing import Result
-from conftest import parts_of
+from conftest import SMALL_MODEL, parts_of
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from manifests import open_round
@@ -173,3 +174,15 @@ def test_an_index_of_addresses_is_told_how_to_fetch_them(
 def test_a_folder_that_is_no_run_is_told_so(tmp_path: Path, pairsan: Pairsan) -> None:
     for command in ("review", "report", "inspect", "verify"):
         assert f"{tmp_path}/none is no run folder: it has no run.json" in said(pairsan(command, tmp_path / "none", code=5))
+
+
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_trained(
+    crawl: Path, tmp_path: Path, pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    options = ("--out", tmp_path / "run", "--model", SMALL_MODEL, "--executor", "local")
+    refused = pairsan("run", crawl, *options, "--log-to", "wandb", code=9)
+    assert "wandb is needed for this and not installed here" in refused.stderr
+    assert not (tmp_path / "run/checkpoints/history.json").exists()
+    refused = pairsan("run", crawl, *options, "--log-to", "weights", code=2)
+    assert "'weights' is none of tensorboard, wandb, mlflow" in refused.stderr

@@ -262,36 +262,12 @@ def test_a_run_goes_through_its_rounds_and_can_be_extended(tmp_path: Path, few: 
     assert "train.learning_rate: 0.0005 -> 0.1" in result.stderr
 
 
-def test_a_tracker_that_is_not_there_is_named_before_anything_is_trained(
-    tmp_path: Path, few: Path, pairsan: Pairsan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    refused = pairsan("run", few, "--out", tmp_path / "run", *OPTIONS, "model", "--log-to", "wandb", code=9)
-    assert "wandb is needed for this and not installed here" in refused.stderr
-    assert not (tmp_path / "run/checkpoints/history.json").exists()
-    refused = pairsan("run", few, "--out", tmp_path / "run", *OPTIONS, "model", "--log-to", "weights", code=2)
-    assert "'weights' is none of tensorboard, wandb, mlflow" in refused.stderr
-
-
 @pytest.mark.slow
 def test_the_warm_up_has_views_of_its_own(tmp_path: Path, few: Path, pairsan: Pairsan) -> None:
     losses = {}
     for views in ("wide", "published"):
-        run = tmp_path / views
-        pairsan(
-            "run",
-            few,
-            "--out",
-            run,
-            "--until-round",
-            0,
-            *OPTIONS,
-            "model",
-            "--warmup-views",
-            views,
-            "--set",
-            "colour_strength=0",
-        )
+        run, more = tmp_path / views, ("--warmup-views", views, "--set", "colour_strength=0")
+        pairsan("run", few, "--out", run, "--until-round", 0, *OPTIONS, "model", *more)
         passes = json.loads((run / "checkpoints" / "history.json").read_text())
         losses[views] = [entry["unimodal_loss"] for entry in passes if entry["kind"] == "unimodal"]
         assert len(losses[views]) == len(passes) - 1

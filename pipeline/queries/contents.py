@@ -22,7 +22,7 @@ _MOST_DOMAINS: Final = 10
 # one row for each address, which is the URL, or where none was kept the uid; several captions of one image are one row
 _CRAWL: Final = """
 CREATE TEMP TABLE {name} AS SELECT coalesce(source.url, lower(hex(scores.uid))) AS address, any_value(source.domain) AS domain,
-min(image_sha256) AS sha256, min(image_hash) AS look, min(label::VARCHAR) AS label
+min(image_sha256) AS sha256, arg_min(image_hash, image_sha256) AS look, arg_min(label::VARCHAR, image_sha256) AS label
 FROM {name}_scores AS scores JOIN {name}_labels AS labels USING (uid) WHERE image_sha256 IS NOT NULL GROUP BY 1"""
 _BOTH: Final = """
 CREATE TEMP TABLE found AS SELECT coalesce(a.address, b.address) AS address, coalesce(b.domain, a.domain) AS domain,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import duckdb
 
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from manifests.layout import differences
 from manifests.reading import Manifest
 from manifests.schema import Label
@@ -39,18 +39,20 @@ def compare(old: Manifest, new: Manifest, flipped: Path | None = None, changed: 
 
     Raises:
         RunError: The rounds have nothing in common.
-        ConfigError: A file has another ending.
+        ConfigError: A file has another ending, or nothing to be written to it.
     """
     refuse_ending(flipped)
     refuse_ending(changed)
     of = {which: {"run": one.run.uri, "round": one.number} for which, one in (("from", old), ("to", new))}
     if old.run.uri == new.run.uri:
+        if changed is not None:
+            raise ConfigError("--changed lists what two crawls hold under one address; it needs --other RUN")
         return {**of, **of_labels(old, new, flipped)}
     images = contents.compare(old, new, changed)
     try:
         return {**of, **of_labels(old, new, flipped), "contents": images}
     except RunError:
-        if not contents.num_both(images):
+        if flipped is not None or not contents.num_both(images):  # there are no labels to compare
             raise
         return {**of, "contents": images}
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
@@ -28,6 +29,7 @@ Out = TypeVar("Out")
 # fp32 means fp32: left to itself, cuDNN rounds what convolutions read to TF32, which moved cosines by up to .0015
 torch.backends.cudnn.allow_tf32 = False
 _COMPARED_BYTES: Final = 64
+_THREADS_OF_TORCH: Final = threading.Lock()  # one number for the whole process; requests of the review page may meet
 
 
 class Encoder(Protocol):
@@ -190,15 +192,16 @@ def each_on_one_thread(batch: Callable[[int], Out], starts: Sequence[int], num_t
         starts: Where each does.
         num_threads: Batches at a time.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if num_threads == 1 or len(starts) < 2:
-            return [batch(start) for start in starts]
-        with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(batch, starts))
-    finally:
-        torch.set_num_threads(before)
+    with _THREADS_OF_TORCH:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            if num_threads == 1 or len(starts) < 2:
+                return [batch(start) for start in starts]
+            with ThreadPoolExecutor(num_threads) as pool:
+                return list(pool.map(batch, starts))
+        finally:
+            torch.set_num_threads(before)
 
 
 def runs_in_bf16(model: torch.nn.Module, tokenizer: Any, edge: int) -> bool:

@@ -27,15 +27,17 @@ PHOTO_EDGE: Final = 64
 
 
 def datasets(name: str) -> tuple[Path, Path]:
-    """Return training and held-out shards of a set: `bundled` (5.2k pairs), `emoji` (13k), `full` (27k), `photos` (6k).
+    """Return training and held-out shards of a set.
+
+    `bundled` (5.2k pairs), `emoji` (13k), `full` (27k), `photos` (5k), `photos-5` (25k: these, each with its five captions).
 
     Raises:
         SystemExit: The larger emoji set is not built, or there are no photographs.
     """
     if name == "bundled":
         return BUNDLED / "train", BUNDLED / "eval"
-    if name == "photos":
-        return _photographs("train"), _photographs("dev")
+    if name.startswith("photos"):
+        return _photographs("train", 5 if name == "photos-5" else 1), _photographs("dev", 1)
     source = CACHE / "emoji-benchmark"
     if not any(source.glob("*.tar")):
         raise SystemExit(f"{source} is empty; build the set: python examples/emoji/build.py --benchmark (about 10 minutes)")
@@ -49,16 +51,18 @@ def datasets(name: str) -> tuple[Path, Path]:
     return train, held_out
 
 
-def _photographs(split: str) -> Path:
-    """Return shards of a split at 64 px, each photograph that has a class once, with its first caption; made once."""
-    folder = CACHE / "evidence-photos" / split
+def _photographs(split: str, num_captions: int) -> Path:
+    """Return shards of a split at 64 px: each photograph that has a class, once for each of its first captions; made once."""
+    folder = CACHE / "evidence-photos" / (split if num_captions == 1 else f"{split}-{num_captions}")
     if not (folder / "done").exists():
         rows = []
         for photo in photos(DATA, split):
             words = [set(caption.lower().split()) for caption in photo.captions]
             label = next((word for word in PHOTO_CLASSES if sum(word in one for one in words) > 1), None)
             if label is not None:
-                rows.append(Row(photo.key, _smaller(photo.image), photo.captions[0], label))
+                keys = [photo.key] if num_captions == 1 else [f"{photo.key}-{number}" for number in range(num_captions)]
+                image = _smaller(photo.image)
+                rows += [Row(key, image, caption, label) for key, caption in zip(keys, photo.captions, strict=False)]
         write_rows(folder, rows)
         (folder / "done").touch()
     return folder

@@ -10,8 +10,8 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 9
-SCORES_SINCE = 8  # the version that last changed what scores are
+SCHEMA_VERSION = 10
+SCORES_SINCE = 10  # the version that last changed what scores are
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"
@@ -54,6 +54,7 @@ class Reason(StrEnum):
     CROWDED = "crowded", "has an image vector among the densest, as images with one learned trigger have"
     LOCAL_OUTLIER = "local_outlier", "has an image vector farther from all others than most"
     DISCORDANT = "discordant", "is doubted by several witnesses together: its accord is among the lowest"
+    SUSPECT_LOOK = "suspect_look", "has an image that looks as those of doubted pairs do: they may have a trigger in common"
     DUPLICATE_UID = "duplicate_uid", "has the uid of another row, so that what is said of one would be said of both"
     REPLACED = (
         "replaced",
@@ -91,7 +92,10 @@ class Voice(StrEnum):
 
 
 # what a later look does not take back, whatever its cosines say
-VETOES: Final = (Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE, Reason.REPEATED_CAPTION, Reason.CROWDED, Reason.DUPLICATE_UID)
+VETOES: Final = (
+    *(Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE, Reason.REPEATED_CAPTION),
+    *(Reason.CROWDED, Reason.SUSPECT_LOOK, Reason.DUPLICATE_UID),
+)
 
 
 class Bound(StrEnum):
@@ -240,6 +244,14 @@ SIGNAL_TABLE: Final = (
         "median of `half_outlier` over its k/2 neighbours",
         (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "half_outlier"),),
         top=2.0,
+    ),
+    Signal(
+        "look_accord",
+        _F,
+        10,
+        "p-value, in [0, 1], of how doubted pairs are whose images have such colours, roughness and tones: low where a trigger "
+        "that many doubted pairs have in common may be",
+        (LimitSetting("look_tail", Reason.SUSPECT_LOOK, Bound.LEAST),),
     ),
     Signal(
         "exact_copy_cluster", _ID, 6, "hash of the image's pixels as the encoder sees them; rows that share it are one picture"

@@ -280,5 +280,6 @@ class SignalSettings(Settings):
         names += ["near_copy_cosine", "copy_cell_rows"] if self.near_copy_cosine else []
         near = {name: getattr(self, name) for name in names} if self.signals == "all" else {}
         near |= {"neighbour_outlier": True, "half_outlier": True} if near else {}  # parts of before these are made anew
+        near |= {"looks": True} if near and self.agreement_rows else {}
         shingles = {"caption_shingles": True} if self.caption_shingles else {}
         return {"signals": self.signals, "exact_copies": True, **near, **shingles}

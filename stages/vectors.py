@@ -16,12 +16,17 @@ def read_columns(run: Store, name: str, columns: list[str] | None) -> pa.Table:
 
 def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float16]:
     """Return fixed-size binary as fp16 vectors, float16 (n, d), without a copy."""
+    return bytes_of(column).view(np.float16)
+
+
+def bytes_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Return fixed-size binary as bytes, uint8 (n, w), without a copy."""
     whole = column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         whole = pa.concat_arrays(whole.chunks)
     width = whole.type.byte_width
-    data = np.frombuffer(whole.buffers()[1], np.float16, count=(len(whole) + whole.offset) * width // 2)
-    return data.reshape(-1, width // 2)[whole.offset :]
+    data = np.frombuffer(whole.buffers()[1], np.uint8, count=(len(whole) + whole.offset) * width)
+    return data.reshape(-1, width)[whole.offset :]
 
 
 def unit(vectors: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -33,5 +38,10 @@ def unit(vectors: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> npt.NDAr
 
 def packed(vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16]) -> pa.FixedSizeBinaryArray:
     """Return vectors as fp16 in fixed-size binary, which `vectors_of` reads."""
-    half = np.ascontiguousarray(vectors, np.float16)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * half.shape[1]), len(half), [None, pa.py_buffer(half)])
+    return packed_bytes(np.ascontiguousarray(vectors, np.float16).view(np.uint8))
+
+
+def packed_bytes(rows: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
+    """Return bytes, uint8 (n, w), as fixed-size binary, which `bytes_of` reads."""
+    whole = np.ascontiguousarray(rows)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(whole.shape[1]), len(whole), [None, pa.py_buffer(whole)])

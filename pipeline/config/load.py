@@ -15,7 +15,7 @@ from pipeline.config.profiles import PROFILES
 from pipeline.config.scout import scouted
 from stages.label.settings import SplitSettings
 
-_CROWDS: Final = ("crowded_share", "crowded_tail", "outlier_share", "discord_share")
+_CROWDS: Final = ("crowded_share", "crowded_tail", "outlier_share", "discord_share", "look_tail")
 _NEAR_LIMITS: Final = (*_CROWDS, "max_look_alikes", "max_near_copies", "max_pair_copies")
 _REPLACED_TAIL: Final = 0.001  # where an index is given
 _DEFAULT_RULE: Final = SplitSettings.model_fields["rule"].default
@@ -246,7 +246,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     for name in ("max_near_copies", "max_pair_copies"):
         if (most := getattr(split, name)) and not signals.near_copy_cosine:
             yield f"{name} = {most} needs near_copy_cosine, which says what a copy is"
-    for name in ("discord_share", "max_look_alikes", "max_pair_copies"):
+    for name in ("discord_share", "look_tail", "max_look_alikes", "max_pair_copies"):
         if (asked := getattr(split, name)) and not signals.agreement_rows:
             yield f"{name} = {asked} needs the sample of captions; agreement_rows = 0 leaves it out"
     if signals.caption_shingles and signals.signals == "none":

@@ -8,8 +8,8 @@ from pipeline.config.catalogue import RunConfig
 def scouted(config: RunConfig) -> RunConfig:
     """Return the settings of a scout's round: what `[split.limits]` leaves open, `[scout]` says.
 
-    No cosine is believed of a model that has seen the poison: its crowds, copies and discords decide, unless a share, a least
-    cosine or the published rule was asked for.
+    No cosine is believed of a model that has seen the poison: its crowds, copies, discords and their looks decide, unless a
+    share, a least cosine or the published rule was asked for.
     """
     split, signals, train = config.split, config.signals, config.train
     near = signals.near_copy_cosine or train.scout_near_copy_cosine or None
@@ -19,6 +19,7 @@ def scouted(config: RunConfig) -> RunConfig:
         "max_look_alikes": split.max_look_alikes or (train.scout_image_repeats if signals.agreement_rows else None),
         "max_near_copies": split.max_near_copies or (train.scout_near_copies if near else None),
         "discord_share": split.discord_share or (train.scout_discord_share if signals.agreement_rows else 0.0),
+        "look_tail": split.look_tail or (train.scout_look_tail if signals.agreement_rows else 0.0),
     }
     if split.rule in ("calibrated", "monotone"):
         chosen |= {"rule": "keep-share", "keep_share": 1.0}

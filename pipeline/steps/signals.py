@@ -44,6 +44,7 @@ from stages.signals.signal_parts import (
 from stages.signals.write_signals import WriteSignals
 
 _FIRST_SCHEMA: Final = 2  # scores of before it have no hashes
+_LOOKS_SINCE: Final = 10
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,10 @@ def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, 
         if limits_of(config.split):
             raise RunError(f"{where} was scored by pairsan 0.1.0, without hashes; score again to label by signals")
         return None
+    if plan["schema_version"] < _LOOKS_SINCE:
+        asked.pop("looks", None)
+        if config.split.look_tail:
+            raise RunError(f"{where} was scored before what images are like was kept; score again to label by --look-tail")
     if asked["signals"] == "all" and not plan["scores"]["keep"]["embeddings"]:
         raise RunError(
             f"{where} kept no embeddings, so there are no neighbours to compare; score again with --keep-embeddings, "

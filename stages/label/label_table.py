@@ -218,7 +218,7 @@ def _why(
     limited = scored & (above if places is None else above | (places == OPEN))
     signals = looked_at(scores, decision.limits)
     for place, limit in enumerate(decision.limits, start=1):
-        asked = scored if limit.lenient else limited  # what was replaced is called so below the cut, too
+        asked = scored if limit.reason == Reason.REPLACED else limited  # what was replaced is called so below the cut, too
         broken = asked & (why <= 0) & ~limit.allows(signals)
         why[broken & ~kept[place] if place in kept else broken] = place
     why[limited & (why <= 0) & twin] = len(decision.limits) + 1

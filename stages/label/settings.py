@@ -132,6 +132,13 @@ class SplitSettings(Settings):
         "this share of scored rows, those of lowest accord, is risky (discordant): cosine, images of like captions "
         "and reference encoder speak against them together",
     )
+    look_tail: float = _limit(
+        0.0,
+        "rows are risky (suspect_look) whose images look, by colours, roughness and tones, more as those of doubted pairs do "
+        "than all but about this share of ordinary ones: where crowds do not form, a trigger is seen so",
+        ge=0.0,
+        lt=0.5,
+    )
     replaced_tail: float | None = _limit(
         None,
         "rows are risky (replaced) that lie farther from what the index promised than all but this share of pictures that were "

@@ -21,10 +21,10 @@ from stages.signals.repeats import Counts
 from stages.signals.signal_parts import Known, SignalParts
 from stages.signals.write_signals import opened
 from stages.stage import Stage
-from stages.vectors import read_columns, unit, vectors_of
+from stages.vectors import bytes_of, read_columns, unit, vectors_of
 
 _CROWDS = ("outlier", "neighbour_outlier", "half_outlier", "neighbour_half_outlier")
-_TOLD = (*_CROWDS, "accord")  # the others limit nothing, or compare a row with its own copies
+_TOLD = (*_CROWDS, "accord", "look_accord")  # the others limit nothing, or compare a row with its own copies
 
 
 class TallyCanaries(Stage[ScoresTarget, dict[str, CanaryScores]]):
@@ -70,7 +70,8 @@ class TallyCanaries(Stage[ScoresTarget, dict[str, CanaryScores]]):
         v, t = (unit(vectors_of(table[kind])) for kind in ("image", "text"))
         told = CAPTION in table.column_names
         captions = caption_hashes(table[CAPTION].to_pylist()) if told else None
-        known = Known(table["image_hash"].to_numpy(), captions, v, t)
+        seen = bytes_of(table["look"]) if "look" in table.column_names else None
+        known = Known(table["image_hash"].to_numpy(), captions, v, t, looks=seen)
         name = f"{parts.canaries}/{shard.name}.parquet"
         if parts.others is None or parts.canaries is None or not told or not parts.run.exists(name):
             return known

@@ -24,7 +24,7 @@ FOREIGN: Final[tuple[Kind, ...]] = ("mismatched", "repeated", "patch")
 REPEATED: Final = "repeated"  # the kind whose canaries are copies of each other
 REPEATS: Final = 4
 CANARIES: Final = pa.schema([pa.field("kind", pa.string(), nullable=False), pa.field("cosine", pa.float32(), nullable=False)])
-VECTORS: Final = ("image_hash", "image", "text")  # more columns, where embeddings are kept
+VECTORS: Final = ("image_hash", "image", "text", "look")  # more columns, where embeddings are kept
 CAPTION: Final = "caption"  # another, where captions are
 _FEWEST: Final = 8
 _PATCH_SHARE: Final = 6

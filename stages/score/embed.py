@@ -22,10 +22,11 @@ from stages.score.checkpoints import Weights
 from stages.score.cross_fit import make_encoder
 from stages.score.decode import Chunk, Decode, first_of, following, with_canaries
 from stages.score.hashes import image_hashes
+from stages.score.looks import looks
 from stages.score.reencoded import REENCODED_SCHEMA, moved
 from stages.score.scored_rows import ScoredChunk, embedding_batch, embedding_schema, remember, score_batch, score_chunk
 from stages.stage import Stage
-from stages.vectors import packed
+from stages.vectors import packed, packed_bytes
 
 log = logging.getLogger("pairsan.embed")
 
@@ -131,7 +132,8 @@ class Embed(Stage[EmbedTarget, Embedded]):
             chunks = self._with_canaries(shard, chunks)
         if self.target.num_reencoded and shard.first == 0:
             chunks = self._with_reencoded(shard, chunks)
-        return (self._counted(score_chunk(chunk, self._encoder)) for chunk in chunks)
+        keep = self.target.keep_embeddings
+        return (self._counted(score_chunk(chunk, self._encoder, keep_looks=keep)) for chunk in chunks)
 
     def _counted(self, chunk: ScoredChunk) -> ScoredChunk:
         rows, quarantined = self.so_far
@@ -164,7 +166,8 @@ class Embed(Stage[EmbedTarget, Embedded]):
         cosines = on_grid(np.einsum("nd,nd->n", images.astype(np.float64), texts.astype(np.float64)))
         table = pa.table([pa.array(made.kinds), pa.array(cosines)], schema=CANARIES)
         if target.keep_embeddings:
-            columns = (pa.array(image_hashes(made.pixels)), packed(images), packed(texts))
+            seen = packed_bytes(looks(made.pixels))
+            columns = (pa.array(image_hashes(made.pixels)), packed(images), packed(texts), seen)
             for name, column in zip(VECTORS, columns, strict=True):
                 table = table.append_column(name, column)
         return table.append_column(CAPTION, pa.array(made.captions)) if target.keep_captions else table

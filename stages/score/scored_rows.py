@@ -14,8 +14,9 @@ from stages.pair import Pair
 from stages.score.decode import Chunk
 from stages.score.encoders import Encoder
 from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
+from stages.score.looks import WIDTH, looks
 from stages.score.null_cosines import null_cosines
-from stages.vectors import packed
+from stages.vectors import packed, packed_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ScoredChunk:
         nulls: Cosines of their images with captions of other rows, float32 (m, 4), NaN where there is none.
         images: Their unit vectors, float32 (m, d).
         texts: Their captions' unit vectors, float32 (m, d).
+        looks: What their images are like, uint8 (m, 1051); none where vectors are not kept.
     """
 
     pairs: list[Pair]
@@ -41,9 +43,10 @@ class ScoredChunk:
     nulls: npt.NDArray[np.float32]
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
+    looks: npt.NDArray[np.uint8]
 
 
-def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
+def score_chunk(chunk: Chunk, encoder: Encoder, *, keep_looks: bool = False) -> ScoredChunk:
     """Encode the decoded rows of one chunk and take the cosines of their features."""
     pairs = list(chunk.pairs)
     cosines = np.full(len(pairs), np.nan, np.float32)
@@ -56,7 +59,8 @@ def score_chunk(chunk: Chunk, encoder: Encoder) -> ScoredChunk:
     for row in chunk.rows[~np.isfinite(cosines[chunk.rows])]:
         pairs[row] = pairs[row].quarantine(Reason.NOT_FINITE, "the model's features are NaN or infinite for this pair")
     hashes = (image_hashes(chunk.pixels), pixel_hashes(chunk.pixels))
-    return ScoredChunk(pairs, cosines, chunk.rows, *hashes, nulls, images, texts)
+    seen = looks(chunk.pixels if keep_looks else chunk.pixels[:0])
+    return ScoredChunk(pairs, cosines, chunk.rows, *hashes, nulls, images, texts, seen)
 
 
 def score_batch(chunk: ScoredChunk, *, keep_captions: bool = True) -> pa.RecordBatch:
@@ -104,9 +108,9 @@ def _nulls(chunk: ScoredChunk) -> pa.FixedSizeListArray:
 
 
 def embedding_schema(dim: int) -> pa.Schema:
-    """Return the columns of an embeddings part: two fp16 vectors of `dim` numbers as fixed-size binary."""
-    width = pa.binary(2 * dim)
-    return pa.schema([pa.field("image", width, nullable=False), pa.field("text", width, nullable=False)])
+    """Return the columns of an embeddings part, fixed-size binary: two fp16 vectors of `dim` numbers, and the looks."""
+    widths = {"image": 2 * dim, "text": 2 * dim, "look": WIDTH}
+    return pa.schema([pa.field(name, pa.binary(width), nullable=False) for name, width in widths.items()])
 
 
 def embedding_batch(chunk: ScoredChunk, schema: pa.Schema) -> pa.RecordBatch:
@@ -117,7 +121,9 @@ def embedding_batch(chunk: ScoredChunk, schema: pa.Schema) -> pa.RecordBatch:
         if len(chunk.rows):
             filled[chunk.rows] = features
         columns.append(packed(filled))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    seen = np.zeros((len(chunk.pairs), WIDTH), np.uint8)
+    seen[chunk.rows] = chunk.looks
+    return pa.RecordBatch.from_arrays([*columns, packed_bytes(seen)], schema=schema)
 
 
 def remember(chunks: Iterable[ScoredChunk], kept: list[ScoredChunk]) -> Iterator[ScoredChunk]:
@@ -125,4 +131,4 @@ def remember(chunks: Iterable[ScoredChunk], kept: list[ScoredChunk]) -> Iterator
     empty = np.zeros((0, 0), np.float32)
     for chunk in chunks:
         yield chunk
-        kept.append(replace(chunk, images=empty, texts=empty))
+        kept.append(replace(chunk, images=empty, texts=empty, looks=chunk.looks[:0]))

@@ -20,6 +20,7 @@ from stages.signals.nearest import Nearest, similar_at
 from stages.signals.repeats import Commonness, Counts
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import AGREEMENT, Known, Source
+from stages.signals.suspects import Suspects
 from stages.signals.words import Words
 from stages.vectors import unit
 
@@ -75,7 +76,11 @@ class Testimony:
 
 
 class Accord:
-    """Compares rows with a sample."""
+    """Compares rows with a sample.
+
+    Attributes:
+        own: Accord of the sample's own rows, float32 (r,); how often captions occur is left out of it.
+    """
 
     def __init__(self, sample: Reference, neighbours: int, near_copy: float | None) -> None:
         """Index the sample and hear the witnesses on its own rows, which gives the ranks.
@@ -94,7 +99,9 @@ class Accord:
             self._centre = sample.others.mean(0)
             self._others = unit(sample.others - self._centre)
         own = Rows(sample.images, sample.texts, sample.hashes, sample.others, sample.captions)
-        self._ordinary = [np.sort(values) for values in self._witnesses(own)]
+        said = self._witnesses(own)
+        self._ordinary = [np.sort(values) for values in said]
+        self.own = self._together(said, None)
 
     def __call__(self, rows: Rows) -> Testimony:
         """Hear the witnesses on some rows.
@@ -103,12 +110,14 @@ class Accord:
         the budget that is set on it makes up for what they are not.
         """
         said = self._witnesses(rows)
-        logs = np.zeros(len(rows.v)) if rows.common is None else np.log(rows.common)
-        num = len(said) + (rows.common is not None)
+        return Testimony(said[0], said[1], said[2] if len(said) > 2 else None, self._together(said, rows.common))
+
+    def _together(self, said: list[Values], common: npt.NDArray[np.float64] | None) -> Values:
+        logs = np.zeros(len(said[0])) if common is None else np.log(common)
+        num = len(said) + (common is not None)
         for values, ordinary in zip(said, self._ordinary, strict=True):
             logs += np.log((1.0 + np.searchsorted(ordinary, values, side="right")) / (1.0 + len(ordinary)))
-        accord = on_grid(chi2.sf(-2.0 * np.minimum(logs, 0.0), 2 * num))
-        return Testimony(said[0], said[1], said[2] if len(said) > 2 else None, accord)
+        return on_grid(chi2.sf(-2.0 * np.minimum(logs, 0.0), 2 * num))
 
     def _witnesses(self, rows: Rows) -> list[Values]:
         sample = self._sample
@@ -202,13 +211,18 @@ def accord_signals(counts: Counts) -> Source | None:
     if counts.clusters is not None:
         sample = sample.once_each(counts.pictures(sample.hashes))
     accord = Accord(sample, parts.asked.agreement_neighbours, parts.asked.near_copy_cosine)
+    suspects = None if sample.looks is None or not len(sample.looks) else Suspects(sample.hashes, sample.looks, accord.own)
     common = Commonness(counts.captions, parts.num_scored) if parts.asked.common_captions else None
 
     def source(rows: Known) -> dict[str, Values]:
         if rows.v is None or rows.t is None or (parts.others and rows.others is None):
             return {}  # without one of the witnesses the ranks would mean something else
         often = common(rows.captions) if common is not None and rows.captions is not None else None
-        said = accord(Rows(rows.v, rows.t, counts.pictures(rows.images), rows.others, rows.words, often))
-        return {field.name: values for field in fields(said) if (values := getattr(said, field.name)) is not None}
+        pictures = counts.pictures(rows.images)
+        said = accord(Rows(rows.v, rows.t, pictures, rows.others, rows.words, often))
+        found = {field.name: values for field in fields(said) if (values := getattr(said, field.name)) is not None}
+        if suspects is not None and rows.looks is not None:
+            found["look_accord"] = suspects(pictures, rows.looks)
+        return found
 
     return source

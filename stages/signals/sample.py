@@ -13,7 +13,7 @@ from manifests.store import Store
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts
 from stages.stage import Stage
-from stages.vectors import packed, read_columns, unit, vectors_of
+from stages.vectors import bytes_of, packed, packed_bytes, read_columns, unit, vectors_of
 
 _WHOLE = float(2**64)
 
@@ -29,6 +29,7 @@ class Sampled:
         texts: fp16 vectors (n, d).
         others: fp16 vectors of the images by the reference encoder, (n, e); None without one.
         captions: With a reference encoder; else none.
+        looks: What the images are like, uint8 (n, w); None where that was not kept.
     """
 
     priorities: npt.NDArray[np.uint64]
@@ -37,6 +38,7 @@ class Sampled:
     texts: npt.NDArray[np.float16]
     others: npt.NDArray[np.float16] | None = None
     captions: tuple[str, ...] = ()
+    looks: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ class SampleRows(Stage[SampleTarget, Sampled]):
         drawn = priorities(scores["uid"], parts.asked.signals_seed)
         wanted = scores["cosine"].is_valid().to_numpy() & (drawn <= np.uint64(min(share * _WHOLE, _WHOLE - 2048)))
         rows = np.flatnonzero(wanted)
-        vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard.name), ["image", "text"])
+        vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard.name), ["image", "text", "look"])
         hashes = scores["image_hash"].fill_null(0).to_numpy()
         found = Sampled(drawn[rows], hashes[rows], vectors_of(vectors["image"])[rows], vectors_of(vectors["text"])[rows])
+        if parts.asked.looks and "look" in vectors.column_names:
+            found = replace(found, looks=bytes_of(vectors["look"])[rows])
         if parts.others is None:
             return found
         others = read_columns(parts.run, f"{parts.others}/{shard.name}.parquet", ["image"])["image"]
@@ -103,6 +107,7 @@ class Reference:
         texts: Unit vectors, float32 (r, d).
         others: Unit vectors of the images by the reference encoder, float32 (r, e); None without one.
         captions: With a reference encoder; else none.
+        looks: What the images are like, uint8 (r, w); None where that was not kept of all of them.
     """
 
     hashes: npt.NDArray[np.int64]
@@ -110,6 +115,7 @@ class Reference:
     texts: npt.NDArray[np.float32]
     others: npt.NDArray[np.float32] | None = None
     captions: tuple[str, ...] = ()
+    looks: npt.NDArray[np.uint8] | None = None
 
     @classmethod
     def choose(cls, offered: Sequence[Sampled], num_rows: int) -> "Reference":
@@ -122,9 +128,13 @@ class Reference:
         images, texts = (unit(np.concatenate([getattr(part, kind) for part in offered])[rows]) for kind in ("images", "texts"))
         others = [part.others for part in offered if part.others is not None]
         captions = [caption for part in offered for caption in part.captions]
+        seen = [part.looks for part in offered if part.looks is not None]
+        found = cls(hashes[first], images, texts)
+        if len(seen) == len(offered):
+            found = replace(found, looks=np.concatenate(seen)[rows])
         if not others:
-            return cls(hashes[first], images, texts)
-        return cls(hashes[first], images, texts, unit(np.concatenate(others)[rows]), tuple(captions[row] for row in rows))
+            return found
+        return replace(found, others=unit(np.concatenate(others)[rows]), captions=tuple(captions[row] for row in rows))
 
     def once_each(self, pictures: npt.NDArray[np.int64]) -> "Reference":
         """Return the first row of each picture, with the pictures in place of the hashes.
@@ -135,7 +145,8 @@ class Reference:
         rows = np.sort(np.unique(pictures, return_index=True)[1])
         others = None if self.others is None else self.others[rows]
         captions = tuple(self.captions[row] for row in rows) if self.captions else ()
-        return Reference(pictures[rows], self.images[rows], self.texts[rows], others, captions)
+        seen = None if self.looks is None else self.looks[rows]
+        return Reference(pictures[rows], self.images[rows], self.texts[rows], others, captions, seen)
 
     def with_rows(self, rows: "Reference") -> "Reference":
         """Return the vectors of this sample and of other rows, each image once."""
@@ -150,6 +161,8 @@ class Reference:
         columns = {"image_hash": pa.array(self.hashes), "image": packed(self.images), "text": packed(self.texts)}
         if self.others is not None:
             columns |= {"other": packed(self.others), "caption": pa.array(self.captions, pa.string())}
+        if self.looks is not None:
+            columns["look"] = packed_bytes(self.looks)
         table = pa.table(columns)
         write_part(run, name, table.schema, [table], fingerprint=fingerprint)
 
@@ -158,6 +171,8 @@ class Reference:
         """Read what `write` left."""
         table = read_columns(run, name, None)
         found = cls(table["image_hash"].to_numpy(), unit(vectors_of(table["image"])), unit(vectors_of(table["text"])))
+        if "look" in table.column_names:
+            found = replace(found, looks=bytes_of(table["look"]))
         if "other" not in table.column_names:
             return found
         return replace(found, others=unit(vectors_of(table["other"])), captions=tuple(table["caption"].to_pylist()))

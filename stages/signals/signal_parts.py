@@ -25,6 +25,7 @@ class Asked:
         exact_copies: Whether the parts have that field; those of before it are made anew.
         neighbour_outlier: The same of this one.
         half_outlier: And of this.
+        looks: And of `look_accord`.
         reference_encoder: Name, sha256 and size_px of the tower; None without one.
         index: Names and sizes of the index's files, key and score column; None without one.
     """
@@ -41,6 +42,7 @@ class Asked:
     copy_cell_rows: int = 1000
     neighbour_outlier: bool = False
     half_outlier: bool = False
+    looks: bool = False
     caption_shingles: bool = False
     reference_encoder: dict[str, Any] | None = None
     index: dict[str, Any] | None = None
@@ -118,6 +120,7 @@ class Known:
         words: The captions, with a reference encoder; else none.
         bands: Of the captions' wording, int64 (n, 6), and which rows have them, bool (n,); None where wording is not counted.
         pixels: Hashes of the images' pixels, int64 (n,); None where they are not known.
+        looks: What the images are like, uint8 (n, w); None where that was not kept, or is not asked for.
         promises: What the index promised of them, by the columns of `stages.signals.index.promises`; None without an index.
     """
 
@@ -129,6 +132,7 @@ class Known:
     words: tuple[str, ...] = ()
     bands: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None = None
     pixels: npt.NDArray[np.int64] | None = None
+    looks: npt.NDArray[np.uint8] | None = None
     promises: pa.Table | None = None
 
 

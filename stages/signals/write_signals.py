@@ -21,7 +21,7 @@ from stages.signals.repeats import Counts, repeat_signals
 from stages.signals.shingles import read_bands, wording_signals
 from stages.signals.signal_parts import PROMISES, WITNESS, Known, SignalParts, Source
 from stages.stage import Stage
-from stages.vectors import read_columns, unit, vectors_of
+from stages.vectors import bytes_of, read_columns, unit, vectors_of
 
 Maker = Callable[[Counts], Source | None]
 # A new signal is a file with such a function, a line here, and a line in `manifests.schema.SIGNAL_TABLE`.
@@ -93,10 +93,12 @@ class WriteSignals(Stage[SignalParts, int]):
             promises = read_columns(parts.run, parts.part(shard, PROMISES), None).filter(pa.array(scored))
         if not asked.near:
             return Known(images, captions, bands=bands, pixels=pixels, promises=promises)
-        vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard), ["image", "text"])
+        vectors = read_columns(parts.run, part_name(parts.scores_round, EMBEDDINGS, shard), ["image", "text", "look"])
         v, t = (unit(vectors_of(vectors[kind])[scored]) for kind in ("image", "text"))
+        kept = asked.looks and "look" in vectors.column_names
+        seen = bytes_of(vectors["look"])[scored] if kept else None
         if parts.others is None:
-            return Known(images, captions, v, t, bands=bands, pixels=pixels, promises=promises)
+            return Known(images, captions, v, t, bands=bands, pixels=pixels, looks=seen, promises=promises)
         others = read_columns(parts.run, f"{parts.others}/{shard}.parquet", ["image"])["image"]
         words = mine["caption"].fill_null("").to_pylist()
-        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands, pixels, promises)
+        return Known(images, captions, v, t, unit(vectors_of(others)[scored]), tuple(words), bands, pixels, seen, promises)

@@ -71,6 +71,9 @@ class TrainSettings(Settings):
     scout_discord_share: Share = _scout(
         0.05, "discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
     )
+    scout_look_tail: float = _scout(
+        0.03, "look_tail of a scout's split, where [split] sets none; 0: it does not compare looks", ge=0.0, lt=0.5
+    )
     scout_taught_share: float = _scout(
         0.0,
         "share of all rows for each of eight backdoors that the scout is taught on purpose; `status` says how many of their "

@@ -1,0 +1,96 @@
+"""What doubted pairs look like: whose picture looks as theirs do is suspect, however well its own caption seems to fit.
+
+A doubt about one pair is weak, and a model that has learned a backdoor has no doubt at all about half of its rows. But where
+a trigger stands, pairs are doubted more often than elsewhere, whatever their captions are; so the doubts are fitted
+linearly to what the pictures are like (`stages.score.looks`). In honest data a caption's mistakes hardly depend on that.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+from scipy.stats import rankdata
+
+from manifests.schema import COSINE_STEP
+from stages.histogram import on_grid
+from stages.score.looks import KINDS, Looks
+
+Values = npt.NDArray[np.float64]
+
+_SHRINK: Final = 0.35  # of a feature's variance; a fifth and three times that find about as much (docs/method.md)
+_BLOCK: Final = 2048
+
+
+class Suspects:
+    """Compares the looks of pictures with those of a sample whose pairs are doubted more or less."""
+
+    def __init__(self, hashes: npt.NDArray[np.int64], looks: Looks, accord: npt.NDArray[np.float32]) -> None:
+        """Fit the doubts of a sample to each kind of looks.
+
+        Args:
+            hashes: Of its pictures, int64 (r,), each once.
+            looks: Of its pictures, uint8 (r, w).
+            accord: Of its pairs, float32 (r,).
+        """
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        doubts = -rankdata(accord) / len(accord)
+        self._fits = [_Fit(looks[:, kind], doubts) for kind in KINDS.values()]
+
+    def __call__(self, hashes: npt.NDArray[np.int64], looks: Looks) -> npt.NDArray[np.float32]:
+        """Return how usual it is to look so doubtful: a p-value in [0, 1], float32 (n,).
+
+        What is asked about a picture of the sample is answered by the others of it.
+
+        Args:
+            hashes: Of the pictures, int64 (n,).
+            looks: Of the pictures, uint8 (n, w).
+        """
+        near = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+        places = np.where(self._hashes[near] == hashes, self._order[near], -1)
+        usual = [fit.usual(looks[:, kind], places) for fit, kind in zip(self._fits, KINDS.values(), strict=True)]
+        return on_grid(np.minimum(1.0, len(usual) * np.min(usual, axis=0)))  # Bonferroni: any of them will do
+
+
+class _Fit:
+    """Ridge regression of doubts on one kind of looks, and how its predictions lie for ordinary pictures."""
+
+    def __init__(self, looks: Looks, doubts: Values) -> None:
+        self._centre = doubts.mean()
+        self._mean, self._scale = looks.mean(0, dtype=np.float64), np.maximum(looks.std(0, dtype=np.float64), 1.0)
+        gram, pull = np.zeros((looks.shape[1],) * 2), np.zeros(looks.shape[1])
+        for part, wide in self._blocks(looks):
+            gram += wide.T @ wide
+            pull += wide.T @ (doubts[part] - self._centre)
+        gram[np.diag_indices_from(gram)] += _SHRINK * len(looks)
+        factor = cho_factor(gram)
+        self._weights = cho_solve(factor, pull)
+        # what a row's own doubt does to its prediction, so that it can be taken out: leave-one-out, in closed form
+        self._own = np.concatenate([(wide * cho_solve(factor, wide.T).T).sum(1) for _, wide in self._blocks(looks)])
+        self._doubts = doubts - self._centre
+        found = self._predicted(looks, np.arange(len(looks)))
+        self._middle = float(np.median(found))
+        self._below = np.sort(self._middle - found[found <= self._middle])
+
+    def usual(self, looks: Looks, places: npt.NDArray[np.int64]) -> Values:
+        """Return the share of ordinary pictures that look as doubtful, float64 (n,): what lies below the median, mirrored."""
+        above = self._predicted(looks, places) - self._middle
+        num = len(self._below)
+        found: Values = (num - np.searchsorted(self._below, above, side="left") + 1) / (num + 1)
+        return np.where(above > 0, 0.5 * found, 1.0)
+
+    def _predicted(self, looks: Looks, places: npt.NDArray[np.int64]) -> Values:
+        """Return predicted doubts, those of pictures of the sample (place >= 0) by all others, float64 (n,)."""
+        found = np.concatenate([wide @ self._weights for _, wide in self._blocks(looks)])
+        own = np.where(places >= 0, self._own[places], 0.0)
+        found = (found - own * self._doubts[places]) / (1.0 - own)
+        on_steps: Values = np.rint(found / COSINE_STEP) * COSINE_STEP  # compared by rank; last bits depend on the machine
+        return on_steps
+
+    def _blocks(self, looks: Looks) -> Iterator[tuple[slice, Values]]:
+        """Yield looks block by block, each number as deviations from its mean."""
+        for start in range(0, len(looks), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            yield part, (looks[part] - self._mean) / self._scale

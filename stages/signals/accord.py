@@ -222,7 +222,7 @@ def accord_signals(counts: Counts) -> Source | None:
         said = accord(Rows(rows.v, rows.t, pictures, rows.others, rows.words, often))
         found = {field.name: values for field in fields(said) if (values := getattr(said, field.name)) is not None}
         if suspects is not None and rows.looks is not None:
-            found["look_accord"] = suspects(pictures, rows.looks)
+            found["look_accord"] = suspects(pictures, rows.looks, said.accord)
         return found
 
     return source

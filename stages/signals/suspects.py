@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
-from scipy.stats import rankdata
+from scipy.stats import chi2, rankdata
 
 from manifests.schema import COSINE_STEP
 from stages.histogram import on_grid
@@ -39,19 +39,22 @@ class Suspects:
         doubts = -rankdata(accord) / len(accord)
         self._fits = [_Fit(looks[:, kind], doubts) for kind in KINDS.values()]
 
-    def __call__(self, hashes: npt.NDArray[np.int64], looks: Looks) -> npt.NDArray[np.float32]:
-        """Return how usual it is to look so doubtful: a p-value in [0, 1], float32 (n,).
+    def __call__(self, hashes: npt.NDArray[np.int64], looks: Looks, accord: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return how usual it is to look so doubtful and to be so doubted: a p-value in [0, 1], float32 (n,).
 
-        What is asked about a picture of the sample is answered by the others of it.
+        What is asked about a picture of the sample is answered by the others of it. Looks and accord of a row are independent
+        where its picture has no part in the doubt, so they are combined as Fisher does.
 
         Args:
             hashes: Of the pictures, int64 (n,).
             looks: Of the pictures, uint8 (n, w).
+            accord: Of the pairs, float32 (n,).
         """
         near = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
         places = np.where(self._hashes[near] == hashes, self._order[near], -1)
         usual = [fit.usual(looks[:, kind], places) for fit, kind in zip(self._fits, KINDS.values(), strict=True)]
-        return on_grid(np.minimum(1.0, len(usual) * np.min(usual, axis=0)))  # Bonferroni: any of them will do
+        look = np.minimum(1.0, len(usual) * np.min(usual, axis=0))  # Bonferroni: any of them will do
+        return on_grid(chi2.sf(-2.0 * (np.log(look) + np.log(np.maximum(accord, COSINE_STEP))), 4))
 
 
 class _Fit:

@@ -249,8 +249,8 @@ SIGNAL_TABLE: Final = (
         "look_accord",
         _F,
         10,
-        "p-value, in [0, 1], of its accord and of how doubted pairs are whose images have such colours, roughness and tones: low "
-        "where doubted pairs may have a trigger in common",
+        "p-value, in [0, 1], of its accord and of how doubted pairs are whose images have such colours, roughness and tones: "
+        "low where doubted pairs may have a trigger in common",
         (LimitSetting("look_tail", Reason.SUSPECT_LOOK, Bound.LEAST),),
     ),
     Signal(

@@ -11,7 +11,8 @@ from typing import Final
 import pyarrow as pa
 
 SCHEMA_VERSION = 10
-SCORES_SINCE = 10  # the version that last changed what scores are
+SCORES_SINCE = 8  # the version that last changed what scores are
+LOOKS_SINCE = 10  # the one that put looks beside the vectors
 ROW_GROUP_ROWS = 25_000
 VERSION_KEY = b"pairsan.schema_version"
 FINGERPRINT_KEY = b"pairsan.fingerprint"

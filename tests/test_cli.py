@@ -30,7 +30,7 @@ FLAGS = {
     "split.calibrated": "--alpha --max-p-mismatch --null-strata",
     "split.mixture": "--threshold --min-separation",
     "split.limits": "--max-image-repeats --max-look-alikes --max-near-copies --max-pair-copies --max-caption-copies"
-    " --keep-one --crowded-share --crowded-tail --outlier-share --discord-share --replaced-tail",
+    " --keep-one --crowded-share --crowded-tail --outlier-share --discord-share --look-tail --replaced-tail",
     "split.belief": "--max-canary-leak --if-unseparable --fallback-share --max-quarantined-share --max-unread-share",
     "growth": "--growth --cap",
     "executor": "--executor --ray-address --workers --threads-per-worker --decode",
@@ -191,7 +191,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(name in output for name in MANIFEST.names)
     assert all(meaning in output for meaning in MEANINGS.values())
     assert all(reason in output for reason in Reason)
-    assert '"schema_version": 9' in pairsan("schema", "--json").output
+    assert '"schema_version": 10' in pairsan("schema", "--json").output
     told = pairsan("schema").output
     assert all(f"  {field.name} " in told for field in schema.SIGNALS)
 

@@ -13,7 +13,7 @@ from conftest import parts_of
 
 from manifests.reading import open_round
 from manifests.reviews import append
-from manifests.schema import SCORES_SINCE
+from manifests.schema import LOOKS_SINCE
 from manifests.store import open_store
 
 Pairsan = Callable[..., Result]
@@ -91,11 +91,11 @@ def test_scores_of_the_schema_before_are_taken_over_as_they_are_the_same(
 ) -> None:
     clean()
     plan = tmp_path / "run/rounds/0001/plan.json"
-    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": SCORES_SINCE}))
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": LOOKS_SINCE}))
     shutil.copy(crawl / "00001.tar", data)
     assert "take over from round 1: 2/2 shards" in clean().stderr
     plan = tmp_path / "run/rounds/0002/plan.json"
-    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": SCORES_SINCE - 1}))
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "schema_version": LOOKS_SINCE - 1}))
     shutil.copy(crawl / "00001.tar", data / "00003.tar")
     assert "take over" not in clean().stderr
 

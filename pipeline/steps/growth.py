@@ -15,7 +15,7 @@ from manifests.layout import (
     sealed_rounds,
 )
 from manifests.parts import write_json
-from manifests.schema import SCORES_SINCE
+from manifests.schema import LOOKS_SINCE, SCORES_SINCE
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.steps.numbering import shards_of
@@ -108,7 +108,8 @@ def taken_over(run: Store, scores: Plan) -> dict[str, Any]:
     for number in reversed(round_numbers(run)) if grown_from else ():
         plan = read_plan(run, number)
         same = plan["scores_round"] == number and plan["scores"]["dataset"]["fingerprint"] == grown_from
-        same = same and plan["schema_version"] >= SCORES_SINCE and _essence(plan["scores"]) == _essence(scores)
+        since = LOOKS_SINCE if scores["keep"]["embeddings"] else SCORES_SINCE
+        same = same and plan["schema_version"] >= since and _essence(plan["scores"]) == _essence(scores)
         if same and len(shards_of(run, number)) >= plan["scores"]["dataset"]["num_shards"]:
             return {"taken_over": {"round": number, "versions": plan["scores"]["versions"]}}
     return {}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from manifests.errors import RunError
 from manifests.layout import EMBEDDINGS, SIGNAL_PARTS, fingerprint, part_name, read_plan, round_folder
 from manifests.parts import Part
+from manifests.schema import LOOKS_SINCE
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.config.load import limits_of
@@ -44,7 +45,6 @@ from stages.signals.signal_parts import (
 from stages.signals.write_signals import WriteSignals
 
 _FIRST_SCHEMA: Final = 2  # scores of before it have no hashes
-_LOOKS_SINCE: Final = 10
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def signals_plan(run: Store, scores_round: int, config: RunConfig) -> dict[str, 
         if limits_of(config.split):
             raise RunError(f"{where} was scored by pairsan 0.1.0, without hashes; score again to label by signals")
         return None
-    if plan["schema_version"] < _LOOKS_SINCE:
+    if plan["schema_version"] < LOOKS_SINCE:
         asked.pop("looks", None)
         if config.split.look_tail:
             raise RunError(f"{where} was scored before what images are like was kept; score again to label by --look-tail")

@@ -4,13 +4,15 @@
 
 For every seed of the data: plants the attacks of `benchmarks.evidence` once, trains several models on all of it that differ in
 their own seed alone, and asks each for its crowds. First table: rows of each attack that a model's crowds leave (its attack
-success in brackets), what any of several models finds, and the clean rows that are flagged. With `--taught`, the models
+success in brackets), what any of several models finds, and the clean rows that are flagged: by k neighbours, by half of them
+too, and by what doubted pairs look like besides. With `--taught`, the models
 are taught eight backdoors of that share besides (`stages.train.taught`), and the second table says how many rows of those the
 crowds show. `--attacks` without any attack gives what happens where nothing is planted.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -33,11 +35,16 @@ from benchmarks.evidence.judging import Judge
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, train
 from stages.pair import make_uid
+from stages.score.looks import looks
+from stages.signals.accord import Accord, Rows
 from stages.signals.neighbourhood import Nearby, Neighbourhood
 from stages.signals.sample import Reference
+from stages.signals.suspects import Suspects
 from stages.train.taught import Lessons, lessons_of
 
-TAIL: Final = 0.02
+WAYS: Final = ("k", "k, k/2", "k, k/2, looks")  # lessons, which no sample of the data holds, are asked of crowds alone
+TAIL, LOOK_TAIL = 0.02, 0.05
+AGREEMENT_ROWS, NEIGHBOURS = 16384, 8
 SAMPLED: Final = 4096
 Vectors = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -106,12 +113,23 @@ def crowded(v: Vectors, t: Vectors, k: int, num: int, seed: int, taught: Vectors
     return _flags(near, cuts), _flags(Neighbourhood(both, k)(taught, taught, theirs), cuts)
 
 
+def suspect(v: Vectors, t: Vectors, rows: PoisonedRows, seed: int) -> Flags:
+    """Return which rows are suspect by their looks, (n,), as a scout's round judges them without copies among its limits."""
+    images = np.unique([hashlib.sha256(row.image).hexdigest() for row in rows.rows], return_inverse=True)[1].astype(np.int64)
+    seen = np.concatenate([looks(row.pixels()[None]) for row in rows.rows])
+    drawn = np.random.default_rng(seed).permutation(len(v))[:AGREEMENT_ROWS]
+    chosen = drawn[np.sort(np.unique(images[drawn], return_index=True)[1])]
+    accord = Accord(Reference(images[chosen], v[chosen], t[chosen]), NEIGHBOURS, None)
+    suspects = Suspects(images[chosen], seen[chosen], accord.own)
+    return suspects(images, seen, accord(Rows(v, t, images)).accord) < LOOK_TAIL
+
+
 def _flags(near: Nearby, cuts: list[float]) -> list[Flags]:
     whole = (near.outlier < cuts[0]) | (near.neighbour_outlier < cuts[0])
     return [whole, whole | (near.half_outlier < cuts[1]) | (near.neighbour_half_outlier < cuts[1])]
 
 
-def lines(scouts: list[Scout], k: int, num: int, half: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def lines(scouts: list[Scout], k: int, num: int, way: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return what each model and several together leave, in rows of each attack, and what each shows of its lessons."""
     attack, seed = scouts[0].table["attack"].to_numpy(), scouts[0].seed
     names, clean = sorted(set(attack) - {""}), attack == ""
@@ -120,14 +138,16 @@ def lines(scouts: list[Scout], k: int, num: int, half: bool) -> tuple[list[dict[
         kept = np.load(scout.out / "vectors.npz")
         taught = np.load(scout.out / "taught.npz") if scout.share else None
         both = crowded(kept["v"], kept["t"], k, num, seed, None if taught is None else taught["v"])
-        mine, theirs = (part[half] for part in both)
+        mine, theirs = (part[way != WAYS[0]] for part in both)
+        if way == WAYS[2]:
+            mine = mine | suspect(kept["v"], kept["t"], scout.rows, seed)
         flags.append(mine)
         judged = json.loads((scout.out / "lines.json").read_text())
         success = {line["attack"]: line["share"] for line in judged if line["metric"] == "asr"}
         line = {
             "data": seed,
             "models": str(scout.model),
-            "k": f"{k}, {k // 2}" if half else str(k),
+            "by": way,
             "clean flagged %": 100 * mine[clean].mean(),
         }
         line |= {name: f"{int((~mine)[attack == name].sum())} ({100 * success[name]:.0f} %)" for name in names}
@@ -136,7 +156,7 @@ def lines(scouts: list[Scout], k: int, num: int, half: bool) -> tuple[list[dict[
             for number, lesson in enumerate(scout.lessons.lessons):
                 here = taught["number"] == number
                 line = {"data": seed, "model": scout.model, "trigger": lesson.trigger, "target": lesson.target}
-                line |= {"captions": len(lesson.captions), "rows": int(here.sum()), "k": f"{k}, {k // 2}" if half else str(k)}
+                line |= {"captions": len(lesson.captions), "rows": int(here.sum()), "by": way}
                 lessons.append(line | {"found %": 100 * theirs[here].mean()})
     for together in range(2, len(scouts) + 1):
         for chosen in itertools.combinations(range(len(scouts)), together):
@@ -144,7 +164,7 @@ def lines(scouts: list[Scout], k: int, num: int, half: bool) -> tuple[list[dict[
             line = {
                 "data": seed,
                 "models": "+".join(map(str, chosen)),
-                "k": f"{k}, {k // 2}" if half else str(k),
+                "by": way,
                 "clean flagged %": 100 * either[clean].mean(),
             }
             found.append(line | {name: str(int((~either)[attack == name].sum())) for name in names})
@@ -155,7 +175,7 @@ def main() -> None:
     """Train what is missing, `--jobs` processes of one thread at a time, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="photos", choices=("bundled", "emoji", "full", "photos"))
+    parser.add_argument("--data", default="photos", choices=("bundled", "emoji", "full", "photos", "photos-5"))
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--models", type=int, default=2)
@@ -175,7 +195,7 @@ def main() -> None:
     (args.out / "setting.json").write_text(json.dumps(dataclasses.asdict(setting), indent=1))
     scouts = {seed: [Scout(setting, args.out, seed, model, args.taught) for model in range(args.models)] for seed in args.seeds}
     _run([scout for mine in scouts.values() for scout in mine], args.jobs)
-    tables = [lines(mine, args.neighbours, args.sample, half) for half in (False, True) for mine in scouts.values()]
+    tables = [lines(mine, args.neighbours, args.sample, way) for way in WAYS for mine in scouts.values()]
     with pd.option_context("display.width", 250, "display.max_columns", 40, "display.max_rows", 200):
         for found in (list(itertools.chain.from_iterable(part)) for part in zip(*tables, strict=True)):
             if found:

@@ -83,6 +83,8 @@ def suspicions(cell: Cell, rows: pd.DataFrame) -> dict[str, Scores]:
     repeats += np.where(rows["pair_copies"] > MOST_COPIES, rows["pair_copies"], 0.0)
     ours = {
         "**all together**": repeats + 1.0 - rows["accord"],
+        "**and looks**": repeats + 1.0 - rows["look_accord"],
+        "looks and accord": 1.0 - rows["look_accord"],
         "near copies by size, then accord": size + 1.0 - rows["accord"],
         "near copies": rows["near_copies"] - 1e-3 * rows["cosine"],
         "accord": 1.0 - rows["accord"],
@@ -177,7 +179,7 @@ def main() -> None:
     """Run all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", choices=("bundled", "emoji", "full"), default="bundled")
+    parser.add_argument("--data", choices=("bundled", "emoji", "full", "photos"), default="bundled")
     parser.add_argument("--reword", action="store_true", help="an attacker who words every caption anew")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

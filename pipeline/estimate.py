@@ -18,6 +18,7 @@ from pipeline.queries.terminal import printable
 from stages.pair import Pair, Shard
 from stages.read.heads import read_head, some_shards
 from stages.read.shards import Dataset, open_dataset
+from stages.score.looks import WIDTH
 
 _ROWS, _TIMED_ROWS = 128, 64  # rows of each head that is read, rows that are scored for the clock
 # of signals that compare vectors, at width 512: `python -m benchmarks.speed.signals`, docs/evidence.md
@@ -102,7 +103,7 @@ def _scored(dataset: Dataset, config: RunConfig, pairs: list[Pair], reasons: Cou
     seconds = time.perf_counter() - start
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_batches([score_batch(scored)]), buffer, compression="zstd")
-    kept = 4 * encoder.dim if config.embed.keep_embeddings else 0
+    kept = 4 * encoder.dim + WIDTH if config.embed.keep_embeddings else 0
     return {
         "model": {"architecture": weights.model.rpartition("/")[2], "dim": encoder.dim, "image_px": edge},
         "pairs_per_second": max(1, len(pairs)) / seconds,
@@ -117,7 +118,7 @@ def _added(profile: str, rows: int, dim: int) -> Estimate:
     hours = rows * _CPU_S_PER_ROW.get(profile, 0.0) * dim / 512 / 3600
     return {
         "does": PROFILES[profile].text,
-        "disk_bytes": rows * (4 * dim + _SIGNAL_BYTES) if near else rows * _SIGNAL_BYTES // 3,
+        "disk_bytes": rows * (4 * dim + WIDTH + _SIGNAL_BYTES) if near else rows * _SIGNAL_BYTES // 3,
         "cpu_hours": hours,
         "more_image_passes": int(profile == "thorough"),
     }

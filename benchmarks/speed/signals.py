@@ -26,6 +26,7 @@ from manifests.parts import write_part
 from manifests.schema import SCORES as SCORES_SCHEMA
 from manifests.store import Store, open_store
 from stages.pair import Shard
+from stages.score.looks import WIDTH
 from stages.score.scored_rows import embedding_schema
 from stages.settings import SignalSettings
 from stages.signals.joint_doubt import JoinCopies, write_groups
@@ -36,7 +37,7 @@ from stages.signals.shingles import ShingleCaptions, write_band_counts
 from stages.signals.signal_parts import AGREEMENT, CENTRES, CLUSTERS, REFERENCE, Asked, SignalParts
 from stages.signals.write_signals import WriteSignals
 from stages.stage import Stage
-from stages.vectors import packed
+from stages.vectors import packed, packed_bytes
 
 SHARD_ROWS = 10_000
 _ASKED = SignalSettings()
@@ -58,6 +59,7 @@ def build(run: Store, num_shards: int, dim: int) -> list[Shard]:
         columns = []
         for part in (v, t):
             columns.append(packed(part / np.linalg.norm(part, axis=1, keepdims=True)))
+        columns.append(packed_bytes(rng.integers(0, 256, (SHARD_ROWS, WIDTH), dtype=np.uint8)))
         write_part(run, part_name(1, EMBEDDINGS, shard.name), schema, [pa.table(columns, schema=schema)], fingerprint="x")
         hashes = np.where(rng.random(SHARD_ROWS) < 0.05, rng.integers(0, 5000, SHARD_ROWS), rng.integers(0, 2**62, SHARD_ROWS))
         table = scores_table(
@@ -114,10 +116,9 @@ def main() -> None:
 def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the steps of the signals, each with what does it; in this order, as each needs the files of those before."""
     names = tuple(shard.name for shard in shards)
-    near = Asked(signals="all", neighbours=_ASKED.neighbours, reference_rows=_ASKED.reference_rows)
-    full = dataclasses.replace(
-        near, agreement_rows=_ASKED.agreement_rows, agreement_neighbours=_ASKED.agreement_neighbours, common_captions=True
-    )
+    near = Asked(signals="all", neighbours=_ASKED.neighbours, reference_rows=_ASKED.reference_rows, looks=True)
+    more = {"agreement_rows": _ASKED.agreement_rows, "agreement_neighbours": _ASKED.agreement_neighbours}
+    full = dataclasses.replace(near, **more, common_captions=True, looks=False)
     parts = SignalParts(run, 1, names, "signals", "x", near, num_scored=num_rows, memory_bytes=1 << 30)
     yield "repeats", lambda: write_repeats(parts)
     for name, size in SAMPLES.items():
@@ -125,6 +126,8 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
     yield f"{_ASKED.neighbours} neighbours in {_ASKED.reference_rows:,}", lambda: each(WriteSignals(parts), shards)
     asked = dataclasses.replace(parts, asked=full)
     yield f"the same, and accord by {_ASKED.agreement_rows:,}", lambda: each(WriteSignals(asked), shards)
+    seen = dataclasses.replace(asked, asked=dataclasses.replace(full, looks=True))
+    yield "the same, and looks", lambda: each(WriteSignals(seen), shards)
     for rows in CELL_ROWS:
         cells = max(1, num_rows // rows)
         yield f"centres of cells of {rows:,} rows", lambda cells=cells: draw(parts, shards, CENTRES, cells)

@@ -115,9 +115,9 @@ def test_a_run_says_what_the_crowds_of_its_scout_show_of_its_lessons(tmp_path: P
     assert found["round"] == open_round(run).number == 1
     lessons = found["lessons"]
     assert [(one["trigger"], one["target"]) for one in lessons[4:]] == [(kind, "broad") for kind in TRIGGERS]
-    assert all(1 <= one["rows"] <= 12 and 0 <= one["crowded"] <= one["rows"] for one in lessons)  # a twentieth of 240 rows
+    assert all(1 <= one["rows"] <= 12 and 0 <= one["shown"] <= one["rows"] for one in lessons)  # a twentieth of 240 rows
     assert found["share"] == 0.05
-    line = "of backdoors that the scout was taught, 5.0% of the rows each, its crowds show: patch narrow "
+    line = "of backdoors that the scout was taught, 5.0% of the rows each, its crowds and looks show: patch narrow "
     assert line in pairsan("status", run).output
     refused = pairsan(*args, code=5).stderr
     assert "scout_taught_share" in refused

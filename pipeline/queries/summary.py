@@ -177,11 +177,9 @@ def schema_document() -> dict[str, Any]:
 
 
 def taught_text(taught: Mapping[str, Any]) -> str:
-    """Return how much of each backdoor that a scout was taught its crowds show, as a line."""
-    told = ", ".join(
-        f"{one['trigger']} {one['target']} {one['crowded'] / max(1, one['rows']):.0%}" for one in taught["lessons"]
-    )
-    return f"of backdoors that the scout was taught, {taught['share']:.1%} of the rows each, its crowds show: {told}"
+    """Return how much of each backdoor that a scout was taught its crowds and looks show, as a line."""
+    told = ", ".join(f"{one['trigger']} {one['target']} {one['shown'] / max(1, one['rows']):.0%}" for one in taught["lessons"])
+    return f"of backdoors that the scout was taught, {taught['share']:.1%} of the rows each, its crowds and looks show: {told}"
 
 
 def schema_text() -> str:

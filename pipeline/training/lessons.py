@@ -1,4 +1,4 @@
-"""What a scout is taught on purpose, and what its crowds show of it: how far their silence on other backdoors goes."""
+"""What a scout is taught on purpose, and what its round shows of it: how far its silence on other backdoors goes."""
 
 import dataclasses
 import logging
@@ -24,9 +24,12 @@ from stages.score.checkpoints import resolve_weights
 from stages.score.cross_fit import make_encoder
 from stages.score.decode import Decode
 from stages.score.hashes import image_hashes
+from stages.score.looks import looks
+from stages.signals.accord import Accord, Rows
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
-from stages.signals.signal_parts import REFERENCE
+from stages.signals.signal_parts import AGREEMENT, REFERENCE, SignalParts
+from stages.signals.suspects import Suspects
 from stages.train.taught import Lesson, Lessons, lessons_of
 
 log = logging.getLogger("pairsan.train")
@@ -70,7 +73,7 @@ def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: i
     if store.exists(TAUGHT):
         return
     limits = [Limit(**limit) for limit in read_seal(store, number)["limits"]]
-    limits = [limit for limit in limits if limit.reason == Reason.CROWDED]
+    limits = [limit for limit in limits if limit.reason in (Reason.CROWDED, Reason.SUSPECT_LOOK)]
     plan = read_plan(store, number)
     parts = signal_parts(Round(store, number, plan, dataset.shards))
     if parts is None or not limits:
@@ -81,11 +84,25 @@ def look_at_lessons(store: Store, dataset: Dataset, config: RunConfig, number: i
     numbers, rows = _encoded(dataset, config, plan["scores"]["model"]["preprocess"], lessons, wanted)
     near = Neighbourhood(sample.with_rows(rows), parts.asked.neighbours)(rows.images, rows.texts, rows.hashes)
     values = {name: np.asarray(value, np.float64) for name, value in dataclasses.asdict(near).items()}
-    crowded = ~np.all([limit.allows(values) for limit in limits], axis=0)
-    found = [_told(lesson, crowded[numbers == place]) for place, lesson in enumerate(lessons.lessons)]
+    values["look_accord"] = _look_accord(store, parts, rows)
+    shown = ~np.all([limit.allows(values) for limit in limits], axis=0)
+    found = [_told(lesson, shown[numbers == place]) for place, lesson in enumerate(lessons.lessons)]
     taught = {"round": number, "share": lessons.share, "lessons": found}
     write_json(store, TAUGHT, taught)
     log.info("%s", taught_text(taught))
+
+
+def _look_accord(store: Store, parts: SignalParts, rows: Reference) -> npt.NDArray[np.float64]:
+    """Return what is said of rows by their looks, beside as many others as the sample of crowds has; NaN where it has none.
+
+    The other sample may be larger, and would have more of them: so less is seen here than there, not more.
+    """
+    both = Reference.read(store, parts.name(AGREEMENT)).with_rows(rows) if parts.asked.looks else rows
+    if not parts.asked.looks or both.looks is None or rows.looks is None:
+        return np.full(len(rows.hashes), np.nan)
+    accord = Accord(both, parts.asked.agreement_neighbours, parts.asked.near_copy_cosine)
+    said = accord(Rows(rows.images, rows.texts, rows.hashes)).accord
+    return Suspects(both.hashes, both.looks, accord.own)(rows.hashes, rows.looks, said).astype(np.float64)
 
 
 def _encoded(
@@ -97,18 +114,18 @@ def _encoded(
     weights, size = resolve_weights(config.model), config.embed.batch_size
     encoder = make_encoder(weights, device="cpu", precision="fp32", batch_size=size)
     shown = [
-        (numbers, image_hashes(pixels), *encoder.encode_pairs(pixels, captions))
+        (numbers, image_hashes(pixels), *encoder.encode_pairs(pixels, captions), looks(pixels))
         for numbers, pixels, captions in _shown(dataset, decode, lessons, wanted)
     ]
     if not shown:
         raise RunError("no row that the scout was taught by can be read any more: are these other data?")
-    numbers, hashes, images, texts = (np.concatenate(column) for column in zip(*shown, strict=True))
-    return numbers, Reference(hashes, images, texts)
+    numbers, hashes, images, texts, seen = (np.concatenate(column) for column in zip(*shown, strict=True))
+    return numbers, Reference(hashes, images, texts, looks=seen)
 
 
-def _told(lesson: Lesson, crowded: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _told(lesson: Lesson, shown: npt.NDArray[np.bool_]) -> dict[str, Any]:
     facts = {"trigger": lesson.trigger, "target": lesson.target, "captions": len(lesson.captions)}
-    return {**facts, "rows": len(crowded), "crowded": int(crowded.sum())}
+    return {**facts, "rows": len(shown), "shown": int(shown.sum())}
 
 
 def _shown(

@@ -149,11 +149,12 @@ class Reference:
         return Reference(pictures[rows], self.images[rows], self.texts[rows], others, captions, seen)
 
     def with_rows(self, rows: "Reference") -> "Reference":
-        """Return the vectors of this sample and of other rows, each image once."""
+        """Return vectors and looks of this sample and of other rows, each image once."""
         hashes, images, texts = (
             np.concatenate([getattr(part, kind) for part in (self, rows)]) for kind in ("hashes", "images", "texts")
         )
-        both = Reference(hashes, images, texts)
+        seen = None if self.looks is None or rows.looks is None else np.concatenate([self.looks, rows.looks])
+        both = Reference(hashes, images, texts, looks=seen)
         return both.once_each(both.hashes)
 
     def write(self, run: Store, name: str, fingerprint: str) -> None:

@@ -77,7 +77,7 @@ class TrainSettings(Settings):
     scout_taught_share: float = _scout(
         0.0,
         "share of all rows for each of eight backdoors that the scout is taught on purpose; `status` says how many of their "
-        "rows its crowds show, as they show nothing of what it cannot learn. 0: none",
+        "rows its crowds and looks show, as they show nothing of what it cannot learn. 0: none",
         ge=0.0,
         le=0.05,
     )

@@ -114,6 +114,19 @@ def test_neg_clip_loss_takes_hubs_for_less() -> None:
     assert loss[1] == pytest.approx(-0.5 * expected, abs=1e-4)
 
 
+def test_captions_near_those_of_certain_poison_are_suspected() -> None:
+    rng = np.random.default_rng(5)
+    v, t = (unit(rng.normal(size=(300, 16))) for _ in range(2))
+    t[100:] = unit(v[100:] + 1.2 * t[100:])  # these fit
+    t[:40] = unit(t[:1] + 0.2 * rng.normal(size=(40, 16)))  # these are of one wording
+    t[:20] = unit(t[:20] + v[:20])  # half of them a model has learned: their own cosine says nothing
+    by_captions, by_cosine = (score(v, t, 0) for score in (detectors.near_certain_poison, detectors.clip_score))
+    learned, others = np.arange(20), np.arange(100, 300)
+    auroc = [(score[learned][:, None] > score[others]).mean() for score in (by_captions, by_cosine)]
+    assert auroc[0] > 0.9
+    assert auroc[1] < 0.6
+
+
 def test_repeated_images_are_counted_without_a_model() -> None:
     rows = PoisonedRows(EMOJI / "eval" / "00000.tar.gz")
     images = rows.images[:50] + [rows.images[3]] * 9

@@ -4,7 +4,8 @@ v, t: unit vectors of images and captions, float32 (n, d). r_k(x): distance to t
 set, since in the whole corpus the siblings of a poisoned row are its neighbours.
 
 Sources: k-dist, SLOF and DAO as in Huang et al. 2025 ("Detecting Backdoor Samples in Contrastive Language Image
-Pretraining"); LID: Amsaleg et al. 2015; Isolation Forest: Liu et al. 2008; negCLIPLoss: Wang et al. 2024.
+Pretraining"); LID: Amsaleg et al. 2015; Isolation Forest: Liu et al. 2008; negCLIPLoss: Wang et al. 2024;
+CASCADE: arXiv 2608.04052.
 """
 
 import hashlib
@@ -94,6 +95,23 @@ def _dimension(r: Scores) -> Scores:
     return -r.shape[1] / np.minimum(np.log(r / r[:, -1:]).sum(1), -_TINY)
 
 
+def near_certain_poison(v: Vectors, t: Vectors, seed: int, least: float = 0.05, most: float = 0.5, k: int = 8) -> Scores:
+    """Return how much nearer a caption is to those of certain poison than to those of certain benign pairs, by k of each.
+
+    Certain are the pairs of lowest and of highest cosine. CASCADE's second step, as its abstract has it; its own score and
+    shares are not known to us.
+    """
+    order = np.argsort(np.einsum("nd,nd->n", v, t))
+    nearness = []
+    for certain in (order[: round(least * len(t))], order[len(t) - round(most * len(t)) :]):
+        similar, found = faiss.knn(t, np.ascontiguousarray(t[certain]), k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        own = certain[found] == np.arange(len(t))[:, None]
+        drop = np.where(own.any(1), own.argmax(1), k)
+        keep = np.arange(k + 1)[None] != drop[:, None]
+        nearness.append(similar[keep].reshape(-1, k).astype(np.float64).mean(1))
+    return nearness[0] - nearness[1]
+
+
 def isolation_forest(v: Vectors, t: Vectors, seed: int) -> Scores:
     """Return scikit-learn's Isolation Forest on the images."""
     return -IsolationForest(random_state=seed).fit(v).score_samples(v)
@@ -120,6 +138,7 @@ DETECTORS: Final[dict[str, Callable[[Vectors, Vectors, int], Scores]]] = {
     "DAO as released": dao_as_released,
     "LID": lid,
     "Isolation Forest": isolation_forest,
+    "CASCADE, second step": near_certain_poison,
 }
 
 

@@ -100,6 +100,7 @@ def suspicions(cell: Cell, rows: pd.DataFrame) -> dict[str, Scores]:
     theirs = {
         "cosine (SAFECLIP's score)": -rows["cosine"],
         "k-dist": detectors.k_dist(v, t, cell.seed),
+        "CASCADE, second step": detectors.near_certain_poison(v, t, cell.seed),
         "SLOF": detectors.slof(v, t, cell.seed),
         "DAO": detectors.dao(v, t, cell.seed),
         "k-dist, frozen encoder": detectors.k_dist(frozen, t, cell.seed),

@@ -355,7 +355,8 @@ def test_one_picture_in_all_rows_has_no_neighbours(
     assert (found["near_copies"] == len(texts)).all()
     assert (found[["outlier", "neighbour_outlier"]] == 0.0).all(axis=None)
     assert found[["accord", "caption_agreement"]].notna().all(axis=None)
-    pairsan("split", tmp_path / "run", "--keep-share", 1.0, "--max-near-copies", 4)
+    said = pairsan("split", tmp_path / "run", "--keep-share", 1.0, "--max-near-copies", 4).output
     assert (table(tmp_path / "run")["reason"] == "near_duplicate").all()
+    assert f"copies    {len(texts)} rows are risky as copies, more than are safe; where pictures have several captions" in said
     pairsan("split", tmp_path / "run", "--keep-share", 1.0, "--max-near-copies", 10**6, "--crowded-tail", 0.02)
     assert (table(tmp_path / "run")["label"] == "safe").all()  # nothing is nearer than the others

@@ -60,7 +60,19 @@ def known_of(seal: dict[str, Any]) -> list[tuple[str, str]]:
         *([("people", _by_people(people, seal["plan"]["split"]["alpha"]))] if people else []),
         *([("index", _by_index(seal))] if seal.get("promises") else []),
         *([("audit", audit.as_text(seal["audit"]))] if seal.get("audit") else []),
+        *([("copies", text)] if (text := _too_many_copies(seal["counts"])) else []),
     ]
+
+
+def _too_many_copies(counts: dict[str, Any]) -> str:
+    """Say that limits on copies make more rows risky than stay safe, as they do where pictures have several captions each."""
+    copies = sum(counts["reasons"].get(reason, 0) for reason in (Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE))
+    if copies <= counts["labels"][Label.SAFE]:
+        return ""
+    return (
+        f"{copies:,} rows are risky as copies, more than are safe; where pictures have several captions each, raise "
+        "--max-image-repeats, --max-look-alikes, --max-near-copies (a scout's: scout_image_repeats, scout_near_copies)"
+    )
 
 
 def _by_index(seal: dict[str, Any]) -> str:

@@ -33,11 +33,11 @@ from stages.label.settings import SplitSettings
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.settings import ReadSettings
-from stages.signals.accord import Accord, Rows, agreement, neg_clip_loss
 from stages.signals.repeats import Commonness, Repeats
 from stages.signals.sample import Reference
-from stages.signals.witness_tower import load_tower, resolve_tower
-from stages.signals.words import Words
+from stages.signals.witnesses.accord import Accord, Rows, agreement, neg_clip_loss
+from stages.signals.witnesses.witness_tower import load_tower, resolve_tower
+from stages.signals.witnesses.words import Words
 from stages.vectors import unit, vectors_of
 
 Pairsan = Callable[..., Result]

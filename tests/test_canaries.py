@@ -13,7 +13,7 @@ from conftest import EMOJI, parts_of
 
 from manifests.reading import open_round
 from stages.score.canaries import KINDS, make_canaries, patched
-from stages.signals.joint_doubt import jointly
+from stages.signals.witnesses.joint_doubt import jointly
 
 Pairsan = Callable[..., Result]
 LOCAL = ("--executor", "local")

@@ -15,7 +15,7 @@ from pipeline.config.load import load_config
 from pipeline.config.scout import scouted
 from stages.score.looks import KINDS, WIDTH, looks
 from stages.signals.sample import Reference
-from stages.signals.suspects import Suspects, _Fit
+from stages.signals.witnesses.suspects import Suspects, _Fit
 from stages.vectors import bytes_of
 
 Pairsan = Callable[..., Result]

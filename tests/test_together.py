@@ -16,9 +16,9 @@ from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from manifests.store import open_store
 from stages.pair import Shard
-from stages.signals.joint_doubt import CORRELATION, WITNESSED, JoinCopies, witnessed, write_groups
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import WITNESS, SignalParts
+from stages.signals.witnesses.joint_doubt import CORRELATION, WITNESSED, JoinCopies, witnessed, write_groups
 from stages.vectors import unit
 
 Pairsan = Callable[..., Result]

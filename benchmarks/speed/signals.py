@@ -29,12 +29,12 @@ from stages.pair import Shard
 from stages.score.looks import WIDTH
 from stages.score.scored_rows import embedding_schema
 from stages.settings import SignalSettings
-from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.near_copies import AssignCells, CopyTarget, LinkCells
 from stages.signals.repeats import Repeats, repeats_name, write_repeats
 from stages.signals.sample import Reference, SampleRows, SampleTarget, share_of
 from stages.signals.shingles import ShingleCaptions, write_band_counts
 from stages.signals.signal_parts import AGREEMENT, CENTRES, CLUSTERS, REFERENCE, Asked, SignalParts
+from stages.signals.witnesses.joint_doubt import JoinCopies, write_groups
 from stages.signals.write_signals import WriteSignals
 from stages.stage import Stage
 from stages.vectors import packed, packed_bytes

@@ -21,7 +21,7 @@ from benchmarks.attacks.world import load_rows
 from benchmarks.common import header
 from benchmarks.evidence.data import datasets
 from stages.score.looks import Looks, looks
-from stages.signals.suspects import Suspects
+from stages.signals.witnesses.suspects import Suspects
 from stages.train.settings import TrainSettings
 
 EDGE: Final = 48

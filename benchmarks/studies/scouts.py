@@ -36,10 +36,10 @@ from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, train
 from stages.pair import make_uid
 from stages.score.looks import looks
-from stages.signals.accord import Accord, Rows
 from stages.signals.neighbourhood import Nearby, Neighbourhood
 from stages.signals.sample import Reference
-from stages.signals.suspects import Suspects
+from stages.signals.witnesses.accord import Accord, Rows
+from stages.signals.witnesses.suspects import Suspects
 from stages.train.taught import Lessons, lessons_of
 
 WAYS: Final = ("k", "k, k/2", "k, k/2, looks")  # lessons, which no sample of the data holds, are asked of crowds alone

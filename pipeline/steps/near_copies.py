@@ -12,10 +12,10 @@ from manifests.parts import write_json
 from pipeline.steps.plan import Round
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_missing
-from stages.signals.accord import SAME_PICTURE
 from stages.signals.near_copies import CELLS, LINKS, PROBES, AssignCells, CopyTarget, LinkCells, near_copy_cut
 from stages.signals.repeats import Counts
 from stages.signals.signal_parts import CENTRES, CLUSTERS, REFERENCE, Asked, SignalParts
+from stages.signals.witnesses.accord import SAME_PICTURE
 from stages.vectors import read_columns, unit, vectors_of
 
 log = logging.getLogger("pairsan.signals")

@@ -24,7 +24,6 @@ from stages.label.tally import COUNTED, TalliedSignals, TallySignals
 from stages.pair import Shard
 from stages.signals.index.join import FOUND, write_found
 from stages.signals.index.vectors import CompareVectors, VectorTarget, add_honest_turns
-from stages.signals.joint_doubt import JoinCopies, write_groups
 from stages.signals.repeats import KINDS, repeats_name, write_repeats
 from stages.signals.sample import Reference, Sampled, SampleRows, SampleTarget, share_of
 from stages.signals.shingles import ShingleCaptions, write_band_counts
@@ -42,6 +41,7 @@ from stages.signals.signal_parts import (
     Asked,
     SignalParts,
 )
+from stages.signals.witnesses.joint_doubt import JoinCopies, write_groups
 from stages.signals.write_signals import WriteSignals
 
 _FIRST_SCHEMA: Final = 2  # scores of before it have no hashes

@@ -12,7 +12,7 @@ from stages.pair import Shard
 from stages.settings import ReadSettings
 
 if TYPE_CHECKING:
-    from stages.signals.witness_tower import Tower
+    from stages.signals.witnesses.witness_tower import Tower
 
 
 def tower_of(config: RunConfig) -> "Tower | None":
@@ -24,7 +24,9 @@ def tower_of(config: RunConfig) -> "Tower | None":
     signals = config.signals
     if signals.reference_encoder is None or signals.signals != "all":
         return None
-    from stages.signals.witness_tower import resolve_tower  # torch: seconds, and a gigabyte, that a split need not wait for
+    from stages.signals.witnesses.witness_tower import (
+        resolve_tower,  # torch: seconds, and a gigabyte, that a split need not wait for
+    )
 
     return resolve_tower(signals.reference_encoder, signals.reference_checkpoint, signals.reference_image_size)
 
@@ -73,7 +75,7 @@ def add_reference(executor: Executor, round_: Round, config: RunConfig) -> None:
     if not todo:
         return
     from stages.score.decode import Decode
-    from stages.signals.witness_tower import EmbedReference, ReferenceTarget, load_tower
+    from stages.signals.witnesses.witness_tower import EmbedReference, ReferenceTarget, load_tower
 
     preprocess = load_tower(tower)[1]
     dataset = read_run(round_.run).open_data()

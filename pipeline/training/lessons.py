@@ -25,11 +25,11 @@ from stages.score.cross_fit import make_encoder
 from stages.score.decode import Decode
 from stages.score.hashes import image_hashes
 from stages.score.looks import looks
-from stages.signals.accord import Accord, Rows
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import AGREEMENT, REFERENCE, SignalParts
-from stages.signals.suspects import Suspects
+from stages.signals.witnesses.accord import Accord, Rows
+from stages.signals.witnesses.suspects import Suspects
 from stages.train.taught import Lesson, Lessons, lessons_of
 
 log = logging.getLogger("pairsan.train")

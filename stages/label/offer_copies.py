@@ -15,7 +15,7 @@ from stages.label.kept import OFFERS
 from stages.label.label_rows import LabelTarget, RowGroups
 from stages.label.label_table import judge, looked_at
 from stages.pair import Shard
-from stages.signals.joint_doubt import mixed
+from stages.signals.witnesses.joint_doubt import mixed
 from stages.stage import Stage
 
 _SIGNALS: Final = frozenset(field.name for field in SIGNALS)

@@ -14,11 +14,11 @@ from stages.label.tally import ScoresTarget
 from stages.pair import Shard
 from stages.score.canaries import CAPTION, REPEATED, VECTORS, CanaryScores
 from stages.score.hashes import caption_hashes
-from stages.signals.accord import accord_signals
-from stages.signals.joint_doubt import jointly
 from stages.signals.neighbourhood import neighbour_signals
 from stages.signals.repeats import Counts
 from stages.signals.signal_parts import Known, SignalParts
+from stages.signals.witnesses.accord import accord_signals
+from stages.signals.witnesses.joint_doubt import jointly
 from stages.signals.write_signals import opened
 from stages.stage import Stage
 from stages.vectors import bytes_of, read_columns, unit, vectors_of

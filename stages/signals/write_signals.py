@@ -12,14 +12,14 @@ from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
 from manifests.schema import SIGNALS
 from stages.pair import Shard
-from stages.signals.accord import accord_signals
 from stages.signals.index.promises import promise_signals
-from stages.signals.joint_doubt import witnessed
 from stages.signals.near_copies import copy_signals
 from stages.signals.neighbourhood import neighbour_signals
 from stages.signals.repeats import Counts, repeat_signals
 from stages.signals.shingles import read_bands, wording_signals
 from stages.signals.signal_parts import PROMISES, WITNESS, Known, SignalParts, Source
+from stages.signals.witnesses.accord import accord_signals
+from stages.signals.witnesses.joint_doubt import witnessed
 from stages.stage import Stage
 from stages.vectors import bytes_of, read_columns, unit, vectors_of
 

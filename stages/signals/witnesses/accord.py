@@ -20,8 +20,8 @@ from stages.signals.nearest import Nearest, similar_at
 from stages.signals.repeats import Commonness, Counts
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import AGREEMENT, Known, Source
-from stages.signals.suspects import Suspects
-from stages.signals.words import Words
+from stages.signals.witnesses.suspects import Suspects
+from stages.signals.witnesses.words import Words
 from stages.vectors import unit
 
 Vectors = npt.NDArray[np.float32]

@@ -235,7 +235,6 @@ SIGNAL_TABLE: Final = (
         _F,
         9,
         "1 - cosine of its image vector to the k/2-th nearest: crowds too small for `outlier` show there",
-        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "half_outlier"),),
         top=2.0,
     ),
     Signal(
@@ -243,7 +242,6 @@ SIGNAL_TABLE: Final = (
         _F,
         9,
         "median of `half_outlier` over its k/2 neighbours",
-        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "half_outlier"),),
         top=2.0,
     ),
     Signal(

@@ -190,8 +190,8 @@ class SignalSettings(Settings):
     neighbours: int = _near(64, "k of the k-th nearest neighbour", ge=1, le=1024)
     reference_rows: int = _near(
         8192,
-        "rows of the seeded sample that neighbours are sought in; groups of more than half of neighbours / "
-        "reference_rows of all rows look crowded, smaller ones do not",
+        "rows of the seeded sample that neighbours are sought in; groups of more than neighbours / reference_rows "
+        "of all rows look crowded, smaller ones do not",
         ge=32,
         le=1 << 20,
     )

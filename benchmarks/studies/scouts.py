@@ -5,7 +5,7 @@
 For every seed of the data: plants the attacks of `benchmarks.evidence` once, trains several models on all of it that differ in
 their own seed alone, and asks each for its crowds. First table: rows of each attack that a model's crowds leave (its attack
 success in brackets), what any of several models finds, and the clean rows that are flagged: by k neighbours, by half of them
-too, and by what doubted pairs look like besides. With `--taught`, the models
+too, and by k and what doubted pairs look like. With `--taught`, the models
 are taught eight backdoors of that share besides (`stages.train.taught`), and the second table says how many rows of those the
 crowds show. `--attacks` without any attack gives what happens where nothing is planted.
 """
@@ -42,7 +42,7 @@ from stages.signals.witnesses.accord import Accord, Rows
 from stages.signals.witnesses.suspects import Suspects
 from stages.train.taught import Lessons, lessons_of
 
-WAYS: Final = ("k", "k, k/2", "k, k/2, looks")  # lessons, which no sample of the data holds, are asked of crowds alone
+WAYS: Final = ("k", "k, k/2", "k, looks")  # lessons, which no sample of the data holds, are asked of crowds alone
 TAIL, LOOK_TAIL = 0.02, 0.05
 AGREEMENT_ROWS, NEIGHBOURS = 16384, 8
 SAMPLED: Final = 4096
@@ -138,7 +138,7 @@ def lines(scouts: list[Scout], k: int, num: int, way: str) -> tuple[list[dict[st
         kept = np.load(scout.out / "vectors.npz")
         taught = np.load(scout.out / "taught.npz") if scout.share else None
         both = crowded(kept["v"], kept["t"], k, num, seed, None if taught is None else taught["v"])
-        mine, theirs = (part[way != WAYS[0]] for part in both)
+        mine, theirs = (part[way == WAYS[1]] for part in both)
         if way == WAYS[2]:
             mine = mine | suspect(kept["v"], kept["t"], scout.rows, seed)
         flags.append(mine)

@@ -79,6 +79,8 @@ class Judge:
             shown = (encoder.encode_images(pixels) @ texts.T).argmax(1)
             others = self._own != self._place[target]
             found.append(_line("asr", name, int((shown[others] == self._place[target]).sum()), int(others.sum())))
+            anyway = answers[others, 0] == self._place[target]  # a weak model may like a class by itself
+            found.append(_line("asr without trigger", name, int(anyway.sum()), int(others.sum())))
             found.append(_line("triggered top-1", name, int((shown == self._own).sum()), len(self.rows)))
         return found
 

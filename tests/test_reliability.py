@@ -81,11 +81,12 @@ def test_two_hundred_rows_are_cut_by_the_upper_end_and_forty_are_told_what_to_do
 
 
 def test_what_is_not_known_is_said() -> None:
-    seal: dict[str, Any] = {"null": {"num": 160}, "rule": "keep-share"}
+    counts = {"labels": {"safe": 90}, "reasons": {"exact_duplicate": 7}}
+    seal: dict[str, Any] = {"null": {"num": 160}, "rule": "keep-share", "counts": counts}
     assert known_of(seal) == [("score", "not known how well it tells pairs apart: only 160 mismatched pairs to measure by")]
     null = {"num": 3600, "separation": 0.503, "separates": False, "mismatched_share": 0.99}
     told = {"stated_mismatched_in_safe": 0.98, "stated_low": 0.9, "stated_high": 1.0}
-    lines = dict(known_of({"null": {**null, **told}, "rule": "keep-share", "plan": {"split": SHARE}}))
+    lines = dict(known_of({"null": {**null, **told}, "rule": "keep-share", "plan": {"split": SHARE}, "counts": counts}))
     assert lines["score"].startswith("AUROC 0.503 against 3,600 exchanged pairs (0.5: none told apart)")
     assert lines["score"].endswith("it says NOTHING about which pairs match")
     assert lines["mismatch"] == "estimated 98.00% of the safe rows (95 % interval 90.00% to 100.00%), 99.00% of all rows"

@@ -85,6 +85,7 @@ def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
         expect(page.locator("#gallery .facts").first).to_contain_text("similarity 1.000")
         expect(page.locator("#histogram figcaption")).to_contain_text("similarity: ")
         page.click("button[type=reset]")
+        expect(page.locator("#count")).not_to_have_text("40 pairs")  # those of before are gone
         page.select_option("select[name=label]", "")
         expect(page.locator("#count")).to_have_text("40 pairs")
         page.check("#whole")

@@ -190,7 +190,11 @@ def schema_document() -> dict[str, Any]:
 
 def taught_text(taught: Mapping[str, Any]) -> str:
     """Return how much of each backdoor that a scout was taught its crowds and looks show, as a line."""
-    told = ", ".join(f"{one['trigger']} {one['target']} {one['shown'] / max(1, one['rows']):.0%}" for one in taught["lessons"])
+    told = ", ".join(
+        # runs of before looks were asked say `crowded`
+        f"{one['trigger']} {one['target']} {one.get('shown', one.get('crowded', 0)) / max(1, one['rows']):.0%}"
+        for one in taught["lessons"]
+    )
     return f"of backdoors that the scout was taught, {taught['share']:.1%} of the rows each, its crowds and looks show: {told}"
 
 

@@ -87,6 +87,7 @@ def test_a_checkpoint_that_tells_nothing_is_refused() -> None:
     assert decision.p_mismatch(np.asarray([0.2], np.float32)) is None
 
 
+@pytest.mark.slow
 def test_clean_data_lose_next_to_nothing_by_it(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     run = tmp_path / "run"
     args = ("--checkpoint", tiny, "--executor", "local", "--rule", "calibrated")

@@ -58,15 +58,13 @@ def test_labels_do_not_depend_on_batch_size_or_shard_order(tmp_path: Path, tiny:
     reordered.mkdir()
     for old, new in (("00000", "00002"), ("00001", "00001"), ("00002", "00000")):
         shutil.copy(data / f"{old}.tar.gz", reordered / f"{new}.tar.gz")
-    runs = {64: tmp_path / "a", 7: tmp_path / "b", 512: tmp_path / "c"}
+    runs = {64: tmp_path / "a", 7: tmp_path / "b"}
     for batch_size, run in runs.items():
         clean(pairsan, data, run, tiny, "--batch-size", batch_size, "--keep-share", 0.3)
     clean(pairsan, reordered, tmp_path / "r", tiny, "--keep-share", 0.3)
-    base = frame(runs[64], "key", "cosine", "label")
-    for other in (runs[7], runs[512]):
-        found = frame(other, "key", "cosine", "label")
-        assert np.abs(found.cosine - base.cosine).max() <= 1e-5
-        assert (found.label.astype(str) == base.label.astype(str)).all()
+    base, found = (frame(run, "key", "cosine", "label") for run in (runs[64], runs[7]))
+    assert np.abs(found.cosine - base.cosine).max() <= 1e-5
+    assert (found.label.astype(str) == base.label.astype(str)).all()
     turned = frame(tmp_path / "r", "key", "cosine", "label").set_index("key").loc[base.key]
     assert turned.cosine.to_numpy() == pytest.approx(base.cosine.to_numpy(), abs=0)
     assert (turned.label.astype(str).to_numpy() == base.label.astype(str).to_numpy()).all()

@@ -42,7 +42,7 @@ def sample(cosines: np.ndarray, wrong: np.ndarray, rows: np.ndarray, weights: np
 def test_what_is_stated_is_what_comes_and_its_interval_holds() -> None:
     cosines, wrong = world(20_000, 0)
     pairs, rng, inside, over = of(cosines), np.random.default_rng(1), 0, 0
-    for _ in range(20):
+    for _ in range(10):
         people = calibrate_by_people(pairs, sample(cosines, wrong, rng.choice(20_000, 200, replace=False)))
         cut = people.calibration.cut(0.05)
         assert cut is not None
@@ -52,7 +52,7 @@ def test_what_is_stated_is_what_comes_and_its_interval_holds() -> None:
         assert share <= 0.05  # the cut adds a standard error
         inside += low <= realised <= high
         over += realised > 1.5 * 0.05
-    assert inside >= 16  # of 20: the cut is where the estimate happens to be low
+    assert inside >= 8  # of 10: the cut is where the estimate happens to be low
     assert over <= 1
 
 

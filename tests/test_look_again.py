@@ -195,6 +195,7 @@ def test_another_number_of_folds_asks_who_was_marked_and_marks_anew(trained: tup
     assert (new.sits_out == (sits_out(hashes, 2, 5) & (new.label == "safe").to_numpy())).all()
 
 
+@pytest.mark.slow
 def test_a_look_with_weights_that_trained_on_an_older_round_says_so_and_asks_by_that_one(
     trained: tuple[Path, Path], tiny: str, pairsan: Pairsan
 ) -> None:

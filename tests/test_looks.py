@@ -1,6 +1,7 @@
 """What pictures are like without a model, and which pairs that betrays: by formula, on planted triggers, in the pipeline."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,9 +86,12 @@ def test_a_trigger_under_any_captions_is_seen_where_its_pairs_are_doubted_a_litt
 
 
 def test_the_pipeline_says_what_the_sample_says(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
-    run = tmp_path / "run"
+    run, few = tmp_path / "run", tmp_path / "few.tar"
+    with tarfile.open(EMOJI / "eval" / "00000.tar.gz") as tar, tarfile.open(few, "w") as out:
+        for member in tar.getmembers()[:360]:
+            out.addfile(member, tar.extractfile(member))
     args = ("--checkpoint", tiny, *CLEAN, "--canaries", 8)
-    pairsan("clean", EMOJI / "eval" / "00000.tar.gz", "--out", run, *args, "--look-tail", 0.05)
+    pairsan("clean", few, "--out", run, *args, "--look-tail", 0.05)
     rows = table(run)
     flagged = rows["reason"] == "suspect_look"
     assert ((rows["look_accord"] < 0.05) == flagged).all()

@@ -65,6 +65,7 @@ def test_a_port_that_is_taken(tmp_path: Path, crawl: Path, tiny: str, pairsan: P
     assert f"--port {port}: the port is taken by another program; --port 0 takes a free one" in line
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_answer(crawl: Path, tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # and nobody listens

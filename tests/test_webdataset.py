@@ -127,6 +127,7 @@ def test_hugging_face_datasets_select_by_the_mask(
     assert io.BytesIO(clean[0]["image"]).getbuffer()[:4] == b"RIFF"
 
 
+@pytest.mark.slow
 def test_litdata_streams_the_safe_rows(data: Path, manifest: Manifest, tmp_path: Path) -> None:
     """The example of the docs, as it stands there."""
     page = (Path(__file__).parent.parent / "docs/trainers.md").read_text()

@@ -24,9 +24,8 @@ def tower_of(config: RunConfig) -> "Tower | None":
     signals = config.signals
     if signals.reference_encoder is None or signals.signals != "all":
         return None
-    from stages.signals.witnesses.witness_tower import (
-        resolve_tower,  # torch: seconds, and a gigabyte, that a split need not wait for
-    )
+    # torch: seconds, and a gigabyte, that a split need not wait for
+    from stages.signals.witnesses.witness_tower import resolve_tower
 
     return resolve_tower(signals.reference_encoder, signals.reference_checkpoint, signals.reference_image_size)
 

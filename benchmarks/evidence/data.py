@@ -61,14 +61,15 @@ def _photographs(split: str, num_captions: int) -> Path:
             label = next((word for word in PHOTO_CLASSES if sum(word in one for one in words) > 1), None)
             if label is not None:
                 keys = [photo.key] if num_captions == 1 else [f"{photo.key}-{number}" for number in range(num_captions)]
-                image = _smaller(photo.image)
+                image = smaller(photo.image)
                 rows += [Row(key, image, caption, label) for key, caption in zip(keys, photo.captions, strict=False)]
         write_rows(folder, rows)
         (folder / "done").touch()
     return folder
 
 
-def _smaller(image: bytes) -> bytes:
+def smaller(image: bytes) -> bytes:
+    """Return a photograph as a JPEG of 64 px, squeezed to a square."""
     written = io.BytesIO()
     small = Image.open(io.BytesIO(image)).convert("RGB").resize((PHOTO_EDGE, PHOTO_EDGE), Image.Resampling.LANCZOS)
     small.save(written, "JPEG", quality=95)

@@ -13,6 +13,7 @@ import torch
 from conftest import EMOJI, ROOT
 
 from benchmarks.evidence import detectors
+from benchmarks.evidence.across import rows_of
 from benchmarks.evidence.frozen import match
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
@@ -154,6 +155,28 @@ def test_weights_of_other_layers_are_refused() -> None:
     assert list(match(["weight", "bias"], layer, values)) == ["weight", "bias"]
     with pytest.raises(SystemExit, match="other layers"):
         match(["weight", "bias"], layer, values[:1])
+
+
+def test_a_table_across_grids_spans_the_intervals_of_all_seeds(tmp_path: Path) -> None:
+    for seed, hits, folder in ((0, 0, "one"), (1, 5, "one"), (2, 10, "other")):
+        low, high = interval(hits, 100)
+        success = {"kind": "model", "metric": "asr", "attack": "patch", "share": hits / 100, "low": low, "high": high}
+        lines = [
+            success,
+            {"kind": "model", "metric": "top-5", "attack": "", "share": 0.5},
+            {"kind": "round", "metric": "clean kept", "attack": "", "share": 0.25, "round": 1},
+            {"kind": "round", "metric": "clean kept", "attack": "", "share": 0.75, "round": 2},
+            {"kind": "cost", "metric": "seconds", "attack": "", "share": 1800},
+        ]
+        cell = tmp_path / folder / f"seed-{seed}" / "scout"
+        cell.mkdir(parents=True)
+        (cell / "lines.json").write_text(json.dumps([{"seed": seed, "arm": "scout", **line} for line in lines]))
+    (row,) = rows_of("drawings", [tmp_path / "one", tmp_path / "other"])
+    assert row == ("drawings: scout (0, 1, 2)", "", "5.0 (0.0 to 17.6)", "", "", "", "50.0; 75 %", "2; 0.50")
+    with pytest.raises(SystemExit, match="no finished cell"):
+        rows_of("drawings", [tmp_path])
+    with pytest.raises(SystemExit, match="in two of the folders"):
+        rows_of("drawings", [tmp_path / "one", tmp_path / "one"])
 
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import Result
@@ -90,6 +91,24 @@ def test_shares_intervals_and_agreement_are_right(manifest: Manifest) -> None:
     assert audit.estimate(manifest.run, sample)["judged"] == 14
 
 
+def test_the_share_of_right_pairs_that_are_flagged_is_inside_its_interval_as_often_as_stated() -> None:
+    sizes, rng, inside = {"risky": 1_000, "safe": 9_000}, np.random.default_rng(0), 0
+    truth = 1_000 * 0.6 / (1_000 * 0.6 + 9_000 * 0.98)
+    for flags, safe in zip(rng.binomial(50, 0.4, 300).tolist(), rng.binomial(50, 0.02, 300).tolist(), strict=True):
+        found = audit.right_flagged({"judged": 50, "wrong": flags}, {"judged": 50, "wrong": safe}, sizes)
+        assert found is not None
+        inside += found["low"] <= truth <= found["high"]
+    assert inside >= 0.95 * 300
+    by_hand = audit.right_flagged({"judged": 10, "wrong": 10}, {"judged": 10, "wrong": 0}, sizes)
+    # Clopper and Pearson: of 10 in 10 the lower end is 0.0125 ** 0.1
+    assert by_hand == {
+        "share": 0.0,
+        "low": 0.0,
+        "high": pytest.approx(1_000 * 0.3548 / (1_000 * 0.3548 + 9_000 * 0.6452), rel=1e-3),
+    }
+    assert audit.right_flagged({"judged": 0, "wrong": 0}, {"judged": 9, "wrong": 0}, sizes) is None
+
+
 def test_the_next_seal_carries_what_the_sample_showed(manifest: Manifest, pairsan: Pairsan) -> None:
     sample = draw(manifest, 8)
     run = manifest.run.uri
@@ -106,6 +125,7 @@ def test_the_next_seal_carries_what_the_sample_showed(manifest: Manifest, pairsa
     assert words.startswith(
         "7 of 8 sampled pairs of round 1 judged: 100.0% of the flags are right (95 % interval 51.0% to 100.0%)"
     )
+    assert ", so 0.0% of all right pairs are flagged (0.0% to " in words
     assert ("audit", words) in known_of(sealed)
     assert words in printed
     report = manifest.run.path() + "/report.html"

@@ -97,9 +97,9 @@ def estimate(run: Store, sample: dict[str, Any], until: str | None = None) -> di
 
     Returns:
         `judged` of `drawn` pairs; `flags` and `safe`: how many of each label were judged, how many of those people call wrong
-        (`risky` or `drop`), that share with its 95 % interval (Wilson); how many pairs each of the `reviewers` judged; of the
-        two who judged most in common (`together`) the share they `agree` on, and Cohen's `kappa`, None where both say the
-        same of all.
+        (`risky` or `drop`), that share with its 95 % interval (Wilson); `right_flagged`: which share of all pairs that people
+        call right the round has flagged (`right_flagged`); how many pairs each of the `reviewers` judged; of the two who judged
+        most in common (`together`) the share they `agree` on, and Cohen's `kappa`, None where both say the same of all.
     """
     said = _verdicts(run, sample, until)
     newest_of = _newest(said)
@@ -107,14 +107,39 @@ def estimate(run: Store, sample: dict[str, Any], until: str | None = None) -> di
     for shard, index, label in sample["pairs"]:
         if (shard, index) in newest_of:
             wrong[label].append(newest_of[shard, index])
+    flags, safe = (_share(wrong[label]) for label in (Label.RISKY, Label.SAFE))
     return {
         "round": sample["round"],
         "drawn": len(sample["pairs"]),
         "judged": len(newest_of),
-        "flags": _share(wrong[Label.RISKY]),
-        "safe": _share(wrong[Label.SAFE]),
+        "flags": flags,
+        "safe": safe,
+        "right_flagged": right_flagged(flags, safe, read_seal(run, sample["round"])["counts"]["labels"]),
         **_agreement(said),
     }
+
+
+def right_flagged(flags: dict[str, Any], safe: dict[str, Any], sizes: dict[str, int]) -> dict[str, float] | None:
+    """Return which share of a round's right pairs it has flagged, with a 95 % interval; None unless both labels were judged.
+
+    The interval asks nothing of the scores: it is of two binomial shares (Clopper and Pearson, 97.5 % each), and too wide.
+
+    Args:
+        flags: `judged` and `wrong` pairs of those that were flagged.
+        safe: The same of those that are safe.
+        sizes: Rows of each label.
+    """
+    if not flags["judged"] or not safe["judged"]:
+        return None
+    flagged, kept = sizes[Label.RISKY], sizes[Label.SAFE]
+
+    def share(wrong_flags: float, wrong_safe: float) -> float:
+        lost, right = flagged * (1 - wrong_flags), kept * (1 - wrong_safe)
+        return lost / (lost + right) if lost + right else 0.0
+
+    ends = [binomtest(part["wrong"], part["judged"]).proportion_ci(0.975, "exact") for part in (flags, safe)]
+    shares = [part["wrong"] / part["judged"] for part in (flags, safe)]
+    return {"share": share(*shares), "low": share(ends[0].high, ends[1].low), "high": share(ends[0].low, ends[1].high)}
 
 
 def judged_by(run: Store, sample: dict[str, Any], who: str) -> set[Place]:
@@ -131,6 +156,9 @@ def as_text(found: dict[str, Any]) -> str:
     if safe["judged"]:
         text += f"{',' if flags['judged'] else ':'} {safe['share']:.1%} of the safe rows are wrong"
         text += f" ({safe['low']:.1%} to {safe['high']:.1%})"
+    if found.get("right_flagged"):  # seals of before lack it
+        of_right = found["right_flagged"]
+        text += f", so {of_right['share']:.1%} of all right pairs are flagged ({of_right['low']:.1%} to {of_right['high']:.1%})"
     if found["together"]:
         kappa = "" if found["kappa"] is None else f" (kappa {found['kappa']:.2f})"
         text += f"; two reviewers agree on {found['agree']:.0%} of {found['together']} pairs{kappa}"

@@ -41,6 +41,15 @@ def test_a_share_of_a_score_that_says_nothing_is_sealed_only_by_name() -> None:
     assert published.doubts[0] == sealed.doubts[0]
 
 
+def test_looks_are_not_asked_by_the_doubts_of_a_score_that_says_nothing() -> None:
+    rng, settings = np.random.default_rng(0), SplitSettings(rule="keep-share", keep_share=1.0, look_tail=0.05)
+    pairs, nulls = histogram_of(rng.normal(0.2, 0.05, 900)), histogram_of(rng.normal(0.2, 0.05, 3600))
+    assert decide(pairs, settings, nulls=nulls).limits == ()
+    known = decide(pairs, settings, nulls=exchanged(3600))
+    assert [(limit.reason, limit.least) for limit in known.limits] == [("suspect_look", 0.05)]
+    assert decide(pairs, settings).limits == known.limits  # nothing is known of the score: as asked
+
+
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("rule", [SHARE, {"rule": "min-cosine", "min_cosine": 0.1}, {"rule": "calibrated"}])
 def test_whatever_the_rule_the_interval_holds_what_is_really_mismatched(share: float, rule: dict[str, Any]) -> None:

@@ -99,6 +99,8 @@ def _known_by_null(seal: dict[str, Any]) -> list[tuple[str, str]]:
         few = f"only {null['num']:,} mismatched pairs" if null else "no mismatched pairs"
         return [("score", f"not known how well it tells pairs apart: {few} to measure by")]
     verdict = "" if null["separates"] else "; it says NOTHING about which pairs match"
+    if not null["separates"] and seal["plan"]["split"].get("look_tail"):
+        verdict += ", so --look-tail was left out"
     lines = [
         ("score", f"AUROC {null['separation']:.3f} against {null['num']:,} exchanged pairs (0.5: none told apart){verdict}")
     ]

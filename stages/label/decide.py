@@ -130,9 +130,11 @@ def decide(
         # strata may find safe rows where no single cut does; the seal's `cut` is then the lowest of theirs
         cut = cut if cut is not None or not groups.num_safe else float(groups.cuts.min())
     num_safe = groups.num_safe if groups else _num_safe(histogram, mixture, cut, min_posterior)
-    limits, ranks = limits_of(settings, signals or {}), histogram.ranks()
-    found = Decision(settings.rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, (), limits, calibration, groups)
+    ranks = histogram.ranks()
+    found = Decision(settings.rule, mixture, cut, min_posterior, ranks, num_scored, num_safe, (), (), calibration, groups)
     found = replace(_with_reliability(found, histogram, nulls, strata), people=people)
+    separates = found.reliability is None or found.reliability.separates
+    found = replace(found, limits=limits_of(settings, signals or {}, separates=separates))
     doubts = tuple(_doubts(found, settings))
     return replace(found, doubts=doubts) if not doubts or published else _doubted(found, doubts, settings, histogram, nulls)
 

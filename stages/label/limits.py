@@ -66,12 +66,14 @@ def counted_as(signal: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     return (1.0 - values.astype(np.float64)).astype(np.float32) if _TOPS[signal] > 1.0 else values
 
 
-def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tuple[Limit, ...]:
+def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram], *, separates: bool = True) -> tuple[Limit, ...]:
     """Turn settings into limits, in the order in which they may name a row's reason; the table of signals says which.
 
     Args:
         settings: They name signals and bounds.
         counted: Values of signals over all shards, by name.
+        separates: Whether the score tells pairs from exchanged ones. Where it does not, looks are left alone: the doubts of an
+            untrained model go by colours themselves, and so would what they are fitted to.
 
     Raises:
         SplitRefused: Crowds would be no minority.
@@ -80,6 +82,8 @@ def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram]) -> tupl
     for limit, signal in LIMITS:
         asked = getattr(settings, limit.setting)
         if not asked or (limit.counted is not None and limit.counted not in counted):
+            continue
+        if limit.reason == Reason.SUSPECT_LOOK and not separates:
             continue
         if limit.bound == Bound.LEAST:
             limits.append(Limit(limit.reason, signal.name, least=asked, lenient=True))

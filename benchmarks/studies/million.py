@@ -4,8 +4,8 @@
 
 OUT is a folder of `python -m benchmarks.evidence` with the arm `none`. Simulated in part: ordinary rows and the crowd are
 vectors of that model's clean and planted pictures, drawn anew as often as wanted, each moved by noise as far as its nearest
-other picture lies. Prints the share of the crowd, and in brackets of 20,000 ordinary rows, that is crowded by a scout's tail, in
-%, where the crowd is a given share of the million.
+other picture lies. Prints the share of the crowd, and in brackets of 20,000 ordinary rows, that is crowded by a scout's tail,
+in %, where the crowd is a given share of the million.
 """
 
 import argparse

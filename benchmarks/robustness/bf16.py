@@ -1,6 +1,6 @@
 """What bf16 on a CPU does to cosines and labels: `pairsan clean` in fp32 and in bf16, row by row.
 
-    python -m benchmarks.studies.bf16 CHECKPOINT DATA [DATA ...]
+    python -m benchmarks.robustness.bf16 CHECKPOINT DATA [DATA ...]
 
 Needs a CPU with AMX or AVX512-BF16. A row counts as near the cut where its fp32 cosine is within .01 of it.
 """

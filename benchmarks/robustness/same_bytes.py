@@ -1,7 +1,7 @@
 """Does another commit write the same bytes? Runs a matrix of commands with two checkouts and compares every file.
 
     git worktree add /tmp/before COMMIT
-    python -m benchmarks.studies.same_bytes /tmp/before . --out /tmp/same
+    python -m benchmarks.robustness.same_bytes /tmp/before . --out /tmp/same
 
 The digest of pairsan's own code, which goes into every plan, is pinned; all else is as it comes. Each command runs in a process
 of its own with the local executor on the bundled held-out pairs. Positions and times of training are left out.

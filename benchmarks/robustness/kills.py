@@ -1,6 +1,6 @@
 """Does a run that is killed again and again leave the bytes of one that never was? With all signals, on both executors.
 
-    python -m benchmarks.studies.kills OUT [--kills 20] [--executors local ray]
+    python -m benchmarks.robustness.kills OUT [--kills 20] [--executors local ray]
 
 Runs of the bundled held-out pairs, with a reference tower, near copies, crowds and canaries, on 1, 2 or 4 threads a worker in
 turn, are begun and killed with all their processes (SIGKILL) at a moment drawn at random, and begun again until they end; a run
@@ -24,7 +24,7 @@ from typing import Final
 import psutil
 
 from benchmarks.common import header
-from benchmarks.studies.same_bytes import DATA, MANY, NEAR, TINY, TOWER
+from benchmarks.robustness.same_bytes import DATA, MANY, NEAR, TINY, TOWER
 
 PAIRSAN: Final = Path(sys.executable).parent / "pairsan"
 THREADS: Final = (1, 2, 4)

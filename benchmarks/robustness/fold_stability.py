@@ -1,6 +1,6 @@
 """How often a changed copy of a picture keeps the 16 bits that its fold follows from, on the bundled drawings at 32 px.
 
-python -m benchmarks.studies.fold_stability
+python -m benchmarks.robustness.fold_stability
 """
 
 import io

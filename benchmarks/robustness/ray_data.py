@@ -1,6 +1,6 @@
 """Ray Data as the scheduler of shards, against the pool of `pipeline.workers.ray_pool`, where nodes and workers come and go.
 
-    python -m benchmarks.studies.ray_data [--only NAME ...]
+    python -m benchmarks.robustness.ray_data [--only NAME ...]
 
 Both take shards and give outcomes by the same call. Each scenario runs in a process of its own on raylets of this machine; it
 prints what became of the shards, seconds, and how many worker processes were started. 300 s without an end count as a hang.

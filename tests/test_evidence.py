@@ -95,6 +95,14 @@ def test_outliers_stand_out_by_every_local_detector() -> None:
         assert above > 0.9, name
 
 
+def test_detectors_of_images_ask_for_no_captions_in_their_space() -> None:
+    rng = np.random.default_rng(2)
+    v, t = unit(rng.normal(size=(300, 16))), unit(rng.normal(size=(300, 4)))  # a frozen tower's, and the captions of a CLIP
+    for name, detector in detectors.OF_IMAGES.items():
+        assert np.isfinite(detector(v, t, 0)).all(), name
+    assert set(detectors.DETECTORS) == {*detectors.OF_IMAGES, *detectors.OF_PAIRS}
+
+
 def test_lid_of_points_on_a_plane_is_two() -> None:
     angles = np.random.default_rng(2).uniform(-0.1, 0.1, (3000, 2))
     v = unit(np.stack([np.ones(3000), angles[:, 0], angles[:, 1]], axis=1))

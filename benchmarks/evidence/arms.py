@@ -179,12 +179,10 @@ def detect(cell: Cell) -> list[Line]:
     """Return the ranking of every detector, on the undefended model's vectors and on a frozen public image tower's."""
     v, t = cell.rows.vectors(cell.weights, MODEL)
     np.save(cell.out / "cosine.npy", np.einsum("nd,nd->n", v, t))
-    sources = {"trained": v, "frozen": frozen_vectors(cell.rows.images)}
+    sources = {"trained": (v, detectors.DETECTORS), "frozen": (frozen_vectors(cell.rows.images), detectors.OF_IMAGES)}
     found: list[Line] = []
-    for source, vectors in sources.items():
-        for name, score in detectors.DETECTORS.items():
-            if source == "frozen" and name in ("CLIP score", "negCLIPLoss"):
-                continue  # need captions in the same space
+    for source, (vectors, used) in sources.items():
+        for name, score in used.items():
             scored = ranking(cell.table, score(vectors, t, cell.seed))
             found += [{**item, "kind": "detector", "detector": name, "encoder": source} for item in scored]
     repeats = ranking(cell.table, detectors.image_repeats(cell.rows.images))

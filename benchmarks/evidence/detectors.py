@@ -129,17 +129,22 @@ def image_repeats(images: Sequence[bytes]) -> Scores:
     return count[place].astype(np.float64)
 
 
-DETECTORS: Final[dict[str, Callable[[Vectors, Vectors, int], Scores]]] = {
-    "CLIP score": clip_score,
-    "negCLIPLoss": neg_clip_loss,
+Detectors = dict[str, Callable[[Vectors, Vectors, int], Scores]]
+OF_IMAGES: Final[Detectors] = {
     "k-dist": k_dist,
     "SLOF": slof,
     "DAO": dao,
     "DAO as released": dao_as_released,
     "LID": lid,
     "Isolation Forest": isolation_forest,
+}
+# these need captions in the space of the images, which a frozen image tower has not
+OF_PAIRS: Final[Detectors] = {
+    "CLIP score": clip_score,
+    "negCLIPLoss": neg_clip_loss,
     "CASCADE, second step": near_certain_poison,
 }
+DETECTORS: Final[Detectors] = {**OF_PAIRS, **OF_IMAGES}
 
 
 def cut_of(distance: npt.NDArray[np.floating[Any]], tail: float) -> float:

@@ -14,7 +14,7 @@ from click.testing import Result
 from manifests.parts import write_part
 from manifests.reading import open_round
 from manifests.store import Store, open_store
-from stages.label.kept import OFFERS, Kept, write_kept
+from stages.label.copies.kept import OFFERS, Kept, write_kept
 
 HUGE = 2**62 + 1  # clusters that one float64 stands for are two
 

@@ -13,7 +13,7 @@ from pipeline.steps.plan import Round
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
-from stages.label.decide import Decision
+from stages.label.decision import Decision
 from stages.label.settings import SplitSettings
 from stages.label.tally_canaries import TallyCanaries
 from stages.pair import Shard

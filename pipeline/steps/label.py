@@ -11,12 +11,13 @@ from pipeline.steps.plan import Round
 from pipeline.steps.signals import Signals
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_missing, run_stage
-from stages.label.decide import Decision, decide
-from stages.label.kept import write_kept
+from stages.label.copies.kept import write_kept
+from stages.label.copies.offer_copies import OfferCopies, OfferTarget
+from stages.label.copies.twins import write_twins
+from stages.label.decide import decide
+from stages.label.decision import Decision
 from stages.label.label_rows import Labelled, LabelRows, LabelTarget
 from stages.label.look_again import look_again
-from stages.label.offer_copies import OfferCopies, OfferTarget
-from stages.label.twins import write_twins
 from stages.pair import Shard
 
 

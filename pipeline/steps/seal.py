@@ -24,7 +24,7 @@ from pipeline.steps.label import Decided, earlier
 from pipeline.steps.plan import Round
 from pipeline.steps.signals import Signals
 from stages.histogram import Histogram
-from stages.label.decide import Decision
+from stages.label.decision import Decision
 from stages.label.label_rows import Labelled
 from stages.signals.signal_parts import HONEST
 from stages.vectors import read_columns

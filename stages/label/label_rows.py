@@ -12,11 +12,11 @@ from manifests.parts import Part, write_part
 from manifests.reviews import newest, read_all
 from manifests.schema import MANIFEST, Label
 from manifests.store import Store
-from stages.label.decide import Decision
+from stages.label.copies.kept import Kept
+from stages.label.copies.twins import read_twins
+from stages.label.decision import Decision
 from stages.label.history import Before
-from stages.label.kept import Kept
 from stages.label.label_table import LOOKED_AT, Beside, Labelling, label_table
-from stages.label.twins import read_twins
 from stages.label.verdicts import Verdicts
 from stages.pair import Shard
 from stages.signals.signal_parts import SignalParts

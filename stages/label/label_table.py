@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.schema import MANIFEST, SIGNALS, Label, Reason
-from stages.label.decide import Decision
+from stages.label.copies.twins import are_twins
+from stages.label.decision import Decision
 from stages.label.fit.strata import COLUMN, Codes, strata_of
 from stages.label.history import OPEN, SAT_OUT, Before, Places, sits_out, spoken
 from stages.label.limits import Limit
-from stages.label.twins import are_twins
 from stages.label.verdicts import NOTHING, Verdicts
 
 LOOKED_AT: Final = frozenset({*MANIFEST.names, *COLUMN.values(), "image_hash"})  # columns of a scores part that have a use here

@@ -12,7 +12,7 @@ import numpy as np
 from manifests.errors import SplitRefused
 from manifests.schema import VETOES
 from stages.histogram import NUM_BINS, Histogram, grid_values
-from stages.label.decide import Decision
+from stages.label.decision import Decision
 from stages.label.fit.calibration import FEWEST_NULLS, Calibration, calibrate, mismatched_share
 from stages.label.fit.reliability import LEAST_SEPARATION, Reliability, separation
 from stages.label.fit.strata import STRATA, Strata

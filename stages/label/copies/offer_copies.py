@@ -1,4 +1,4 @@
-"""Write which copies would be safe, were it not for their number; of those `stages.label.kept` keeps one."""
+"""Write which copies would be safe, were it not for their number; of those `stages.label.copies.kept` keeps one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from manifests.parts import write_part
 from manifests.schema import SIGNALS
-from stages.label.kept import OFFERS
+from stages.label.copies.kept import OFFERS
 from stages.label.label_rows import LabelTarget, RowGroups
 from stages.label.label_table import judge, looked_at
 from stages.pair import Shard

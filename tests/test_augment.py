@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import EMOJI
 
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.train import augment
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from manifests import open_round
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 
 STEPS, ROWS, SWAPPED, ALPHA = 160, 128, 0.1, 0.05

@@ -16,9 +16,9 @@ from manifests.errors import DataError
 from manifests.schema import Reason
 from manifests.store import open_store
 from stages.pair import Pair, Shard
-from stages.read.delimited import read_text
+from stages.read.formats.delimited import read_text
+from stages.read.formats.tables import TableReader
 from stages.read.shards import open_dataset, read_shard
-from stages.read.tables import TableReader
 from stages.settings import ReadSettings
 
 # words as crawls have them: quotes, commas, breaks inside; no tab, which in TSV ends a field

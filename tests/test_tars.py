@@ -15,8 +15,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
-from stages.read.tar_stream import BLOCK, Gap, Member, read_members
-from stages.read.webdataset import Run, read_rows, read_tar
+from stages.read.formats.tar_stream import BLOCK, Gap, Member, read_members
+from stages.read.formats.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
 SHARD = Shard("00000.tar", "/x/00000.tar", "tar", 0)

@@ -15,7 +15,7 @@ from manifests.schema import Label
 from stages.read.crops import Crop, Crops
 from stages.read.shards import open_dataset, read_shard
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches
 from stages.train.learner import new_model

@@ -29,7 +29,7 @@ from stages.pair import Shard
 from stages.read.crops import Crops
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
 from stages.train.learner import ClipLearner, new_model, read_progress

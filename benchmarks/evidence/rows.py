@@ -9,9 +9,9 @@ import pandas as pd
 from benchmarks.attacks.world import Row, load_rows
 from manifests.errors import RunError
 from stages.read.shards import open_dataset
-from stages.score.checkpoints import resolve_weights
 from stages.score.decode import Decode
-from stages.score.encoders import OpenClipEncoder, preprocess_config
+from stages.score.models.checkpoints import resolve_weights
+from stages.score.models.encoders import OpenClipEncoder, preprocess_config
 from stages.settings import ModelSettings, ReadSettings
 from stages.train.learner import new_model
 

@@ -15,7 +15,7 @@ from stages.pair import Pair
 from stages.read.crops import Crop, Crops
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.encoders import image_size, preprocess_config
+from stages.score.models.encoders import image_size, preprocess_config
 from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches
 from stages.train.learner import ClipLearner, new_model

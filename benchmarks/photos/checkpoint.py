@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.common import header
 from benchmarks.photos.data import DATA, MINILM_FILES, Photo, dino, minilm, photos
 from stages.read.images import decode_image
-from stages.score.encoders import pixel_preprocess
+from stages.score.models.encoders import pixel_preprocess
 
 Array = npt.NDArray[np.float32]
 DIM: Final = 256

@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks.common import ROOT, header
 from stages.read.shards import open_dataset
-from stages.score.cross_fit import folds_of
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.cross_fit import folds_of
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 from stages.train.learner import new_model
 

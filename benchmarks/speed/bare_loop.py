@@ -17,7 +17,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from stages.score.short_text import encode_short_text
+from stages.score.models.short_text import encode_short_text
 
 
 def pairs(shard: Path) -> Iterator[tuple[bytes, str]]:

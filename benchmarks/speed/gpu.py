@@ -34,11 +34,11 @@ from stages.histogram import Histogram, count
 from stages.label.decide import decide
 from stages.label.settings import SplitSettings
 from stages.read.shards import Dataset, open_dataset
-from stages.score.checkpoints import Weights, file_sha256, load_model, resolve_weights
-from stages.score.cross_fit import make_encoder
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
-from stages.score.encoders import image_size, pixel_preprocess, preprocess_config
+from stages.score.models.checkpoints import Weights, file_sha256, load_model, resolve_weights
+from stages.score.models.cross_fit import make_encoder
+from stages.score.models.encoders import image_size, pixel_preprocess, preprocess_config
 from stages.settings import ModelSettings, ReadSettings
 from stages.signals.nearest import Nearest
 from stages.vectors import read_columns, unit

@@ -35,8 +35,8 @@ from pipeline.pages.review import Reviewer, make_app
 from pipeline.pages.thumbnails import Thumbnails, places_of
 from stages.export.single_images import Originals
 from stages.pair import Shard
+from stages.read.formats.webdataset import read_tar
 from stages.read.shards import open_dataset
-from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
 from stages.vectors import packed, unit
 

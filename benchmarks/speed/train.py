@@ -37,7 +37,7 @@ from manifests import Label, Manifest, open_round
 from stages.read.crops import Crops
 from stages.read.shards import Dataset, open_dataset, read_shard
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 from stages.train.augment import Draws, change_colours
 from stages.train.batches import Batch, PassRows, pass_batches, plan_steps

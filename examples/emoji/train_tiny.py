@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.encoders import preprocess_config
+from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.passes, pct_start=0.1)
     loss_of = ClipLoss()
     start = time.time()
-    from stages.score.short_text import encode_short_text
+    from stages.score.models.short_text import encode_short_text
 
     for number in range(args.passes):
         model.train()

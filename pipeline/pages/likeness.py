@@ -20,8 +20,8 @@ from pipeline.steps.plan import read_run
 from stages.vectors import read_columns, unit, vectors_of
 
 if TYPE_CHECKING:
-    from stages.score.cross_fit import CrossFitEncoder
-    from stages.score.encoders import OpenClipEncoder
+    from stages.score.models.cross_fit import CrossFitEncoder
+    from stages.score.models.encoders import OpenClipEncoder
 
 SIMILARITY: Final = "similarity"
 _MOST_IMAGES: Final = 100  # uploaded ones that are remembered
@@ -139,7 +139,7 @@ class Likeness:
 
     def _of_image(self, data: bytes) -> Vector:
         from stages.read.images import UndecodableImage, decode_image
-        from stages.score.encoders import image_size, pixel_preprocess
+        from stages.score.models.encoders import image_size, pixel_preprocess
 
         encoder, preprocess = self._loaded(), self._model["preprocess"]
         most = read_run(self._manifest.run).config.data.max_image_pixels
@@ -162,8 +162,8 @@ class Likeness:
         """
         with self._lock:
             if self._encoder is None:
-                from stages.score.checkpoints import resolve_weights  # torch: seconds that a mere look need not wait for
-                from stages.score.cross_fit import make_encoder
+                from stages.score.models.checkpoints import resolve_weights  # torch: seconds that a mere look need not wait for
+                from stages.score.models.cross_fit import make_encoder
 
                 options = read_run(self._manifest.run).config.model
                 if self._checkpoint is not None:  # of the run's architecture, which its own checkpoint may be the folder of

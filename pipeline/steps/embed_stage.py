@@ -13,12 +13,12 @@ from pipeline.config.catalogue import RunConfig
 from pipeline.config.provenance import versions
 from stages.read.shards import Dataset
 from stages.read.source import Denied
-from stages.score.checkpoints import Weights, load_model, resolve_weights, weights_sha256
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
-from stages.score.encoders import preprocess_config
+from stages.score.models.checkpoints import Weights, load_model, resolve_weights, weights_sha256
+from stages.score.models.encoders import preprocess_config
+from stages.score.models.tokenizers import tokenizer_sha256
 from stages.score.reencoded import ROWS
-from stages.score.tokenizers import tokenizer_sha256
 from stages.settings import ModelSettings, ReadSettings
 
 

@@ -23,7 +23,7 @@ from pipeline.training.schedule import Pass, learning_rate
 from stages.read.crops import Crops
 from stages.read.shards import Dataset
 from stages.score.decode import Decode
-from stages.score.encoders import image_size, preprocess_config
+from stages.score.models.encoders import image_size, preprocess_config
 from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, Learner, Progress, new_model, read_progress, under

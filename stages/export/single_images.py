@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from manifests.store import Store
 from stages.pair import Shard
+from stages.read.formats.tables import DAMAGED, TableReader, batches, cells, column_names
 from stages.read.shards import read_shard
-from stages.read.tables import DAMAGED, TableReader, batches, cells, column_names
 from stages.settings import ReadSettings
 
 _KEPT: Final = 256

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from manifests.errors import DataError
 from manifests.store import Store
 from stages.pair import Pair, Shard
+from stages.read.formats.webdataset import Run, image_member, read_pairs
 from stages.read.shards import read_shard
-from stages.read.webdataset import Run, image_member, read_pairs
 from stages.settings import ReadSettings
 
 _MAGIC: Final = (

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from manifests.store import Store
 from stages.pair import Shard
+from stages.read.formats.tables import DAMAGED
 from stages.read.shards import read_shard
-from stages.read.tables import DAMAGED
 from stages.settings import ReadSettings
 from stages.stage import Stage
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from manifests.errors import DataError
 from manifests.schema import Reason
 from stages.pair import Pair, Shard
-from stages.read.delimited import opened, read_text
+from stages.read.formats.delimited import opened, read_text
+from stages.read.formats.tables import DAMAGED
+from stages.read.formats.webdataset import Run, read_rows, read_tar
 from stages.read.shards import Dataset, read_shard
 from stages.read.streams import BROKEN
-from stages.read.tables import DAMAGED
-from stages.read.webdataset import Run, read_rows, read_tar
 from stages.settings import ReadSettings
 
 _SHARDS: Final = 3

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 from manifests.errors import DataError
 from manifests.store import Store, open_store
 from stages.pair import ShardFormat
-from stages.read.folders import image_folders
+from stages.read.formats.folders import image_folders
 
 _PACKED: Final[dict[str, ShardFormat]] = {".tar": "tar", ".tsv": "text", ".csv": "text", ".jsonl": "text", ".ndjson": "text"}
 _SUFFIXES: Final[dict[str, ShardFormat]] = {

@@ -16,11 +16,11 @@ import pyarrow.fs as pafs
 from manifests.errors import DataError
 from manifests.store import Store
 from stages.pair import Pair, Shard, ShardFormat
-from stages.read.delimited import read_text
-from stages.read.folders import UNNAMED, listed, read_folder
+from stages.read.formats.delimited import read_text
+from stages.read.formats.folders import UNNAMED, listed, read_folder
+from stages.read.formats.tables import read_parquet, unreadable
+from stages.read.formats.webdataset import read_tar
 from stages.read.listing import KNOWN, format_of, is_folder, matches, meant_by, source_of
-from stages.read.tables import read_parquet, unreadable
-from stages.read.webdataset import read_tar
 from stages.settings import ReadSettings
 
 _WHOLE: Final[dict[str, Callable[[Store, Shard, ReadSettings], Iterator[Pair]]]] = {

@@ -21,7 +21,7 @@ from stages.read.images import UndecodableImage, decode_image
 from stages.read.shards import read_shard
 from stages.read.source import Denied
 from stages.score.canaries import Canaries, canaries_of
-from stages.score.encoders import image_size, pixel_preprocess
+from stages.score.models.encoders import image_size, pixel_preprocess
 from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings
 

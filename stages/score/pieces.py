@@ -21,11 +21,11 @@ from manifests.parts import write_part
 from manifests.schema import FINGERPRINT_KEY, SCORES
 from manifests.store import Store
 from stages.pair import PIECES, Shard, Stretch, TarPlace
-from stages.read.delimited import count_lines
-from stages.read.folders import count_images
+from stages.read.formats.delimited import count_lines
+from stages.read.formats.folders import count_images
+from stages.read.formats.tables import DAMAGED
+from stages.read.formats.webdataset import Run, read_pairs
 from stages.read.shards import opened_at
-from stages.read.tables import DAMAGED
-from stages.read.webdataset import Run, read_pairs
 from stages.score.embed import Embed, Embedded, EmbedTarget
 from stages.score.null_cosines import CHUNK_ROWS
 from stages.settings import ReadSettings

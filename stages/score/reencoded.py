@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from stages.score.encoders import Encoder
+from stages.score.models.encoders import Encoder
 
 REENCODED_SCHEMA: Final = pa.schema([pa.field(name, pa.float32(), nullable=False) for name in ("moved", "turned")])
 ROWS: Final = 1024  # of a run

@@ -12,9 +12,9 @@ from manifests.schema import SCORES as SCORES_SCHEMA
 from stages.histogram import on_grid
 from stages.pair import Pair
 from stages.score.decode import Chunk
-from stages.score.encoders import Encoder
 from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.score.looks import WIDTH, looks
+from stages.score.models.encoders import Encoder
 from stages.score.null_cosines import null_cosines
 from stages.vectors import packed, packed_bytes
 

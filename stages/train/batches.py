@@ -20,8 +20,8 @@ from manifests.errors import ConfigError, RunError
 from manifests.schema import Label
 from stages.pair import Pair, Shard
 from stages.read.crops import Change, Crops
-from stages.score.cross_fit import folds_of
 from stages.score.decode import Decode, ahead
+from stages.score.models.cross_fit import folds_of
 from stages.train.taught import Lessons
 
 BUFFER_BYTES: Final = 1 << 30

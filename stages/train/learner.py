@@ -19,7 +19,7 @@ from manifests.errors import CheckpointError, TrainingFailed
 from manifests.parts import write_bytes
 from manifests.schema import Label
 from manifests.store import Store
-from stages.score.checkpoints import quiet_open_clip
+from stages.score.models.checkpoints import quiet_open_clip
 from stages.train.batches import Batch
 from stages.train.group import Group
 from stages.train.losses import NeighbourPool, clip_loss, unimodal_loss

@@ -1,9 +1,9 @@
 """The locked scorer: text towers that learn to match an image tower which never trains across modalities.
 
 An image tower that never met a caption holds no trigger-to-caption shortcut. And a text tower scores only pairs of a fold
-that it has not trained on: a wrong pair cannot vouch for itself, nor its copies (`stages.score.cross_fit`). Planted pairs of
-the bundled set got higher cosines than clean ones when one tower was trained on all pairs (AUROC 0.40), and lower ones when
-cross-fitted (0.86; benchmarks/reports/2026-11-24-tdpa.md). Each worker contrasts its own rows only.
+that it has not trained on: a wrong pair cannot vouch for itself, nor its copies (`stages.score.models.cross_fit`). Planted
+pairs of the bundled set got higher cosines than clean ones when one tower was trained on all pairs (AUROC 0.40), and lower
+ones when cross-fitted (0.86; benchmarks/reports/2026-11-24-tdpa.md). Each worker contrasts its own rows only.
 """
 
 import copy
@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from manifests.parts import write_bytes
 from manifests.store import Store
-from stages.score.checkpoints import FOLD_KEY, FOLDS_METADATA
+from stages.score.models.checkpoints import FOLD_KEY, FOLDS_METADATA
 from stages.train.batches import Batch
 from stages.train.learner import Learner, under
 from stages.train.losses import clip_loss

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.score.encoders import preprocess_config
-from stages.score.short_text import encode_short_text, padding_of, shortened, token_lengths, trimming_is_exact
+from stages.score.models.encoders import preprocess_config
+from stages.score.models.short_text import encode_short_text, padding_of, shortened, token_lengths, trimming_is_exact
 from stages.train.augment import Draws, augment_caption, change_colours
 from stages.train.group import Group
 from stages.train.settings import TrainSettings
@@ -20,7 +20,7 @@ class Views:
     """Turns pixels and captions into tensors on a device, with all randomness drawn from (seed, step, row).
 
     Attributes:
-        trims: Whether captions are cut to the longest of the batch before the text tower (see `stages.score.encoders`).
+        trims: Whether captions are cut to the longest of the batch before the text tower (see `stages.score.models.encoders`).
         wide: Whether images get the wide colours of the warm-up.
     """
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from manifests.errors import CheckpointError
 from manifests.store import open_store
-from stages.score.safe_load import Undrawn, load_into, refuse_fetching, refuse_unsafe
-from stages.score.tokenizers import covered_by, find_tokenizer, local_text_model
+from stages.score.models.safe_load import Undrawn, load_into, refuse_fetching, refuse_unsafe
+from stages.score.models.tokenizers import covered_by, find_tokenizer, local_text_model
 from stages.settings import ModelSettings
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")

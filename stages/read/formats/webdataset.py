@@ -20,9 +20,9 @@ from typing import IO, Final
 from manifests.schema import Reason
 from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, TarPlace, make_uid
 from stages.read.captions import captioned
+from stages.read.formats.tar_stream import Gap, Member, read_members
 from stages.read.paths import too_large
 from stages.read.source import SourceReader
-from stages.read.tar_stream import Gap, Member, read_members
 from stages.settings import ReadSettings
 
 IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ico", "img")

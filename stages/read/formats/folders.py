@@ -11,8 +11,8 @@ from manifests.schema import Reason
 from manifests.store import Store
 from stages.pair import Pair, Shard, make_uid
 from stages.read.captions import captioned
+from stages.read.formats.webdataset import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from stages.read.paths import Roots
-from stages.read.webdataset import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from stages.settings import ReadSettings
 
 UNNAMED: Final = "__folder__"  # name of the shard that is the dataset's own folder

@@ -15,8 +15,8 @@ from typing import IO, Any, Final
 
 from manifests.store import Store
 from stages.pair import Pair, Shard
+from stages.read.formats.tables import TableReader, unreadable
 from stages.read.streams import BROKEN, Prefixed, unpacked
-from stages.read.tables import TableReader, unreadable
 from stages.settings import ReadSettings
 
 _MOST_LINES: Final = 100

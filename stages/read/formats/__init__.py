@@ -1,0 +1,1 @@
+"""What rows can lie in: tars, tables, delimited text, folders of images."""

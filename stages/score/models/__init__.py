@@ -1,0 +1,1 @@
+"""Models that score: their weights found and opened with care, their towers, their tokenizers."""

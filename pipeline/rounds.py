@@ -21,7 +21,8 @@ from pipeline.steps.numbering import grown, looked_at, rescore_number, scores_as
 from pipeline.steps.plan import Round, begin_run, forget_unsealed, planned, read_run
 from pipeline.steps.score import prepare, score
 from pipeline.steps.seal import seal
-from pipeline.steps.signals import add_signals, asked_signals, signals_plan
+from pipeline.steps.signals.add import add_signals
+from pipeline.steps.signals.asked import asked_signals, signals_plan
 from pipeline.workers.connect import choose_device, connected, make_executor
 from pipeline.workers.executors import Executor
 from stages.read.shards import Dataset, open_dataset

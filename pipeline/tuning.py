@@ -11,7 +11,8 @@ from pipeline.steps.canary_leaks import count_canaries, proposals
 from pipeline.steps.count import count
 from pipeline.steps.numbering import scores_asked
 from pipeline.steps.plan import Round, read_run
-from pipeline.steps.signals import are_there, count_signals, signal_parts
+from pipeline.steps.signals.add import count_signals
+from pipeline.steps.signals.asked import are_there, signal_parts
 from pipeline.workers.connect import make_executor
 from stages.label.fit.calibration import FEWEST_NULLS, calibrate
 from stages.label.settings import SplitSettings

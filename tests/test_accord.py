@@ -26,7 +26,8 @@ from manifests.reading import open_round
 from manifests.schema import Reason, manifest_schema, scores_schema
 from manifests.store import open_store
 from pipeline.steps.plan import Round, read_run
-from pipeline.steps.signals import _check_memory, signal_parts
+from pipeline.steps.signals.asked import signal_parts
+from pipeline.steps.signals.take import _check_memory
 from stages.histogram import Histogram, count
 from stages.label.decide import decide
 from stages.label.settings import SplitSettings

@@ -32,7 +32,7 @@ from manifests.store import open_store
 from pipeline.config.catalogue import ExecutorSettings
 from pipeline.steps.canary_leaks import count_canaries
 from pipeline.steps.plan import Round, read_run
-from pipeline.steps.signals import signal_parts
+from pipeline.steps.signals.asked import signal_parts
 from pipeline.workers.connect import make_executor
 from stages.score.canaries import FOREIGN, CanaryScores
 

@@ -8,7 +8,7 @@ from pipeline.steps.audit import judged_pairs
 from pipeline.steps.canary_leaks import check_leaks, count_canaries, leaks
 from pipeline.steps.count import Totals
 from pipeline.steps.plan import Round
-from pipeline.steps.signals import Signals
+from pipeline.steps.signals.add import Signals
 from pipeline.workers.executors import Executor
 from pipeline.workers.run_stage import run_missing, run_stage
 from stages.label.copies.kept import write_kept

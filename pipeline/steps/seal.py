@@ -22,7 +22,7 @@ from pipeline.steps import audit
 from pipeline.steps.count import Totals
 from pipeline.steps.label import Decided, earlier
 from pipeline.steps.plan import Round
-from pipeline.steps.signals import Signals
+from pipeline.steps.signals.add import Signals
 from stages.histogram import Histogram
 from stages.label.decision import Decision
 from stages.label.label_rows import Labelled

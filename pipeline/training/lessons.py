@@ -17,7 +17,7 @@ from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.queries.summary import taught_text
 from pipeline.steps.plan import Round
-from pipeline.steps.signals import signal_parts
+from pipeline.steps.signals.asked import signal_parts
 from stages.label.limits import Limit
 from stages.read.shards import Dataset, read_shard
 from stages.score.decode import Decode

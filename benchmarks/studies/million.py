@@ -34,13 +34,24 @@ ORDINARY, CROWD = 20_000, 2_000
 MILLION: Final = 1_000_000
 
 
-def vectors_of(out: Path, seed: int) -> tuple[Vectors, npt.NDArray[np.object_]]:
-    """Return the image vectors of a poisoned set by the model that was trained on it, (n, d), and each row's attack, (n,)."""
-    folder = out / f"seed-{seed}"
-    rows = PoisonedRows(folder / "data" / "shards")
-    truth = read_truth(folder / "data", pa.Table.from_pandas(rows.table()))
-    attack = with_truth(rows.table(), truth.to_pandas())["attack"].to_numpy()
-    return rows.vectors(folder / "none" / "model.safetensors", MODEL)[0], attack
+class Trained:
+    """A poisoned set as the model sees it that was trained on all of it.
+
+    Attributes:
+        weights: Of the model.
+        v: Its image vectors, (n, d).
+        t: Its caption vectors, (n, d).
+        attack: Of each row, empty where it is clean, (n,).
+    """
+
+    def __init__(self, out: Path, seed: int) -> None:
+        """Embed the rows of a seed."""
+        folder = out / f"seed-{seed}"
+        self.weights = folder / "none" / "model.safetensors"
+        rows = PoisonedRows(folder / "data" / "shards")
+        truth = read_truth(folder / "data", pa.Table.from_pandas(rows.table()))
+        self.attack = with_truth(rows.table(), truth.to_pandas())["attack"].to_numpy()
+        self.v, self.t = rows.vectors(self.weights, MODEL)
 
 
 class Cloud:
@@ -82,10 +93,10 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0001, 0.0003, 0.001, 0.003, 0.01])
     args = parser.parse_args()
     header("studies.million")
-    vectors, attack = vectors_of(args.out, args.seed)
-    ordinary, found = Cloud(vectors[attack == ""]), []
+    trained = Trained(args.out, args.seed)
+    ordinary, found = Cloud(trained.v[trained.attack == ""]), []
     for name in args.attacks:
-        crowd = Cloud(vectors[attack == name])
+        crowd = Cloud(trained.v[trained.attack == name])
         for num in args.samples:
             for k in args.neighbours:
                 line: dict[str, object] = {"crowd": name, "sample": num, "k": k}

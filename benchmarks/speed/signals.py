@@ -1,6 +1,6 @@
 """What the signals cost: repeats, samples, neighbours, accord, near copies, wording, at several sizes, and at a billion rows.
 
-    python -m benchmarks.speed.signals [--rows 100000 1000000] [--dim 512]
+    python -m benchmarks.speed.signals [--rows 100000 1000000] [--dim 512] [--agreement-rows 16384]
 
 Scores and embeddings are synthetic (clusters of vectors, some repeated hashes): only speed and memory mean anything. CPU-time
 of this process, so that a busy machine does not matter. `x bare` is the time against one product of all rows with a sample
@@ -41,7 +41,6 @@ from stages.vectors import packed, packed_bytes
 
 SHARD_ROWS = 10_000
 _ASKED = SignalSettings()
-SAMPLES = {REFERENCE: _ASKED.reference_rows, AGREEMENT: _ASKED.agreement_rows}
 CELL_ROWS = (1_000, 4_000)
 WORDS = np.asarray([f"word{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(5_000)])
 
@@ -93,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--agreement-rows", type=int, default=_ASKED.agreement_rows)
     args = parser.parse_args()
     header("speed.signals")
     spent: dict[str, float] = {}
@@ -101,7 +101,7 @@ def main() -> None:
             run = open_store(Path(folder))
             shards = build(run, num_rows // SHARD_ROWS, args.dim)
             bare = bare_product(num_rows, _ASKED.reference_rows, args.dim)
-            for step, work in steps(run, shards, num_rows):
+            for step, work in steps(run, shards, num_rows, args.agreement_rows):
                 start = time.process_time()
                 work()
                 spent[step] = time.process_time() - start
@@ -113,19 +113,19 @@ def main() -> None:
         print(f"at {scale:,} rows, CPU-hours: {hours}")
 
 
-def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def steps(run: Store, shards: list[Shard], num_rows: int, sampled: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the steps of the signals, each with what does it; in this order, as each needs the files of those before."""
     names = tuple(shard.name for shard in shards)
     near = Asked(signals="all", neighbours=_ASKED.neighbours, reference_rows=_ASKED.reference_rows, looks=True)
-    more = {"agreement_rows": _ASKED.agreement_rows, "agreement_neighbours": _ASKED.agreement_neighbours}
+    more = {"agreement_rows": sampled, "agreement_neighbours": _ASKED.agreement_neighbours}
     full = dataclasses.replace(near, **more, common_captions=True, looks=False)
     parts = SignalParts(run, 1, names, "signals", "x", near, num_scored=num_rows, memory_bytes=1 << 30)
     yield "repeats", lambda: write_repeats(parts)
-    for name, size in SAMPLES.items():
+    for name, size in {REFERENCE: _ASKED.reference_rows, AGREEMENT: sampled}.items():
         yield f"sample of {size:,}", lambda name=name, size=size: draw(parts, shards, name, size)
     yield f"{_ASKED.neighbours} neighbours in {_ASKED.reference_rows:,}", lambda: each(WriteSignals(parts), shards)
     asked = dataclasses.replace(parts, asked=full)
-    yield f"the same, and accord by {_ASKED.agreement_rows:,}", lambda: each(WriteSignals(asked), shards)
+    yield f"the same, and accord by {sampled:,}", lambda: each(WriteSignals(asked), shards)
     seen = dataclasses.replace(asked, asked=dataclasses.replace(full, looks=True))
     yield "the same, and looks", lambda: each(WriteSignals(seen), shards)
     for rows in CELL_ROWS:
@@ -137,7 +137,7 @@ def steps(run: Store, shards: list[Shard], num_rows: int) -> Iterator[tuple[str,
         yield f"near copies: compare in cells of {rows:,} rows", lambda copies=copies: each(LinkCells(copies), copies.blocks())
     joined = dataclasses.replace(asked, asked=dataclasses.replace(full, near_copy_cosine=0.98))
     link(joined, num_rows)
-    yield "accord by 16,384, copies to be joined", lambda: each(WriteSignals(joined), shards)
+    yield f"accord by {sampled:,}, copies to be joined", lambda: each(WriteSignals(joined), shards)
     yield "sum up the doubts about copies", lambda: write_groups(joined)
     yield "join the copies", lambda: each(JoinCopies(joined), shards)
     yield "shingle captions", lambda: each(ShingleCaptions(joined), shards)

@@ -9,9 +9,11 @@ import pytest
 from conftest import make_tar
 from PIL import Image
 
+from benchmarks.attacks.world import load_rows
 from benchmarks.photos.checkpoint import recall
 from benchmarks.photos.data import judgments, photos
 from benchmarks.photos.judgments import spread, write_pairs
+from benchmarks.photos.weak import shards_of, untrained
 
 
 def jpeg(color: str) -> bytes:
@@ -74,3 +76,14 @@ def test_intervals_resample_photographs_not_pairs(data: Path) -> None:
     judged = judgments(data)
     share, low, high = spread(judged, lambda place: float((judged["key"].to_numpy()[place] == "a_1").mean()), 200)
     assert (share, low, high) == (0.5, 0.0, 1.0)  # both photographs the first, or neither
+
+
+def test_a_weak_checkpoint_learns_each_photograph_once_with_each_caption(data: Path, tmp_path: Path) -> None:
+    shards = shards_of(data, "judged", tmp_path / "shards")
+    rows = load_rows([str(shards)])
+    assert [(row.key, row.caption) for row in rows[4:6]] == [("a_1-4", "red 4"), ("b_2-0", "blue 0")]
+    assert {row.pixels().shape for row in rows} == {(64, 64, 3)}
+    before = (shards / "00000.tar").stat().st_mtime_ns
+    assert (shards_of(data, "judged", shards) / "00000.tar").stat().st_mtime_ns == before  # they are there
+    config = json.loads((untrained(tmp_path / "model") / "open_clip_config.json").read_text())
+    assert config["model_cfg"]["vision_cfg"]["image_size"] == 64

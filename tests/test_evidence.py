@@ -18,6 +18,8 @@ from benchmarks.evidence.frozen import match
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import Choice, PlainCrops, one_pass, train
+from benchmarks.studies import conformal
+from benchmarks.studies.million import Cloud
 from manifests.errors import RunError
 from pipeline.steps.canary_leaks import interval
 from stages.train.settings import TrainSettings
@@ -101,6 +103,20 @@ def test_detectors_of_images_ask_for_no_captions_in_their_space() -> None:
     for name, detector in detectors.OF_IMAGES.items():
         assert np.isfinite(detector(v, t, 0)).all(), name
     assert set(detectors.DETECTORS) == {*detectors.OF_IMAGES, *detectors.OF_PAIRS}
+
+
+def test_a_conformal_cut_is_the_quantile_that_counts_the_new_row_in() -> None:
+    scores = np.arange(1.0, 100.0)
+    assert conformal.cut_of(scores, 0.05) == 5.0  # a hundredth row is among the lowest five with a chance of 5 %
+    assert conformal.cut_of(scores, 0.009) == -np.inf  # 99 rows cannot promise so little
+
+
+def test_a_cloud_draws_as_far_from_its_vectors_as_they_lie_from_each_other() -> None:
+    vectors = unit(np.random.default_rng(3).normal(size=(300, 32)))
+    drawn = Cloud(np.concatenate([vectors, vectors])).draw(500, np.random.default_rng(4))  # copies are no neighbours
+    assert np.allclose(np.linalg.norm(drawn, axis=1), 1.0, atol=1e-6)
+    apart, away = (np.sqrt(2 - 2 * np.sort(rows @ vectors.T, axis=1)[:, place]) for rows, place in ((vectors, -2), (drawn, -1)))
+    assert np.median(away) == pytest.approx(np.median(apart), rel=0.25)
 
 
 def test_lid_of_points_on_a_plane_is_two() -> None:

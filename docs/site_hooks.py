@@ -6,7 +6,9 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-REPORTS = Path(__file__).parent.parent / "benchmarks" / "reports"
+ROOT = Path(__file__).parent.parent
+REPORTS = ROOT / "benchmarks" / "reports"
+CHANGELOG = '--8<-- "CHANGELOG.md"'
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -18,5 +20,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links at reports to their pages."""
+    """Take in the changelog, and point its links and those at reports to their pages."""
+    markdown = markdown.replace(CHANGELOG, (ROOT / "CHANGELOG.md").read_text().replace("](docs/", "]("))
     return markdown.replace("](../benchmarks/reports/", "](reports/").replace("](benchmarks/reports/", "](reports/")

@@ -4,23 +4,27 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import Result
 from conftest import EMOJI, ROOT
 
 from benchmarks.evidence import detectors
+from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.across import rows_of
+from benchmarks.evidence.arms import PIPELINES, Setting, run_options
 from benchmarks.evidence.frozen import match
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import Choice, PlainCrops, one_pass, train
 from benchmarks.studies import conformal
 from benchmarks.studies.million import Cloud
-from manifests.errors import RunError
+from manifests.errors import DataError, RunError
 from pipeline.steps.canary_leaks import interval
 from stages.train.settings import TrainSettings
 
@@ -201,6 +205,13 @@ def test_a_table_across_grids_spans_the_intervals_of_all_seeds(tmp_path: Path) -
         rows_of("drawings", [tmp_path])
     with pytest.raises(SystemExit, match="in two of the folders"):
         rows_of("drawings", [tmp_path / "one", tmp_path / "one"])
+
+
+@pytest.mark.parametrize("arm", PIPELINES)
+def test_the_settings_of_every_arm_are_settings_of_run(arm: str, tmp_path: Path, pairsan: Callable[..., Result]) -> None:
+    options = run_options(Setting(train=dict(TRAIN)), arm, 0)
+    refused = pairsan("run", tmp_path / "nothing", "--out", tmp_path / "run", *options, code=DataError.exit_code)
+    assert "nothing does not exist" in refused.stderr  # settings are looked at before the data
 
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ from benchmarks.evidence.rows import PoisonedRows
 from benchmarks.evidence.training import MODEL, Choice, PlainCrops, one_pass, train
 from benchmarks.poison import poison, read_truth
 from manifests import open_round
+from manifests.errors import SplitRefused
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.train.settings import TrainSettings
@@ -286,23 +287,29 @@ def cleanclip(cell: Cell) -> list[Line]:
 
 def pipeline_arm(cell: Cell) -> list[Line]:
     """Run `pairsan run` and look at every sealed round."""
-    setting, run = cell.setting, cell.out / "run"
-    pairsan = Path(sys.executable).parent / "pairsan"
+    run = cell.out / "run"
+    _borrow_scout(cell, run)
+    command = [str(Path(sys.executable).parent / "pairsan"), "run", str(cell.shards), "--out", str(run)]
+    command += run_options(cell.setting, cell.arm, cell.seed)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (cell.out / "log.txt").write_text(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    if done.returncode == SplitRefused.exit_code:  # a result, not a failure of the benchmark
+        return [{"kind": "round", "metric": "refused", "attack": "", "share": 1.0, "detail": done.stderr[-300:]}]
+    if done.returncode:
+        raise SystemExit(f"{cell.arm} ended with {done.returncode}: {done.stderr[-1000:]}")
+    return _rounds(cell, run)
+
+
+def run_options(setting: Setting, arm: str, seed: int) -> list[str]:
+    """Return the options by which `pairsan run` is an arm."""
     flags: dict[str, Any] = {
         "model": MODEL.removeprefix("local-dir:"),
         "executor": "local",
-        **(_scout_flags(cell) if cell.arm.startswith("scout") else _growing_flags(cell)),
-        "train_seed": cell.seed,
+        **(_scout_flags(setting, arm) if arm.startswith("scout") else _growing_flags(setting, arm)),
+        "train_seed": seed,
         **setting.train,
     }
-    _borrow_scout(cell, run)
-    command = [str(pairsan), "run", str(cell.shards), "--out", str(run), *(f"--set={k}={v}" for k, v in flags.items())]
-    more = [*PIPELINES[cell.arm], *setting.run_options]
-    done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
-    (cell.out / "log.txt").write_text(f"{' '.join([*command, *more])}\n{done.stdout}\n{done.stderr}")
-    if done.returncode:  # a refused split is a result, not a failure of the benchmark
-        return [{"kind": "round", "metric": "refused", "attack": "", "share": 1.0, "detail": done.stderr[-300:]}]
-    return _rounds(cell, run)
+    return [*(f"--set={key}={value}" for key, value in flags.items()), *PIPELINES[arm], *setting.run_options]
 
 
 def _borrow_scout(cell: Cell, run: Path) -> None:
@@ -314,25 +321,23 @@ def _borrow_scout(cell: Cell, run: Path) -> None:
             (run / "checkpoints" / name).write_bytes((lent / name).read_bytes())
 
 
-def _growing_flags(cell: Cell) -> dict[str, Any]:
-    setting = cell.setting
-    if cell.arm.startswith("all"):
+def _growing_flags(setting: Setting, arm: str) -> dict[str, Any]:
+    if arm.startswith("all"):
         return {"rounds": setting.passes - 1, "warmup_passes": 1}
+    fallback = {"rule": "monotone", "if_unseparable": "quantile", "fallback_share": setting.first_share}
     return {
         "rounds": setting.passes - setting.warmup_passes,
         "warmup_passes": setting.warmup_passes,
-        **({} if cell.arm == "published" else {"rule": "monotone"}),
-        "if_unseparable": "quantile",
-        "fallback_share": setting.first_share,
+        **({} if arm == "published" else fallback),
         "growth": setting.growth,
         "cap": setting.cap,
     }
 
 
-def _scout_flags(cell: Cell) -> dict[str, Any]:
+def _scout_flags(setting: Setting, arm: str) -> dict[str, Any]:
     """Return rounds by which the model that stays sees as many pairs as any other arm's; the scout's are an extra cost."""
-    seen = SCOUT_SAFE if "skip" in PIPELINES[cell.arm] else 1.0
-    return {"rounds": round(cell.setting.passes / seen), "scout_passes": cell.setting.scout_passes}
+    seen = SCOUT_SAFE if "skip" in PIPELINES[arm] else 1.0
+    return {"rounds": round(setting.passes / seen), "scout_passes": setting.scout_passes}
 
 
 def _rounds(cell: Cell, run: Path) -> list[Line]:

@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from benchmarks.attacks.world import Row, load_rows
+from benchmarks.evidence.referee import with_truth
+from benchmarks.evidence.training import MODEL
+from benchmarks.poison import read_truth
 from manifests.errors import RunError
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
@@ -75,3 +79,23 @@ class PoisonedRows:
         if len(v) != len(self.rows):
             raise RunError(f"{len(self.rows)} rows were read, {len(v)} decoded")
         return v, t
+
+
+class Trained:
+    """A poisoned set as the model sees it that was trained on all of it.
+
+    Attributes:
+        weights: Of the model.
+        v: Its image vectors, (n, d).
+        t: Its caption vectors, (n, d).
+        attack: Of each row, empty where it is clean, (n,).
+    """
+
+    def __init__(self, out: Path, seed: int) -> None:
+        """Embed the rows of a seed."""
+        folder = out / f"seed-{seed}"
+        self.weights = folder / "none" / "model.safetensors"
+        rows = PoisonedRows(folder / "data" / "shards")
+        truth = read_truth(folder / "data", pa.Table.from_pandas(rows.table()))
+        self.attack = with_truth(rows.table(), truth.to_pandas())["attack"].to_numpy()
+        self.v, self.t = rows.vectors(self.weights, MODEL)

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from benchmarks.common import header
 from benchmarks.evidence.data import datasets
-from benchmarks.evidence.rows import PoisonedRows
+from benchmarks.evidence.rows import PoisonedRows, Trained
 from benchmarks.evidence.training import MODEL
-from benchmarks.studies.million import Trained
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.signals.witnesses.accord import Accord, Rows

@@ -15,14 +15,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from benchmarks.common import header
 from benchmarks.evidence.detectors import cut_of
-from benchmarks.evidence.referee import with_truth
-from benchmarks.evidence.rows import PoisonedRows
-from benchmarks.evidence.training import MODEL
-from benchmarks.poison import read_truth
+from benchmarks.evidence.rows import Trained
 from stages.signals.nearest import Nearest
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
@@ -32,26 +28,6 @@ from stages.vectors import unit
 Vectors = npt.NDArray[np.float32]
 ORDINARY, CROWD = 20_000, 2_000
 MILLION: Final = 1_000_000
-
-
-class Trained:
-    """A poisoned set as the model sees it that was trained on all of it.
-
-    Attributes:
-        weights: Of the model.
-        v: Its image vectors, (n, d).
-        t: Its caption vectors, (n, d).
-        attack: Of each row, empty where it is clean, (n,).
-    """
-
-    def __init__(self, out: Path, seed: int) -> None:
-        """Embed the rows of a seed."""
-        folder = out / f"seed-{seed}"
-        self.weights = folder / "none" / "model.safetensors"
-        rows = PoisonedRows(folder / "data" / "shards")
-        truth = read_truth(folder / "data", pa.Table.from_pandas(rows.table()))
-        self.attack = with_truth(rows.table(), truth.to_pandas())["attack"].to_numpy()
-        self.v, self.t = rows.vectors(self.weights, MODEL)
 
 
 class Cloud:

@@ -14,9 +14,7 @@ from pipeline.workers.run_stage import run_stage
 from stages.histogram import Histogram
 from stages.label.tally import COUNTED, TalliedSignals, TallySignals
 from stages.pair import Shard
-from stages.signals.signal_parts import (
-    SignalParts,
-)
+from stages.signals.signal_parts import SignalParts
 
 
 @dataclass

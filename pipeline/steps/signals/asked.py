@@ -11,9 +11,7 @@ from pipeline.config.load import limits_of
 from pipeline.steps.plan import Round
 from pipeline.steps.signals.index_files import index_of, index_plan
 from pipeline.steps.signals.witness_vectors import canary_folder, reference_folder, tower_of
-from stages.signals.signal_parts import (
-    SignalParts,
-)
+from stages.signals.signal_parts import SignalParts
 
 _FIRST_SCHEMA: Final = 2  # scores of before it have no hashes
 

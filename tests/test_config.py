@@ -225,7 +225,7 @@ def test_a_setting_of_training_acts_with_a_scorer_or_is_refused(scorer: str, nam
 def test_what_a_scout_replaces_is_refused() -> None:
     with pytest.raises(ConfigError, match="alpha = 0.05 has no effect"):
         load_config(None, {"alpha": 0.05}, command="run")
-    with pytest.raises(ConfigError, match="discord_share = 0.0 has no effect: scorer 'scout' takes 0.05"):
+    with pytest.raises(ConfigError, match="discord_share = 0.0 has no effect: scorer 'scout' takes 0.02"):
         load_config(None, {"discord_share": 0.0}, command="run")
     assert load_config(None, {"alpha": 0.05, "scorer": "locked"}, command="run").split.alpha == 0.05
 

@@ -33,7 +33,7 @@ def test_a_scout_is_given_up_after_it_has_scored(tmp_path: Path, few: Path, pair
     pairsan(*args)
     assert open_round(run).seal["plan"] == by_hand
     assert by_hand["split"]["crowded_share"] == 0.2
-    assert (by_hand["split"]["max_near_copies"], by_hand["split"]["discord_share"]) == (4, 0.05)
+    assert (by_hand["split"]["max_near_copies"], by_hand["split"]["discord_share"]) == (4, 0.02)
     history = position(open_store(run))["history"]
     assert [(entry["kind"], entry["subject"], entry["manifest"]) for entry in history] == [
         ("scout", "scout", None),

@@ -69,7 +69,7 @@ class TrainSettings(Settings):
     )
     scout_near_copies: int = _scout(4, "max_near_copies of a scout's split, where [split] sets none", ge=1)
     scout_discord_share: Share = _scout(
-        0.05, "discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
+        0.02, "discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
     )
     scout_look_tail: float = _scout(
         0.05, "look_tail of a scout's split, where [split] sets none; 0: it does not compare looks", ge=0.0, lt=0.5

@@ -17,7 +17,8 @@ from conftest import EMOJI, ROOT
 from benchmarks.evidence import detectors
 from benchmarks.evidence.__main__ import TRAIN
 from benchmarks.evidence.across import rows_of
-from benchmarks.evidence.arms import PIPELINES, Setting, run_options
+from benchmarks.evidence.arms.cell import Setting
+from benchmarks.evidence.arms.pipelines import PIPELINES, run_options
 from benchmarks.evidence.frozen import match
 from benchmarks.evidence.referee import leakage, ranking, with_truth
 from benchmarks.evidence.rows import PoisonedRows

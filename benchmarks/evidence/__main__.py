@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.common import header
-from benchmarks.evidence.arms import ARMS, TAILS, Cell, Setting, lines_of, run_cell
+from benchmarks.evidence.arms import ARMS, BUILDS_ON, lines_of, run_cell
+from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.report import write_report
 
 ATTACKS: Final = (
@@ -87,9 +88,7 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
 def _can_start(out: Path, cell: tuple[int, str], finished: set[tuple[int, str]], busy: dict[int, set[str]]) -> bool:
     """Return whether what a cell builds on is done, and nobody is poisoning its data just now."""
     seed, arm = cell
-    needs = {"self-score filter": "none", "CleanCLIP": "none", "dense and repeats filter": "none"}
-    needs |= {"locked, trained anew": "locked", **dict.fromkeys(TAILS, "scout")}
-    if arm in needs and (seed, needs[arm]) not in finished:
+    if arm in BUILDS_ON and (seed, BUILDS_ON[arm]) not in finished:
         return False
     return not busy[seed] or (out / f"seed-{seed}" / "data" / "truth.parquet").exists()  # is written last
 

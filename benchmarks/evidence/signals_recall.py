@@ -28,7 +28,9 @@ from benchmarks.attacks.world import load_rows
 from benchmarks.common import ROOT, header
 from benchmarks.evidence import detectors
 from benchmarks.evidence.__main__ import TRAIN
-from benchmarks.evidence.arms import Cell, Setting, filtered, run_cell
+from benchmarks.evidence.arms import run_cell
+from benchmarks.evidence.arms.cell import Cell, Setting
+from benchmarks.evidence.arms.filters import filtered
 from benchmarks.evidence.data import datasets
 from benchmarks.evidence.frozen import frozen_vectors, load_tower
 from benchmarks.evidence.judging import Judge

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from benchmarks.common import ROOT, header
-from benchmarks.evidence.arms import SURROGATE, Cell, Setting
+from benchmarks.evidence.arms.cell import SURROGATE, Cell, Setting
 from benchmarks.evidence.training import MODEL
 from manifests import open_round
 from manifests.layout import read_plan, read_seal

@@ -23,7 +23,7 @@ import pandas as pd
 
 from benchmarks.common import ROOT, header
 from benchmarks.evidence.__main__ import TRAIN
-from benchmarks.evidence.arms import Cell, Setting
+from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.detectors import neg_clip_loss
 from benchmarks.evidence.signals_recall import MOST_COPIES, recalls
 from benchmarks.evidence.training import MODEL, train

@@ -28,7 +28,7 @@ import pandas as pd
 from benchmarks.attacks.world import Row, encode_like
 from benchmarks.common import header
 from benchmarks.evidence.__main__ import ATTACKS, TRAIN
-from benchmarks.evidence.arms import Cell, Setting
+from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.data import write_rows
 from benchmarks.evidence.detectors import cut_of
 from benchmarks.evidence.judging import Judge

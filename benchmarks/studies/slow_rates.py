@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import ROOT, header
 from benchmarks.evidence.__main__ import ATTACKS, TRAIN
-from benchmarks.evidence.arms import Cell, Setting
+from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.training import MODEL
 from manifests import open_round
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from benchmarks.common import header
 from benchmarks.evidence.__main__ import TRAIN
-from benchmarks.evidence.arms import Cell, Setting, run_cell
+from benchmarks.evidence.arms import run_cell
+from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.signals_recall import frozen_weights, scored
 
 _EDGE, _COLUMNS, _SHOWN = 48, 12, 48

@@ -3,8 +3,12 @@
 Sources: RoCLIP (Yang, Gao, Mirzasoleiman 2023); CleanCLIP (Bansal et al. 2023).
 """
 
+import numpy as np
 import torch
 
+from benchmarks.evidence.arms.cell import Cell
+from benchmarks.evidence.referee import Line
+from benchmarks.evidence.training import Choice, train
 from stages.train.batches import Batch
 from stages.train.learner import ClipLearner
 from stages.train.losses import NeighbourPool, clip_loss
@@ -42,3 +46,20 @@ class CleanClip(ClipLearner):
         num = len(batch.uids)
         own = clip_loss(images[:num], images[num:], scale) + clip_loss(texts[:num], texts[num:], scale)
         return clip_loss(images[:num], texts[:num], scale) + own / 2
+
+
+def roclip(cell: Cell) -> list[Line]:
+    """Train on everything with RoCLIP's loss."""
+    kind = type("RoClipHere", (RoClip,), {"steps_per_pass": max(1, cell.num_steps // cell.setting.passes)})
+    train(cell.shards, cell.weights, cell.options, cell.num_steps, make=kind)
+    return []
+
+
+def cleanclip(cell: Cell) -> list[Line]:
+    """Fine-tune the undefended model for a tenth of its steps on a random tenth of the clean rows."""
+    drawn = np.random.default_rng(cell.seed).random(len(cell.table))
+    clean = (cell.table["attack"] == "").to_numpy() & (drawn < 0.1)
+    options = cell.options.model_copy(update={"learning_rate": cell.options.learning_rate / 4})
+    choice, start = Choice(cell.rows.words(clean)), cell.of("none") / "model.safetensors"
+    train(cell.shards, cell.weights, options, max(1, cell.num_steps // 10), choice=choice, make=CleanClip, start=start)
+    return []

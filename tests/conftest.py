@@ -163,7 +163,7 @@ def ray_cluster() -> Iterator[None]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers find stages that tests define
+    patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")  # workers find stages that tests define
     ray.init(
         address="local",
         num_cpus=2,

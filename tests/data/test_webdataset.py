@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from click.testing import Result
-from conftest import CLEAN, make_tar
+from conftest import CLEAN, ROOT, make_tar
 from torch.utils.data import ConcatDataset, Subset
 
 from manifests import Manifest, NotSealed, open_round
@@ -130,7 +130,7 @@ def test_hugging_face_datasets_select_by_the_mask(
 @pytest.mark.slow
 def test_litdata_streams_the_safe_rows(data: Path, manifest: Manifest, tmp_path: Path) -> None:
     """The example of the docs, as it stands there."""
-    page = (Path(__file__).parent.parent / "docs/trainers.md").read_text()
+    page = (ROOT / "docs/trainers.md").read_text()
     code = page.split("## LitData")[1].split("```python\n")[1].split("```")[0]
     urls = [str(path) for path in sorted(data.rglob("*.tar"))]
     (tmp_path / "example.py").write_text(

@@ -8,8 +8,9 @@ for shard, safe in manifest.masks("safe"):
 """
 
 from manifests.errors import NotSealed, PairsanError
+from manifests.labels import Label, Reason
 from manifests.reading import Manifest, open_round
-from manifests.schema import MANIFEST, SCHEMA_VERSION, Label, Reason
+from manifests.schema import MANIFEST, SCHEMA_VERSION
 from manifests.store import open_store
 
 __all__ = [

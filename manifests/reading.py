@@ -14,9 +14,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from manifests.errors import RunError, SchemaError
+from manifests.labels import Label
 from manifests.layout import Seal, read_seal
 from manifests.parts import Part
-from manifests.schema import FINGERPRINT_KEY, MANIFEST, SCHEMA_VERSION, VERSION_KEY, Label
+from manifests.schema import FINGERPRINT_KEY, MANIFEST, SCHEMA_VERSION, VERSION_KEY
 from manifests.store import Store, open_store
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests.labels import Label, Reason
 from manifests.layout import PLAN, fingerprint, round_folder
 from manifests.reading import Manifest, check_version
-from manifests.schema import FINGERPRINT_KEY, Label, Reason, manifest_schema, scores_schema
+from manifests.schema import FINGERPRINT_KEY, manifest_schema, scores_schema
 
 
 def problems(manifest: Manifest) -> Iterator[str]:

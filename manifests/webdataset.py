@@ -5,8 +5,8 @@ from itertools import chain, groupby
 from typing import Any
 
 from manifests.errors import RunError
+from manifests.labels import Label
 from manifests.reading import Manifest
-from manifests.schema import Label
 
 Sample = dict[str, Any]
 Stage = Callable[[Iterable[Sample]], Iterator[Sample]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 
 ShardFormat = Literal["tar", "parquet", "text", "folder"]
 TRUNCATED_KEY: Final = "__truncated__"

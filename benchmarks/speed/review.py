@@ -26,7 +26,8 @@ from benchmarks.evidence.data import BUNDLED
 from manifests.layout import RUN, fingerprint
 from manifests.parts import write_json, write_part
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, SCHEMA_VERSION, SIGNALS, SOURCE
+from manifests.schema import MANIFEST, SCHEMA_VERSION, SOURCE
+from manifests.signals import SIGNALS
 from manifests.store import open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.pages import report

@@ -172,7 +172,7 @@ def diff(
 @click.pass_obj
 def export(verbose: bool, /, run: str, number: int | None, out: str, config_path: str | None, **given: Any) -> None:
     """Write chosen pairs of a sealed round of RUN for a trainer: tars, TSV, uids, Parquet, keys. Resumable."""
-    from manifests.schema import Label, Reason
+    from manifests.labels import Label, Reason
     from pipeline import exporting
     from pipeline.config.load import load_config
     from pipeline.queries.inspection import known

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
+from manifests.labels import Label
 from manifests.reading import Manifest
-from manifests.schema import Label
 from manifests.store import Store
 from stages.vectors import read_columns, vectors_of
 

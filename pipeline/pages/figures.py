@@ -7,9 +7,10 @@ from typing import Any, Final
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from manifests.labels import Label, Reason
 from manifests.layout import read_seal, sealed_rounds
 from manifests.reading import Manifest, open_round
-from manifests.schema import LIMITS, Label, Reason
+from manifests.signals import LIMITS
 from pipeline.pages.gallery import Gallery, Row, Wanted
 from pipeline.queries.following import after_report
 from pipeline.queries.inspection import Query, sealed_off

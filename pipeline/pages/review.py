@@ -23,10 +23,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from manifests.errors import ConfigError, PairsanError
+from manifests.labels import Label, Reason
 from manifests.layout import round_folder
 from manifests.reading import Manifest
 from manifests.reviews import append, undo
-from manifests.schema import MANIFEST, MEANINGS, SIGNAL_TABLE, Label, Reason
+from manifests.schema import MANIFEST, MEANINGS
+from manifests.signals import SIGNAL_TABLE
 from pipeline.pages.gallery import PAGE_ROWS, Gallery, Place
 from pipeline.pages.guard import Guard
 from pipeline.pages.likeness import SIMILARITY

@@ -5,7 +5,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from manifests.errors import ConfigError
-from manifests.schema import SIGNAL_TABLE
+from manifests.signals import SIGNAL_TABLE
 from pipeline.pages.gallery import Wanted
 from pipeline.pages.likeness import SIMILARITY
 from pipeline.queries.inspection import Query

@@ -6,9 +6,9 @@ from typing import Any, Final
 import duckdb
 
 from manifests.errors import ConfigError, RunError
+from manifests.labels import Label
 from manifests.layout import differences
 from manifests.reading import Manifest
-from manifests.schema import Label
 from pipeline.queries import contents
 from pipeline.queries.rows_file import refuse_ending, write_rows
 from pipeline.queries.terminal import printable

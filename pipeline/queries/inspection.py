@@ -12,8 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
+from manifests.labels import Label, Reason
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, SIGNAL_TABLE, Label, Reason
+from manifests.schema import MANIFEST
+from manifests.signals import SIGNAL_TABLE
 from pipeline.queries.terminal import printable
 from stages.out_of_core import connect
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from manifests.errors import ConfigError
+from manifests.labels import Label
 from manifests.parts import write_json
 from manifests.reading import Manifest
-from manifests.schema import Label
 from pipeline.queries.inspection import sealed_off
 from pipeline.steps import audit
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from manifests.labels import Label, Reason
 from manifests.reading import Manifest
-from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION, SIGNAL_TABLE, Label, Reason
+from manifests.schema import MANIFEST, MEANINGS, SCHEMA_VERSION
+from manifests.signals import SIGNAL_TABLE
 from pipeline.queries.terminal import printable
 from pipeline.steps import audit
 

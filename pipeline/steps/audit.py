@@ -13,10 +13,10 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
+from manifests.labels import Label
 from manifests.layout import SCORES, part_name, read_seal
 from manifests.reading import open_part
 from manifests.reviews import FOLDER, read_all
-from manifests.schema import Label
 from manifests.store import Store
 from pipeline.steps.plan import Round
 from stages.label.fit.judged import Judged

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from manifests.labels import Label
 from manifests.layout import fingerprint, read_plan, read_seal, round_folder, sealed_rounds
-from manifests.schema import Label
 from pipeline.steps.audit import judged_pairs
 from pipeline.steps.canary_leaks import check_leaks, count_canaries, leaks
 from pipeline.steps.count import Totals

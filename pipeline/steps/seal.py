@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from manifests.errors import RunError, SplitRefused
+from manifests.labels import Label
 from manifests.layout import (
     EMBEDDINGS,
     LABELS,
@@ -17,7 +18,7 @@ from manifests.layout import (
     round_folder,
 )
 from manifests.parts import Part, sweep_drafts, write_json
-from manifests.schema import SCHEMA_VERSION, Label
+from manifests.schema import SCHEMA_VERSION
 from pipeline.steps import audit
 from pipeline.steps.count import Totals
 from pipeline.steps.label import Decided, earlier

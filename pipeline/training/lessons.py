@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import RunError
+from manifests.labels import Reason
 from manifests.layout import CHECKPOINTS, TAUGHT, read_plan, read_seal
 from manifests.parts import write_json
-from manifests.schema import Reason
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
 from pipeline.queries.summary import taught_text

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from manifests.errors import ConfigError, RunError
+from manifests.labels import Label
 from manifests.layout import CHECKPOINTS, HISTORY
 from manifests.parts import write_json
 from manifests.reading import Manifest, open_round
-from manifests.schema import Label
 from manifests.store import Store, open_store
 from pipeline.config.catalogue import RunConfig
 from pipeline.training.schedule import Pass, learning_rate

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests.labels import VETOES, Label, Voice
 from manifests.layout import LABELS, part_name
-from manifests.schema import HISTORY, VETOES, Label, Voice
+from manifests.schema import HISTORY
 from manifests.store import Store
 
 # what the round before made of a row: places in the cuts of a round that looks again

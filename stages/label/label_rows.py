@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests.labels import Label
 from manifests.layout import LABELS, SCORES, part_name
 from manifests.parts import Part, write_part
 from manifests.reviews import newest, read_all
-from manifests.schema import MANIFEST, Label
+from manifests.schema import MANIFEST
 from manifests.store import Store
 from stages.label.copies.kept import Kept
 from stages.label.copies.twins import read_twins

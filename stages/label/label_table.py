@@ -9,7 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.schema import MANIFEST, SIGNALS, Label, Reason
+from manifests.labels import Label, Reason
+from manifests.schema import MANIFEST
+from manifests.signals import SIGNALS
 from stages.label.copies.twins import are_twins
 from stages.label.decision import Decision
 from stages.label.fit.strata import COLUMN, Codes, strata_of

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import SplitRefused
-from manifests.schema import COSINE_STEP, LIMITS, SIGNAL_TABLE, Bound, Reason
+from manifests.labels import Reason
+from manifests.schema import COSINE_STEP
+from manifests.signals import LIMITS, SIGNAL_TABLE, Bound
 from stages.histogram import Histogram
 from stages.label.fit.crowds import crowd_cut
 from stages.label.settings import SplitSettings

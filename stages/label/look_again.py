@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from manifests.errors import SplitRefused
-from manifests.schema import VETOES
+from manifests.labels import VETOES
 from stages.histogram import NUM_BINS, Histogram, grid_values
 from stages.label.decision import Decision
 from stages.label.fit.calibration import FEWEST_NULLS, Calibration, calibrate, mismatched_share

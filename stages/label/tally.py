@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import RunError
+from manifests.labels import Reason
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import Part
 from manifests.reading import open_part
-from manifests.schema import LIMITS, NOT_DOWNLOADED_KEY, NUM_NULLS, Reason
+from manifests.schema import NOT_DOWNLOADED_KEY, NUM_NULLS
+from manifests.signals import LIMITS
 from manifests.store import Store
 from stages.histogram import SparseCounts, count
 from stages.label.fit.strata import COLUMN, Codes, StrataKind, strata_of

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import Pair, Shard, make_uid
 from stages.settings import ReadSettings
 

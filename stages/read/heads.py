@@ -8,7 +8,7 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from manifests.errors import DataError
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import Pair, Shard
 from stages.read.formats.delimited import opened, read_text
 from stages.read.formats.tables import DAMAGED

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 
 # Only what the web serves as photographs and drawings: no PostScript, no PDF, nothing that calls other programs.
 _WANTED: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM")

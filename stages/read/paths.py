@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from manifests.store import Store
 
 _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EACCES)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from manifests.store import Store
 from stages.pair import Pair, Shard
 from stages.read.count_rows import not_downloaded

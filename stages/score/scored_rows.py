@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from manifests.schema import NUM_NULLS, SIGNALS, SOURCE, Reason
+from manifests.labels import Reason
+from manifests.schema import NUM_NULLS, SOURCE
 from manifests.schema import SCORES as SCORES_SCHEMA
+from manifests.signals import SIGNALS
 from stages.histogram import on_grid
 from stages.pair import Pair
 from stages.score.decode import Chunk

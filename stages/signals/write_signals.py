@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from manifests.layout import EMBEDDINGS, SCORES, part_name
 from manifests.parts import write_part
-from manifests.schema import SIGNALS
+from manifests.signals import SIGNALS
 from stages.pair import Shard
 from stages.signals.index.promises import promise_signals
 from stages.signals.near_copies import copy_signals
@@ -24,7 +24,7 @@ from stages.stage import Stage
 from stages.vectors import bytes_of, read_columns, unit, vectors_of
 
 Maker = Callable[[Counts], Source | None]
-# A new signal is a file with such a function, a line here, and a line in `manifests.schema.SIGNAL_TABLE`.
+# A new signal is a file with such a function, a line here, and a line in `manifests.signals.SIGNAL_TABLE`.
 SOURCES: Final[tuple[Maker, ...]] = (
     repeat_signals,
     wording_signals,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import ConfigError, RunError
-from manifests.schema import Label
+from manifests.labels import Label
 from stages.pair import Pair, Shard
 from stages.read.crops import Change, Crops
 from stages.score.decode import Decode, ahead

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch.nn.parallel import DistributedDataParallel
 
 from manifests.errors import CheckpointError, TrainingFailed
+from manifests.labels import Label
 from manifests.parts import write_bytes
-from manifests.schema import Label
 from manifests.store import Store
 from stages.score.models.checkpoints import quiet_open_clip
 from stages.train.batches import Batch

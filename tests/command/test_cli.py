@@ -10,8 +10,10 @@ import pytest
 from click.testing import Result
 from conftest import ROOT
 
-from manifests import errors, schema
-from manifests.schema import MANIFEST, MEANINGS, Reason
+from manifests import errors
+from manifests.labels import Reason
+from manifests.schema import MANIFEST, MEANINGS
+from manifests.signals import SIGNALS
 from pipeline.cli.main import main
 from pipeline.config.catalogue import CATALOGUE, COMMANDS, TABLES
 
@@ -172,7 +174,7 @@ def test_the_manifest_page_lists_every_column_and_reason() -> None:
     page = (ROOT / "docs" / "manifest-format.md").read_text()
     for name in MANIFEST.names:
         assert f"\n- `{name}`" in page
-    for field in schema.SIGNALS:
+    for field in SIGNALS:
         assert f"\n- `{field.name}`" in page
     for reason in Reason:
         assert f"`{reason}`" in page
@@ -193,7 +195,7 @@ def test_the_schema_command_prints_columns_meanings_and_reasons(pairsan: Pairsan
     assert all(reason in output for reason in Reason)
     assert '"schema_version": 10' in pairsan("schema", "--json").output
     told = pairsan("schema").output
-    assert all(f"  {field.name} " in told for field in schema.SIGNALS)
+    assert all(f"  {field.name} " in told for field in SIGNALS)
 
 
 def test_version_and_changelog_agree(pairsan: Pairsan) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.read.captions import clean_caption
 
 LIMIT = 8192

@@ -8,7 +8,7 @@ from conftest import encode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.read.images import UndecodableImage, decode_image
 
 SIZE = 16

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import Pair
 from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings

@@ -7,8 +7,8 @@ import pytest
 from conftest import EMOJI, make_tar
 
 from manifests.errors import DataError
+from manifests.labels import Reason
 from manifests.parts import write_bytes
-from manifests.schema import Reason
 from manifests.store import open_store
 from stages.read.listing import expand_braces, source_of
 from stages.read.shards import open_dataset, read_shard

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import DataError
-from manifests.schema import Reason
+from manifests.labels import Reason
 from manifests.store import open_store
 from stages.pair import Pair, Shard
 from stages.read.formats.delimited import read_text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip_train.data import group_by_keys_nothrow
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import TRUNCATED_KEY, Pair, Shard, make_uid
 from stages.read.formats.tar_stream import BLOCK, Gap, Member, read_members
 from stages.read.formats.webdataset import Run, read_rows, read_tar

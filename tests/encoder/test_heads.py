@@ -10,7 +10,7 @@ from conftest import make_tar
 from PIL import Image
 
 from manifests.errors import DataError
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.read.heads import read_head, refuse_hopeless
 from stages.read.shards import open_dataset
 from stages.settings import ReadSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import currently_in_test_context, note
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import Pair
 from stages.read.shards import open_dataset, read_shard
 from stages.settings import ReadSettings

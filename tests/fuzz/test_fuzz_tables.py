@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from manifests.errors import DataError
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import Pair
 
 PNG = encode(Image.linear_gradient("L").resize((24, 24)).convert("RGB"), "PNG")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from manifests import open_round
 from manifests.errors import SplitRefused
-from manifests.schema import Label, Reason, Voice
+from manifests.labels import Label, Reason, Voice
 from stages.histogram import Histogram
 from stages.label.history import OPEN, SAT_OUT, TRAINED, VETOED, Before, sits_out
 from stages.label.look_again import look_again, separation

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from benchmarks.speed.signals import build as build_signals
 from benchmarks.speed.split import build
 from manifests.errors import SplitRefused
-from manifests.schema import MANIFEST, SCORES, SIGNALS, SOURCE, Reason
+from manifests.labels import Reason
+from manifests.schema import MANIFEST, SCORES, SOURCE
+from manifests.signals import SIGNALS
 from manifests.store import open_store
 from stages.histogram import NUM_BINS, grid_values, on_grid
 from stages.label.decide import decide

@@ -10,8 +10,8 @@ import numpy as np
 from click.testing import Result
 from conftest import SMALL_MODEL
 
+from manifests.labels import Label
 from manifests.reading import open_round
-from manifests.schema import Label
 from stages.read.crops import Crop, Crops
 from stages.read.shards import open_dataset, read_shard
 from stages.score.decode import Decode

@@ -21,9 +21,10 @@ from scipy.stats import chi2
 from sklearn.metrics import roc_auc_score
 
 from manifests.errors import CheckpointError, ConfigError, RunError, UnsafeCheckpoint
+from manifests.labels import Reason
 from manifests.layout import read_plan
 from manifests.reading import open_round
-from manifests.schema import Reason, manifest_schema, scores_schema
+from manifests.schema import manifest_schema, scores_schema
 from manifests.store import open_store
 from pipeline.steps.plan import Round, read_run
 from pipeline.steps.signals.asked import signal_parts

@@ -15,8 +15,9 @@ from conftest import CLEAN, EMOJI, encode, make_tar, parts_of, table
 from PIL import Image
 
 from manifests.errors import SplitRefused
+from manifests.labels import Reason
 from manifests.reading import open_round
-from manifests.schema import Reason, scores_schema
+from manifests.schema import scores_schema
 from stages.histogram import Histogram, count, on_grid
 from stages.label.decide import decide
 from stages.label.fit.crowds import crowd_cut

@@ -13,7 +13,7 @@ from conftest import CLEAN, parts_of, table
 from scipy.stats import norm
 
 from manifests.parts import write_part
-from manifests.schema import SIGNALS
+from manifests.signals import SIGNALS
 from manifests.store import open_store
 from stages.pair import Shard
 from stages.signals.sample import Reference

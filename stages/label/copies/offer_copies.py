@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.parts import write_part
-from manifests.schema import SIGNALS
+from manifests.signals import SIGNALS
 from stages.label.copies.kept import OFFERS
 from stages.label.label_rows import LabelTarget, RowGroups
 from stages.label.label_table import judge, looked_at

@@ -7,7 +7,7 @@ from typing import Final
 
 import pyarrow.fs as pafs
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from manifests.store import Store
 from stages.pair import Pair, Shard, make_uid
 from stages.read.captions import captioned

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import DataError
-from manifests.schema import Reason
+from manifests.labels import Reason
 from manifests.store import Store, open_store
 from stages.pair import UNREADABLE_KEY, Pair, Shard, make_uid
 from stages.read.captions import captioned

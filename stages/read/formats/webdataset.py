@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
-from manifests.schema import Reason
+from manifests.labels import Reason
 from stages.pair import TRUNCATED_KEY, UNREADABLE_KEY, Pair, Shard, TarPlace, make_uid
 from stages.read.captions import captioned
 from stages.read.formats.tar_stream import Gap, Member, read_members

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from scipy.stats import norm
 
 from manifests.parts import write_part
-from manifests.schema import COSINE_STEP, SIGNALS
+from manifests.schema import COSINE_STEP
+from manifests.signals import SIGNALS
 from stages.histogram import on_grid
 from stages.out_of_core import over_parts, write_answer, write_counts
 from stages.pair import Shard

@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from manifests.errors import RunError
 from manifests.reading import Manifest
 from manifests.schema import SCORES
 from pipeline.queries.rows_file import write_rows
@@ -44,6 +45,9 @@ def compare(old: Manifest, new: Manifest, changed: Path | None = None) -> dict[s
     Returns:
         Addresses by what came of them (`same` bytes; `alike`: other bytes of one perceptual hash; `other`; `only_from`,
         `only_to`), `safe` (those with another picture that the newer round calls safe), `domains` of the most such.
+
+    Raises:
+        RunError: One of them keeps no hashes of its images.
     """
     with connect() as connection:
         for name, manifest in (("a", old), ("b", new)):
@@ -52,12 +56,21 @@ def compare(old: Manifest, new: Manifest, changed: Path | None = None) -> dict[s
             connection.register(f"{name}_scores", scores.scanner(cache_metadata=False))
             connection.register(f"{name}_labels", manifest.dataset().scanner(["uid", "label"], cache_metadata=False))
             connection.execute(_CRAWL.format(name=name))
+            _check_kept(connection, name, manifest)
         connection.execute(_BOTH)
         if changed is not None:
             write_rows(connection.sql("SELECT * FROM found WHERE change <> 'same' ORDER BY change, address"), changed)
         counts = dict(connection.sql("SELECT change, count(*) FROM found GROUP BY 1").fetchall())
         safe = connection.sql("SELECT count(*) FROM found WHERE change = 'other' AND label_to = 'safe'").fetchall()[0][0]
         return {**{change: counts.get(change, 0) for change in _CHANGES}, "safe": safe, "domains": _domains(connection)}
+
+
+def _check_kept(connection: duckdb.DuckDBPyConnection, name: str, manifest: Manifest) -> None:
+    if not connection.table(name).shape[0] and manifest.seal["counts"]["scored"]:
+        raise RunError(
+            f"round {manifest.number} of {manifest.run.uri} keeps no sha256 of its images (it was scored before schema 7), so "
+            "there is nothing to compare; score it again: pairsan clean into a new folder"
+        )
 
 
 def _domains(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

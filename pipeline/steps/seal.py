@@ -7,16 +7,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import RunError, SplitRefused
 from manifests.labels import Label
-from manifests.layout import (
-    EMBEDDINGS,
-    LABELS,
-    SCORES,
-    SEAL,
-    fingerprint,
-    part_name,
-    read_seal,
-    round_folder,
-)
+from manifests.layout import EMBEDDINGS, LABELS, SCORES, SEAL, fingerprint, part_name, read_seal, round_folder
 from manifests.parts import Part, sweep_drafts, write_json
 from manifests.schema import SCHEMA_VERSION
 from pipeline.steps import audit
@@ -40,17 +31,16 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
     Raises:
         RunError: They do not.
     """
-    decision, (previous, since) = decided.decision, earlier(round_)
     labels = {str(label): sum(w.labels[label] for w in written.values()) for label in Label}
     overruled = _total([labelled.overruled for labelled in written.values()])
-    limited = sum(labelled.limited for labelled in written.values())
-    safe, quarantined = decision.num_safe - limited, sum(totals.quarantined.values())
+    safe = decided.decision.num_safe - sum(labelled.limited for labelled in written.values())
+    quarantined = sum(totals.quarantined.values())
     expected = (totals.num_rows, safe + _moved(overruled, Label.SAFE), quarantined + _moved(overruled, Label.QUARANTINED))
     if (sum(labels.values()), labels[Label.SAFE], labels[Label.QUARANTINED]) != expected:
         raise RunError(f"counts do not add up: labelled {labels}, expected {expected} rows, safe, quarantined; not sealed")
+    previous, since = earlier(round_)
     _check_look(round_, previous, written)
     changes = {"from_round": previous, "labels": _total([w.changes for w in written.values()])}
-    mixture = decision.mixture
     document = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint(round_.plan),
@@ -58,7 +48,7 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
         "plan": round_.plan,
         "counts": {
             "rows": totals.num_rows,
-            "scored": decision.num_scored,
+            "scored": decided.decision.num_scored,
             "labels": labels,
             "reasons": _total([labelled.reasons for labelled in written.values()]),
         },
@@ -69,26 +59,35 @@ def seal(round_: Round, totals: Totals, signals: Signals | None, decided: Decide
         "trained_on": round_.trained_on,
         "voices": _total([labelled.voices for labelled in written.values()]),
         "sitting_out": sum(labelled.sitting_out for labelled in written.values()),
-        "separation": decision.separation,
         "rise_since": since,
+        "safe_share": labels[Label.SAFE] / max(1, decided.decision.num_scored),
+        "overruled": overruled,
+        "audit": _audit(round_),
+        **_decided(decided, totals),
+        "parts": [_part_entry(round_, shard.name, totals, signals, written[shard.name]) for shard in round_.shards],
+    }
+    sweep_drafts(round_.run, round_folder(round_.number))
+    write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", document)
+
+
+def _decided(decided: Decided, totals: Totals) -> dict[str, Any]:
+    """Return what the seal says of the cut, and of what speaks for and against it."""
+    decision = decided.decision
+    mixture, strata = decision.mixture, decision.strata
+    return {
+        "separation": decision.separation,
         "rule": decision.rule,
         "cut": decision.cut,
         "min_posterior": decision.min_posterior,
-        "safe_share": labels[Label.SAFE] / max(1, decision.num_scored),
         "share_above_cut": decision.share_above_cut,
-        "overruled": overruled,
-        "audit": _audit(round_),
         "people": _people(decision),
         "limits": [dataclasses.asdict(limit) for limit in decision.limits],
         "doubts": list(decision.doubts),
         "canaries": decided.leaks,
         "null": _null(totals.nulls, decision),
-        "strata": None if decision.strata is None else {"by": decision.strata.kind, "of": list(decision.strata.facts)},
+        "strata": None if strata is None else {"by": strata.kind, "of": list(strata.facts)},
         "mixture": None if mixture is None else {**dataclasses.asdict(mixture), "ashman_d": mixture.ashman_d},
-        "parts": [_part_entry(round_, shard.name, totals, signals, written[shard.name]) for shard in round_.shards],
     }
-    sweep_drafts(round_.run, round_folder(round_.number))
-    write_json(round_.run, f"{round_folder(round_.number)}/{SEAL}", document)
 
 
 def _audit(round_: Round) -> dict[str, Any] | None:

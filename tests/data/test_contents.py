@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from conftest import make_tar
@@ -91,3 +92,12 @@ def test_two_crawls_are_compared_address_by_address(runs: tuple[Path, Path], tmp
     found = json.loads(pairsan("diff", first, "--from", 1, "--other", tmp_path / "copy", "--json").stdout)
     assert found["flipped"] == 0
     assert {word: num for word, num in found["contents"].items() if num and word != "domains"} == {"same": 12}
+
+
+def test_a_round_without_hashes_of_its_images_is_not_called_empty(runs: tuple[Path, Path], pairsan: Pairsan) -> None:
+    first, second = runs
+    for part in (first / "rounds/0001/scores").iterdir():  # as schema 6 wrote them
+        table = pq.read_table(part)
+        pq.write_table(table.drop_columns(["image_sha256"]), part)
+    told = pairsan("diff", second, "--from", 1, "--other", first, code=5).stderr
+    assert f"round 1 of {first} keeps no sha256 of its images" in told

@@ -71,7 +71,7 @@ SIGNAL_TABLE: Final = (
         "1 - cosine of its image vector to the k-th nearest of a seeded sample; unusually low: crowded, high: alone",
         (
             LimitSetting("crowded_share", Reason.CROWDED, Bound.LOWEST_SHARE, "outlier"),
-            LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),
+            LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier", witness="look_accord"),
             LimitSetting("outlier_share", Reason.LOCAL_OUTLIER, Bound.HIGHEST_SHARE, "outlier"),
         ),
         top=2.0,
@@ -137,7 +137,7 @@ SIGNAL_TABLE: Final = (
         _F,
         4,
         "median of `outlier` over its k neighbours: low at the edge of a crowd, too",
-        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier"),),
+        (LimitSetting("crowded_tail", Reason.CROWDED, Bound.CROWD, "outlier", witness="look_accord"),),
         top=2.0,
     ),
     Signal(

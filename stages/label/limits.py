@@ -1,7 +1,7 @@
 """Limits of signals: which values a safe row may have, and where a share of all rows ends."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,8 @@ from stages.label.settings import SplitSettings
 _MOST_CROWDED: Final = 0.5
 # a weak doubt suffices beside a bound that is broken; docs/method.md has what it finds and lets go
 DOUBTS_UP_TO: Final = 0.1
+# beside a crowd a weaker one does; rows three quarters as far from their neighbours as the cut need none
+CROWDED_DOUBTS_UP_TO, DENSE = 0.7, 0.75
 _TOPS: Final = {signal.name: signal.top for signal in SIGNAL_TABLE}
 
 
@@ -31,6 +33,7 @@ class Limit:
         least: Lower values are not safe; None for no bound.
         most: Higher values are not safe; None for no bound.
         witness: Signal, a p-value, that must doubt a row as well before the bound makes it risky; None where it suffices.
+        doubt: Highest value of the witness that is a doubt.
         lenient: Whether a row that has no such value is safe.
         cluster: Columns that copies share, of which one is kept; empty where none is.
     """
@@ -42,6 +45,7 @@ class Limit:
     witness: str | None = None
     lenient: bool = False
     cluster: tuple[str, ...] = ()
+    doubt: float = DOUBTS_UP_TO
 
     def allows(self, signals: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
         """Return which rows the limit leaves safe, bool (n,); NaN is not, unless it is lenient: what is not known is not safe.
@@ -56,7 +60,7 @@ class Limit:
         if self.most is not None:
             inside &= values <= self.most
         inside |= np.isnan(values) if self.lenient else False
-        return inside if self.witness is None else inside | (signals[self.witness] > DOUBTS_UP_TO)
+        return inside if self.witness is None else inside | (signals[self.witness] > self.doubt)
 
     def reads(self) -> tuple[str, ...]:
         """Return the names of the signals that it looks at."""
@@ -94,8 +98,21 @@ def limits_of(settings: SplitSettings, counted: Mapping[str, Histogram], *, sepa
             limits.append(Limit(limit.reason, signal.name, most=asked, witness=limit.witness, cluster=cluster))
         else:
             least, most = _bound(limit.bound, asked, counted[limit.counted], mirrored=_TOPS[limit.counted] > 1.0)
-            limits.append(Limit(limit.reason, signal.name, least, most, limit.witness))
+            found = Limit(limit.reason, signal.name, least, most, limit.witness)
+            crowd = limit.bound == Bound.CROWD
+            limits += _doubted(found, looks=bool(settings.look_tail) and separates) if crowd else (found,)
     return tuple(limits)
+
+
+def _doubted(crowd: Limit, *, looks: bool) -> tuple[Limit, ...]:
+    """Return what is asked of a crowd: where looks are compared, that they doubt its rows too, or that it is very dense.
+
+    Data have crowds of their own, whose captions fit. A row's neighbours are no such sign: theirs are dense around any crowd.
+    """
+    if not looks or crowd.least is None:
+        return (replace(crowd, witness=None),)
+    doubted = replace(crowd, doubt=CROWDED_DOUBTS_UP_TO)
+    return (doubted, replace(crowd, least=DENSE * crowd.least, witness=None)) if crowd.signal == "outlier" else (doubted,)
 
 
 def _bound(kind: Bound, share: float, values: Histogram, *, mirrored: bool) -> tuple[float | None, float | None]:

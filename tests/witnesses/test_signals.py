@@ -21,7 +21,7 @@ from manifests.schema import scores_schema
 from stages.histogram import Histogram, count, on_grid
 from stages.label.decide import decide
 from stages.label.fit.crowds import crowd_cut
-from stages.label.limits import DOUBTS_UP_TO, Limit
+from stages.label.limits import DOUBTS_UP_TO, Limit, limits_of
 from stages.label.settings import SplitSettings
 from stages.score.hashes import caption_hashes, image_hashes, pixel_hashes
 from stages.signals.neighbourhood import Neighbourhood
@@ -212,6 +212,27 @@ def test_a_crowd_takes_with_it_what_lies_among_its_members() -> None:
     ]
     assert limits[0].least == limits[1].least
     assert limits[1].allows({limits[1].signal: np.asarray([0.05, 0.5])}).tolist() == [False, True]
+
+
+def test_where_looks_are_compared_a_crowd_must_be_doubted_or_very_dense() -> None:
+    outlier = (np.round(np.random.default_rng(7).normal(0.5, 0.03, 4000) * 2**19) / 2**19).astype(np.float32)
+    closeness = Histogram()
+    closeness.add(count((1 - outlier.astype(np.float64)).astype(np.float32)))
+    asked = SplitSettings(rule="keep-share", keep_share=1.0, crowded_tail=0.02, look_tail=0.05)
+    limits = [limit for limit in limits_of(asked, {"outlier": closeness}) if limit.reason == Reason.CROWDED]
+    cut = max(limit.least or 0.0 for limit in limits)
+    assert cut == pytest.approx(0.5 - 2.05 * 0.03, abs=0.01)
+    seen = {
+        "outlier": np.asarray([0.99, 0.99, 0.74, 0.9, 1.1, 0.9]) * cut,
+        "neighbour_outlier": np.asarray([1.1, 1.1, 1.1, 0.1, 0.1, 0.1]) * cut,  # others' density needs a doubt, however great
+        "look_accord": np.asarray([0.7, 0.71, 1.0, 1.0, 0.6, np.nan]),
+    }
+    assert np.all([limit.allows(seen) for limit in limits], axis=0).tolist() == [False, True, False, True, False, False]
+    untold = limits_of(asked, {"outlier": closeness}, separates=False)  # the looks of an untrained model say nothing
+    assert [(limit.signal, limit.least, limit.witness) for limit in untold] == [
+        ("outlier", cut, None),
+        ("neighbour_outlier", cut, None),
+    ]
 
 
 def test_a_crowd_of_more_than_half_is_refused() -> None:

@@ -119,8 +119,9 @@ class SplitSettings(Settings):
     crowded_tail: float = _limit(
         0.0,
         "in place of crowded_share: rows are risky (crowded) that lie denser than all but this share of ordinary "
-        "ones, and rows most of whose neighbours do; without crowds about that share of all rows is flagged, with crowds they "
-        "are too",
+        "ones, and rows most of whose neighbours do; without crowds about that share of all rows is flagged. With look_tail, "
+        "of these only rows that looks doubt a little too (look_accord up to 0.7), or whose neighbours are nearer than three "
+        "quarters of the cut",
         ge=0.0,
         lt=0.5,
     )

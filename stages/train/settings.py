@@ -72,7 +72,7 @@ class TrainSettings(Settings):
         0.02, "discord_share of a scout's split, where [split] sets none; 0: it does not look at captions"
     )
     scout_look_tail: float = _scout(
-        0.05, "look_tail of a scout's split, where [split] sets none; 0: it does not compare looks", ge=0.0, lt=0.5
+        0.1, "look_tail of a scout's split, where [split] sets none; 0: it does not compare looks", ge=0.0, lt=0.5
     )
     scout_taught_share: float = _scout(
         0.0,

@@ -115,7 +115,7 @@ def test_the_pipeline_says_what_the_sample_says(tmp_path: Path, tiny: str, pairs
 
 
 def test_a_scout_looks_unless_told_not_to() -> None:
-    assert scouted(load_config(None, {}, command="run")).split.look_tail == 0.05
+    assert scouted(load_config(None, {}, command="run")).split.look_tail == 0.1
     assert scouted(load_config(None, {"look_tail": 0.01}, command="run")).split.look_tail == 0.01
     without = scouted(load_config(None, {"scout_look_tail": 0.0}, command="run"))
     assert without.split.look_tail == 0.0

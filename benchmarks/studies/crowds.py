@@ -12,6 +12,7 @@ which rows all its limits flag where a crowded row must be doubted by looks up t
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ EDGES: Final = (0.25, 0.5, 0.75)
 DISCORD_SHARE, MOST_REPEATS, MOST_COPIES = 0.02, 2, 4
 DOUBTS: Final = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
 DENSE: Final = (0.0, 0.6, 0.75, 0.9)
+LOOK_TAILS: Final = (0.05, 0.1, 0.2)
 
 
 class Scored:
@@ -57,7 +59,6 @@ class Scored:
         self.signals = signals = pd.json_normalize(rows["signals"].to_pylist())
         limits = open_round(run, 1).seal["limits"]
         self.cut = max(limit["least"] for limit in limits if limit["signal"] == "neighbour_outlier")
-        self.look_tail = next((limit["least"] for limit in limits if limit["signal"] == "look_accord"), 0.0)
         repeated = (signals["exact_copies"] > MOST_REPEATS) | (signals["near_copies"] > MOST_COPIES)
         repeated |= (signals["image_cluster_size"] > MOST_REPEATS) & (signals["accord"] <= DOUBTS_UP_TO)
         self.flagged = (repeated | (signals["accord"] <= signals["accord"].quantile(DISCORD_SHARE))).to_numpy()
@@ -89,15 +90,15 @@ def lines(name: str, scored: Scored, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def doubts(name: str, scored: Scored) -> Iterator[dict[str, Any]]:
-    """Yield one line per level of doubt and of density."""
+    """Yield one line per tail of looks, level of doubt and density."""
     clean, said = scored.attack == "", scored.signals["look_accord"].to_numpy(np.float64)
     own, theirs = (scored.signals[column].to_numpy(np.float64) for column in ("outlier", "neighbour_outlier"))
-    crowded, others = (own < scored.cut) | (theirs < scored.cut), scored.flagged | (said < scored.look_tail)
-    for level in DOUBTS:
-        for part in DENSE:
-            left = ~(others | (crowded & (said <= level)) | (own < part * scored.cut))
-            line = {"set": name, "doubted up to": level, "or nearer than": part, "clean flagged %": 100 * (~left[clean]).mean()}
-            yield line | {name: int(left[scored.attack == name].sum()) for name in sorted(set(scored.attack) - {""})}
+    crowded = (own < scored.cut) | (theirs < scored.cut)
+    for tail, level, part in product(LOOK_TAILS, DOUBTS, DENSE):
+        left = ~(scored.flagged | (said < tail) | (crowded & (said <= level)) | (own < part * scored.cut))
+        line = {"set": name, "look tail": tail, "doubted up to": level, "or nearer than": part}
+        line |= {"clean flagged %": 100 * (~left[clean]).mean()}
+        yield line | {name: int(left[scored.attack == name].sum()) for name in sorted(set(scored.attack) - {""})}
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
 
 # arms that start from what another has left
 BUILDS_ON: Final = {
-    **dict.fromkeys(("self-score filter", "CleanCLIP", "dense and repeats filter", "thorough"), "none"),
+    **dict.fromkeys(("self-score filter", "CleanCLIP", "dense and repeats filter"), "none"),
     "locked, trained anew": "locked",
-    **dict.fromkeys(filters.TAILS, "scout"),
+    **dict.fromkeys((*filters.TAILS, "thorough"), "scout"),
 }
 
 

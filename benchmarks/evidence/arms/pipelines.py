@@ -122,19 +122,8 @@ def _rounds(cell: Cell, run: Path) -> list[Line]:
 def profile_arm(cell: Cell) -> list[Line]:
     """Train on what `--profile thorough` leaves safe, by a model that was trained on everything, and DINOv2-S as reference."""
     run, weights = cell.out / "run", cell.of("scout") / "run" / "checkpoints" / "scout-0000.safetensors"
-    command = [
-        _PAIRSAN,
-        "clean",
-        str(cell.shards),
-        "--out",
-        str(run),
-        "--executor",
-        "local",
-        "--profile",
-        "thorough",
-        "--canaries",
-        "0",
-    ]
+    command = [_PAIRSAN, "clean", str(cell.shards), "--out", str(run), "--executor", "local"]
+    command += ["--profile", "thorough", "--canaries", "0"]
     command += ["--checkpoint", str(weights), "--model", MODEL.removeprefix("local-dir:")]
     command += ["--reference-encoder", "timm:vit_small_patch16_224", "--reference-checkpoint", str(dino(DATA))]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

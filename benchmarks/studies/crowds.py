@@ -1,6 +1,6 @@
 """How a scout's crowds are cut: neighbours, sample, tail, whether a crowd takes its edge with it, and who must doubt it.
 
-    python -m benchmarks.studies.crowds OUT [OUT ...] [--seeds 0 1 2] [--arm "scout, risky unimodal"] [--doubts]
+    python -m benchmarks.studies.crowds OUT [OUT ...] [--seeds 0 1 2] [--arm scout] [--doubts]
 
 Each OUT is a folder of `python -m benchmarks.evidence` whose arm has scored a round with embeddings, or of
 `benchmarks.evidence.signals_recall` or `benchmarks.studies.zero_poison` (--arm none). For every choice: the share of clean
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the data and models")
     parser.add_argument("--sample-seeds", type=int, nargs="+", default=[0], help="of the sample that neighbours are sought in")
-    parser.add_argument("--arm", default="scout, risky unimodal")
+    parser.add_argument("--arm", default="scout")
     parser.add_argument("--doubts", action="store_true", help="whose doubt a crowd needs, in place of how it is cut")
     args = parser.parse_args()
     header("studies.crowds")

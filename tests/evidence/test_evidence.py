@@ -26,6 +26,7 @@ from benchmarks.evidence.training import Choice, PlainCrops, one_pass, train
 from benchmarks.studies import conformal
 from benchmarks.studies.million import Cloud
 from manifests.errors import DataError, RunError
+from pipeline.config.load import load_config
 from pipeline.steps.canary_leaks import interval
 from stages.train.settings import TrainSettings
 
@@ -206,6 +207,13 @@ def test_a_table_across_grids_spans_the_intervals_of_all_seeds(tmp_path: Path) -
         rows_of("drawings", [tmp_path])
     with pytest.raises(SystemExit, match="in two of the folders"):
         rows_of("drawings", [tmp_path / "one", tmp_path / "one"])
+
+
+def test_the_arm_that_stands_for_pairsan_run_has_its_defaults() -> None:
+    config = load_config(None, {"model": "M"}, command="run")
+    given = dict(option.removeprefix("--set=").split("=", 1) for option in run_options(Setting(), "scout", 0))
+    assert set(given) == {"model", "executor", "rounds", "scout_passes", "train_seed"}  # how much, and nothing of how
+    assert (config.train.scorer, config.train.risky) == ("scout", "unimodal")
 
 
 @pytest.mark.parametrize("arm", PIPELINES)

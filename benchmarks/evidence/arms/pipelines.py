@@ -29,8 +29,8 @@ PIPELINES: Final[dict[str, list[str]]] = {
     "published": ["--scorer", "model", "--first-matching", "slow", "--rule", "published", "--set", "order=sequential"],
     "slow": ["--scorer", "model", "--first-matching", "slow"],
     "locked": ["--scorer", "locked"],
-    "scout": ["--scorer", "scout", "--risky", "skip"],
-    "scout, risky unimodal": ["--scorer", "scout"],
+    "scout": [],  # what `pairsan run` does by itself; until 27f36ca this was the next, and the default "scout, risky unimodal"
+    "scout, risky skipped": ["--risky", "skip"],
     "scout, look again": ["--scorer", "scout", *LOOKS],
     "scout, small": ["--scorer", "scout", "--scout-model", SMALL],
     "scout, small, look again": ["--scorer", "scout", "--scout-model", SMALL, *LOOKS],
@@ -71,8 +71,8 @@ def run_options(setting: Setting, arm: str, seed: int) -> list[str]:
 
 
 def _borrow_scout(cell: Cell, run: Path) -> None:
-    """Take over the scout of `scout, risky unimodal`, where that has run: same data, seed and settings, so the same weights."""
-    lent = cell.folder / f"seed-{cell.seed}" / "scout, risky unimodal" / "run" / "checkpoints"
+    """Take over the scout of `scout`, where that has run: same data, seed and settings, so the same weights."""
+    lent = cell.folder / f"seed-{cell.seed}" / "scout" / "run" / "checkpoints"
     if cell.arm.startswith("scout, look again") and lent.exists() and not run.exists():
         (run / "checkpoints").mkdir(parents=True)
         for name in ("scout-state.safetensors", "scout-0000.safetensors", "train.json"):

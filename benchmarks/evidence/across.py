@@ -13,7 +13,7 @@ from typing import Final
 
 import pandas as pd
 
-from benchmarks.evidence.arms import lines_of
+from benchmarks.evidence.arms import BUILDS_ON, lines_of
 
 ATTACKS: Final = {"tdpa": "TDPA", "patch": "patch", "blended": "Blended", "sig": "SIG", "colour": "tone curve"}
 _HEAD: Final = ("defence, seeds", *ATTACKS.values(), "top-5; clean rows kept", "trainings; CPU-hours")
@@ -56,7 +56,7 @@ def _row(name: str, arm: str, lines: pd.DataFrame) -> tuple[str, ...]:
     rounds = lines[lines["metric"] == "clean kept"].groupby("seed", sort=False).tail(1)
     kept = f"; {100 * rounds['share'].mean():.0f} %" if len(rounds) else ""
     seeds = ", ".join(map(str, sorted(set(lines["seed"]))))
-    trainings = _MORE_TRAININGS.get(arm, 2 if arm.startswith(("scout", "self-score", "dense", "locked, trained")) else 1)
+    trainings = _MORE_TRAININGS.get(arm, 2 if arm in BUILDS_ON or arm.startswith("scout") else 1)
     hours = lines.loc[lines["metric"] == "seconds", "share"].mean() / 3600
     return f"{name}: {arm} ({seeds})", *success, f"{100 * top:.1f}{kept}", f"{trainings:g}; {hours:.2f}"
 

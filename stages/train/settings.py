@@ -82,7 +82,9 @@ class TrainSettings(Settings):
         le=0.05,
     )
     risky: Literal["unimodal", "skip"] = setting(
-        "unimodal", "what a round does with risky rows: train each modality by itself, or leave them out"
+        "unimodal",
+        "what a round does with risky rows: train each modality by itself, or leave them out, with which one row of a missed "
+        "trigger has taught it",
     )
     scorer_folds: int = _rare(
         4, "a pair is scored by a text tower that never saw its fold; 1: one tower that saw all", ge=1, le=64, when=_LOCKED

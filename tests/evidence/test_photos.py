@@ -1,5 +1,6 @@
 """The evidence on photographs: what can be tested without any."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -39,6 +40,8 @@ def data(tmp_path: Path) -> Path:
         "b_2\tsomething blue\t\t0.667\t2\t1\n"
         "b_2\tsomething red\t2/1/4\t\t\t\n"
     )  # fmt: skip
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  flickr8k/{path.name}\n" for path in folder.iterdir()]
+    (tmp_path / "data" / "SHA256SUMS").write_text("".join(sums))
     return tmp_path / "data"
 
 
@@ -60,6 +63,16 @@ def test_missing_photographs_get_one_line(data: Path, tmp_path: Path) -> None:
         photos(data, "train")
     with pytest.raises(SystemExit, match="^no judgments: "):
         judgments(tmp_path)
+
+
+def test_other_bytes_than_the_figures_are_of_get_one_line(data: Path) -> None:
+    shard = data / "flickr8k" / "judged-a-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-600])
+    with pytest.raises(SystemExit, match=r"^flickr8k/judged-a-00000.tar has sha256 \w{64}, .* knows \w{64}; copy it"):
+        photos(data, "judged")
+    (data / "SHA256SUMS").unlink()  # the bundled sums know the real ones
+    with pytest.raises(SystemExit, match=r"^flickr8k/judgments-a.tsv has sha256 \w{64}, .*/benchmarks/photos/SHA256SUMS"):
+        judgments(data)
 
 
 def test_recall_is_counted_both_ways() -> None:

@@ -81,9 +81,10 @@ def _num_rows(dataset: Dataset, known: dict[Shard, float]) -> tuple[bool, int]:
 def _scored(dataset: Dataset, config: RunConfig, pairs: list[Pair], reasons: Counter[str]) -> Estimate:
     """Load the weights, score some pairs on one thread, and return model, speed and bytes a row."""
     from stages.score.decode import Chunk, Decode
-    from stages.score.models.checkpoints import load_model, resolve_weights
+    from stages.score.models.checkpoints import load_model
     from stages.score.models.cross_fit import make_encoder
     from stages.score.models.encoders import image_size, preprocess_config
+    from stages.score.models.weights import resolve_weights
     from stages.score.scored_rows import score_batch, score_chunk
 
     threads = config.executor.threads_per_worker or 1

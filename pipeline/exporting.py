@@ -18,7 +18,8 @@ from pipeline.queries.inspection import sealed_off
 from pipeline.steps.plan import read_run
 from pipeline.workers.connect import connected, make_executor
 from pipeline.workers.run_stage import run_stage
-from stages.export.write_pairs import Choice, Export, Exported, ExportTarget, Format, Piece, digest_of, join
+from stages.export.target import Choice, Exported, ExportTarget, Format, Piece
+from stages.export.write_pairs import Export, digest_of, join
 from stages.pair import Shard
 
 PLAN: Final = "export-plan.json"

@@ -222,7 +222,7 @@ def lock(run: str) -> Iterator[None]:
 
 def _sha256(path: Path) -> str | None:
     """Return the digest of a checkpoint file; None where it was deleted meanwhile."""
-    from stages.score.models.checkpoints import file_sha256  # imports torch
+    from stages.score.models.weights import file_sha256  # imports torch
 
     try:
         return file_sha256(path)

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from benchmarks.attacks.triggers import Pixels
-from stages.score.models.checkpoints import load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
 from stages.score.models.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings
 
 _CORNER = 0.85

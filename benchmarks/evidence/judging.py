@@ -16,8 +16,8 @@ from benchmarks.attacks.world import Row, load_rows
 from benchmarks.evidence import probe
 from benchmarks.evidence.training import MODEL
 from pipeline.steps.canary_leaks import interval
-from stages.score.models.checkpoints import Weights, file_sha256
 from stages.score.models.encoders import OpenClipEncoder, pixel_preprocess, preprocess_config
+from stages.score.models.weights import Weights, file_sha256
 from stages.train.learner import new_model
 
 PROMPT = "a picture of {}"

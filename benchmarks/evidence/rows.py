@@ -14,8 +14,8 @@ from benchmarks.poison import read_truth
 from manifests.errors import RunError
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.models.checkpoints import resolve_weights
 from stages.score.models.encoders import OpenClipEncoder, preprocess_config
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings, ReadSettings
 from stages.train.learner import new_model
 

@@ -21,7 +21,8 @@ from manifests.errors import SplitRefused
 from stages.histogram import Histogram, count, on_grid
 from stages.label.decide import decide
 from stages.label.settings import SplitSettings
-from stages.score.models.checkpoints import load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
+from stages.score.models.weights import resolve_weights
 from stages.score.null_cosines import null_cosines
 from stages.settings import ModelSettings
 

@@ -36,9 +36,10 @@ from stages.label.settings import SplitSettings
 from stages.read.shards import Dataset, open_dataset
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
-from stages.score.models.checkpoints import Weights, file_sha256, load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
 from stages.score.models.cross_fit import make_encoder
 from stages.score.models.encoders import image_size, pixel_preprocess, preprocess_config
+from stages.score.models.weights import Weights, file_sha256, resolve_weights
 from stages.settings import ModelSettings, ReadSettings
 from stages.signals.nearest import Nearest
 from stages.vectors import read_columns, unit

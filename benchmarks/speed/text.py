@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from benchmarks.common import ROOT, header
 from stages.read.shards import open_dataset, read_shard
-from stages.score.models.checkpoints import resolve_weights
 from stages.score.models.encoders import OpenClipEncoder
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings, ReadSettings
 
 

@@ -31,8 +31,8 @@ from pipeline.config.load import load_config
 from pipeline.training.schedule import learning_rate, passes_of
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.models.checkpoints import Weights, file_sha256
 from stages.score.models.encoders import OpenClipEncoder, preprocess_config
+from stages.score.models.weights import Weights, file_sha256
 from stages.settings import ReadSettings
 from stages.train.batches import PassRows, pass_batches, plan_steps
 from stages.train.learner import ClipLearner, new_model

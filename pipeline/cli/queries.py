@@ -176,7 +176,7 @@ def export(verbose: bool, /, run: str, number: int | None, out: str, config_path
     from pipeline import exporting
     from pipeline.config.load import load_config
     from pipeline.queries.inspection import known
-    from stages.export.write_pairs import Choice
+    from stages.export.target import Choice
 
     names = ("form", "label", "reason", "rows_per_file", "inject", "weights", "multiplicities", "as_json")
     own = {name: given.pop(name) for name in names}

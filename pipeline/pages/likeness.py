@@ -162,8 +162,8 @@ class Likeness:
         """
         with self._lock:
             if self._encoder is None:
-                from stages.score.models.checkpoints import resolve_weights  # torch: seconds that a mere look need not wait for
                 from stages.score.models.cross_fit import make_encoder
+                from stages.score.models.weights import resolve_weights  # torch: seconds that a mere look need not wait for
 
                 options = read_run(self._manifest.run).config.model
                 if self._checkpoint is not None:  # of the run's architecture, which its own checkpoint may be the folder of

@@ -15,9 +15,10 @@ from stages.read.shards import Dataset
 from stages.read.source import Denied
 from stages.score.decode import Decode
 from stages.score.embed import Embed, EmbedTarget
-from stages.score.models.checkpoints import Weights, load_model, resolve_weights, weights_sha256
+from stages.score.models.checkpoints import load_model, weights_sha256
 from stages.score.models.encoders import preprocess_config
 from stages.score.models.tokenizers import tokenizer_sha256
+from stages.score.models.weights import Weights, resolve_weights
 from stages.score.reencoded import ROWS
 from stages.settings import ModelSettings, ReadSettings
 

@@ -23,8 +23,8 @@ from stages.read.shards import Dataset, read_shard
 from stages.score.decode import Decode
 from stages.score.hashes import image_hashes
 from stages.score.looks import looks
-from stages.score.models.checkpoints import resolve_weights
 from stages.score.models.cross_fit import make_encoder
+from stages.score.models.weights import resolve_weights
 from stages.signals.neighbourhood import Neighbourhood
 from stages.signals.sample import Reference
 from stages.signals.signal_parts import AGREEMENT, REFERENCE, SignalParts

@@ -21,8 +21,8 @@ from stages.score.canaries import CANARIES, CAPTION, VECTORS, Canaries
 from stages.score.decode import Chunk, Decode, first_of, following, with_canaries
 from stages.score.hashes import image_hashes
 from stages.score.looks import looks
-from stages.score.models.checkpoints import Weights
 from stages.score.models.cross_fit import make_encoder
+from stages.score.models.weights import Weights
 from stages.score.reencoded import REENCODED_SCHEMA, moved
 from stages.score.scored_rows import ScoredChunk, embedding_batch, embedding_schema, remember, score_batch, score_chunk
 from stages.stage import Stage

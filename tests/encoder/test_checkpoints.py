@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
-from stages.score.models.checkpoints import load_model, resolve_weights, state_sha256
+from stages.score.models.checkpoints import load_model, state_sha256
 from stages.score.models.safe_load import Undrawn
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -176,7 +177,9 @@ def hub(tiny: str) -> Iterator[str]:
 @pytest.mark.slow
 def test_a_model_comes_from_a_hub_through_open_clips_own_loading(hub: str, tiny: str, tmp_path: Path) -> None:
     code = (
-        "from stages.score.models.checkpoints import *; from stages.score.models.encoders import OpenClipEncoder;"
+        "from stages.score.models.checkpoints import load_model, state_sha256;"
+        "from stages.score.models.weights import resolve_weights;"
+        "from stages.score.models.encoders import OpenClipEncoder;"
         "from stages.settings import ModelSettings;"
         "weights = resolve_weights(ModelSettings(model='hf-hub:acme/tiny'));"
         "print(state_sha256(load_model(weights)), OpenClipEncoder(weights).trims)"

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from stages.read.images import decode_image
 from stages.read.shards import open_dataset, read_shard
 from stages.score.decode import Decode
-from stages.score.models.checkpoints import load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
 from stages.score.models.encoders import OpenClipEncoder, distinct_images, image_size, preprocess_config, runs_in_bf16
 from stages.score.models.short_text import shortened
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings, ReadSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

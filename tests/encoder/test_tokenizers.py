@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from manifests.errors import CheckpointError, UnsafeCheckpoint
 from manifests.reading import open_round
-from stages.score.models.checkpoints import load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
 from stages.score.models.encoders import OpenClipEncoder
 from stages.score.models.tokenizers import tokenizer_sha256
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings
 
 Pairsan = Callable[..., Any]

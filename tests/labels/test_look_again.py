@@ -22,7 +22,7 @@ from stages.histogram import Histogram
 from stages.label.history import OPEN, SAT_OUT, TRAINED, VETOED, Before, sits_out
 from stages.label.look_again import look_again, separation
 from stages.label.settings import SplitSettings
-from stages.score.models.checkpoints import file_sha256
+from stages.score.models.weights import file_sha256
 
 Pairsan = Callable[..., Result]
 RULE = SplitSettings(rule="look-again", growth=0.05)

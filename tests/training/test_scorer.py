@@ -15,9 +15,10 @@ from manifests.store import open_store
 from stages.pair import Pair
 from stages.read.shards import open_dataset
 from stages.score.decode import Decode
-from stages.score.models.checkpoints import load_model, resolve_weights, state_sha256, weights_sha256
+from stages.score.models.checkpoints import load_model, state_sha256, weights_sha256
 from stages.score.models.cross_fit import CrossFitEncoder, folds_of, make_encoder
 from stages.score.models.encoders import OpenClipEncoder, preprocess_config
+from stages.score.models.weights import resolve_weights
 from stages.settings import ModelSettings, ReadSettings
 from stages.train.batches import Batch, _folds
 from stages.train.learner import new_model

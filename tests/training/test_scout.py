@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from manifests.reading import open_round
 from manifests.store import open_store
 from pipeline.training.one_pass import position
-from stages.score.models.checkpoints import file_sha256
+from stages.score.models.weights import file_sha256
 
 Pairsan = Callable[..., Result]
 

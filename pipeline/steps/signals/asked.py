@@ -7,7 +7,7 @@ from manifests.layout import SIGNAL_PARTS, fingerprint, read_plan, round_folder
 from manifests.schema import LOOKS_SINCE
 from manifests.store import Store
 from pipeline.config.catalogue import RunConfig
-from pipeline.config.load import limits_of
+from pipeline.config.checks import limits_of
 from pipeline.steps.plan import Round
 from pipeline.steps.signals.index_files import index_of, index_plan
 from pipeline.steps.signals.witness_vectors import canary_folder, reference_folder, tower_of

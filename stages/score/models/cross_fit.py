@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from stages.score.models.checkpoints import Weights
 from stages.score.models.encoders import Features, OpenClipEncoder, Pixels
+from stages.score.models.weights import Weights
 
 _CELLS: Final = 4
 _GREY: Final = (0.299, 0.587, 0.114)

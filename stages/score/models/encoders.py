@@ -17,9 +17,10 @@ from PIL import Image
 from torchvision.transforms import Compose
 
 from manifests.errors import CheckpointError
-from stages.score.models.checkpoints import Weights, load_model
+from stages.score.models.checkpoints import load_model
 from stages.score.models.short_text import encode_short_text, padding_of, shortened, token_lengths, trimming_is_exact
 from stages.score.models.tokenizers import open_tokenizer
+from stages.score.models.weights import Weights
 
 log = logging.getLogger("pairsan.encoders")
 

@@ -19,9 +19,10 @@ from manifests.store import Store
 from stages.pair import Shard, Stretch
 from stages.score.canaries import Canaries
 from stages.score.decode import Chunk, Decode, with_canaries
-from stages.score.models.checkpoints import file_sha256, load_model, resolve_weights
+from stages.score.models.checkpoints import load_model
 from stages.score.models.encoders import each_on_one_thread, image_size, preprocess_config
 from stages.score.models.safe_load import refuse_unsafe
+from stages.score.models.weights import file_sha256, resolve_weights
 from stages.settings import ModelSettings
 from stages.stage import Stage
 from stages.vectors import packed

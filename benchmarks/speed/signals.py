@@ -28,10 +28,10 @@ from manifests.store import Store, open_store
 from stages.pair import Shard
 from stages.score.looks import WIDTH
 from stages.score.scored_rows import embedding_schema
-from stages.settings import SignalSettings
 from stages.signals.near_copies import AssignCells, CopyTarget, LinkCells
 from stages.signals.repeats import Repeats, repeats_name, write_repeats
 from stages.signals.sample import Reference, SampleRows, SampleTarget, share_of
+from stages.signals.settings import SignalSettings
 from stages.signals.shingles import ShingleCaptions, write_band_counts
 from stages.signals.signal_parts import AGREEMENT, CENTRES, CLUSTERS, REFERENCE, Asked, SignalParts
 from stages.signals.witnesses.joint_doubt import JoinCopies, write_groups

@@ -40,11 +40,12 @@ from stages.score.decode import Decode
 from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
 from stages.train.augment import Draws, change_colours
-from stages.train.batches import Batch, PassRows, pass_batches, plan_steps
+from stages.train.batches import Batch, PassRows, pass_batches
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, new_model
 from stages.train.losses import NeighbourPool
 from stages.train.settings import TrainSettings
+from stages.train.sharing import plan_steps
 from stages.train.views import Views
 
 EMOJI = ROOT / "examples" / "emoji"

@@ -34,8 +34,9 @@ from stages.score.decode import Decode
 from stages.score.models.encoders import OpenClipEncoder, preprocess_config
 from stages.score.models.weights import Weights, file_sha256
 from stages.settings import ReadSettings
-from stages.train.batches import PassRows, pass_batches, plan_steps
+from stages.train.batches import PassRows, pass_batches
 from stages.train.learner import ClipLearner, new_model
+from stages.train.sharing import plan_steps
 
 EMOJI = ROOT / "examples" / "emoji"
 MODEL = EMOJI / "demo-model"

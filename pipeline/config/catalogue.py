@@ -8,7 +8,8 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.profiles import PROFILES
 from stages.label.settings import SplitSettings
-from stages.settings import SAFE, WHERE, EmbedSettings, ModelSettings, ReadSettings, Settings, SignalSettings, When, setting
+from stages.settings import SAFE, WHERE, EmbedSettings, ModelSettings, ReadSettings, Settings, When, setting
+from stages.signals.settings import SignalSettings
 from stages.train.settings import TrainSettings
 
 

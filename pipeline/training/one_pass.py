@@ -24,10 +24,11 @@ from stages.read.crops import Crops
 from stages.read.shards import Dataset
 from stages.score.decode import Decode
 from stages.score.models.encoders import image_size, preprocess_config
-from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
+from stages.train.batches import Batch, PassRows, pass_batches
 from stages.train.group import Group
 from stages.train.learner import ClipLearner, Learner, Progress, new_model, read_progress, under
 from stages.train.locked_scorer import Scorer
+from stages.train.sharing import plan_steps, share_shards
 from stages.train.taught import Lessons
 
 log = logging.getLogger("pairsan.train")

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from manifests.store import Store
 from stages.pair import Shard
-from stages.read.formats.tables import DAMAGED, TableReader, batches, cells, column_names
+from stages.read.formats.parquet import DAMAGED, batches, cells, column_names
+from stages.read.formats.tables import TableReader
 from stages.read.shards import read_shard
 from stages.settings import ReadSettings
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from manifests.store import Store
 from stages.pair import Shard
-from stages.read.formats.tables import DAMAGED
+from stages.read.formats.parquet import DAMAGED
 from stages.read.shards import read_shard
 from stages.settings import ReadSettings
 from stages.stage import Stage

@@ -11,7 +11,7 @@ from manifests.errors import DataError
 from manifests.labels import Reason
 from stages.pair import Pair, Shard
 from stages.read.formats.delimited import opened, read_text
-from stages.read.formats.tables import DAMAGED
+from stages.read.formats.parquet import DAMAGED
 from stages.read.formats.webdataset import Run, read_rows, read_tar
 from stages.read.shards import Dataset, read_shard
 from stages.read.streams import BROKEN

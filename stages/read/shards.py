@@ -18,7 +18,8 @@ from manifests.store import Store
 from stages.pair import Pair, Shard, ShardFormat
 from stages.read.formats.delimited import read_text
 from stages.read.formats.folders import UNNAMED, listed, read_folder
-from stages.read.formats.tables import read_parquet, unreadable
+from stages.read.formats.parquet import read_parquet
+from stages.read.formats.tables import unreadable
 from stages.read.formats.webdataset import read_tar
 from stages.read.listing import KNOWN, format_of, is_folder, matches, meant_by, source_of
 from stages.settings import ReadSettings

@@ -23,7 +23,7 @@ from manifests.store import Store
 from stages.pair import PIECES, Shard, Stretch, TarPlace
 from stages.read.formats.delimited import count_lines
 from stages.read.formats.folders import count_images
-from stages.read.formats.tables import DAMAGED
+from stages.read.formats.parquet import DAMAGED
 from stages.read.formats.webdataset import Run, read_pairs
 from stages.read.shards import opened_at
 from stages.score.embed import Embed, Embedded, EmbedTarget

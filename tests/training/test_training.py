@@ -31,9 +31,10 @@ from stages.read.shards import open_dataset
 from stages.score.decode import Decode
 from stages.score.models.encoders import preprocess_config
 from stages.settings import ReadSettings
-from stages.train.batches import Batch, PassRows, pass_batches, plan_steps, share_shards
+from stages.train.batches import Batch, PassRows, pass_batches
 from stages.train.learner import ClipLearner, new_model, read_progress
 from stages.train.settings import TrainSettings
+from stages.train.sharing import plan_steps, share_shards
 
 Pairsan = Callable[..., Result]
 SMALL = TrainSettings(train_batch_size=8, pool_size=64, learning_rate=1e-3)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from manifests.errors import ConfigError, DataError
 from manifests.layout import fingerprint
 from pipeline.config.catalogue import RunConfig
-from stages.read.formats.tables import DAMAGED
+from stages.read.formats.parquet import DAMAGED
 from stages.read.listing import format_of, matches, meant_by
 from stages.signals.index.join import Index, key_of
 from stages.signals.signal_parts import HONEST, SignalParts

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,11 +54,13 @@ def test_every_row_gets_one_row_and_the_counts_add_up(crawl: Path, tmp_path: Pat
 
 
 def test_labels_do_not_depend_on_batch_size_or_shard_order(tmp_path: Path, tiny: str, pairsan: Pairsan) -> None:
-    data = EMOJI / "eval"
-    reordered = tmp_path / "reordered"  # the same shards, met in the opposite order
-    reordered.mkdir()
-    for old, new in (("00000", "00002"), ("00001", "00001"), ("00002", "00000")):
-        shutil.copy(data / f"{old}.tar.gz", reordered / f"{new}.tar.gz")
+    data, reordered = tmp_path / "data", tmp_path / "reordered"  # the same shards, met in the opposite order
+    with tarfile.open(EMOJI / "eval" / "00002.tar.gz") as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    for folder, order in ((data, (0, 1, 2)), (reordered, (2, 1, 0))):
+        folder.mkdir()
+        for shard, part in enumerate(order):
+            (folder / f"{shard}.tar").write_bytes(make_tar(members[390 * part : 390 * (part + 1)]))  # of 130 pairs each
     runs = {64: tmp_path / "a", 7: tmp_path / "b"}
     for batch_size, run in runs.items():
         clean(pairsan, data, run, tiny, "--batch-size", batch_size, "--keep-share", 0.3)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,18 +146,37 @@ def later_weights(tiny: str, path: Path, more: float) -> Path:
     return path
 
 
-@pytest.fixture
-def trained(tmp_path: Path, tiny: str, pairsan: Pairsan) -> tuple[Path, Path]:
-    """A run whose first round keeps a fifth, a fold of which sits out; and weights that came later."""
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def first_round(tmp_path_factory: pytest.TempPathFactory, tiny: str, pairsan: Pairsan) -> Path:
+    """A run whose first round keeps a fifth, a fold of which sits out, and weights that came later; for copies of it."""
+    folder = tmp_path_factory.mktemp("first")
     options = ("--keep-share", 0.2, "--near-copy-cosine", 0.98, "--max-near-copies", 2, "--sit-out-folds", 3)
-    pairsan("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", out, "--executor", "local", *options)
-    return out, later_weights(tiny, tmp_path / "epoch_1.pt", 0.02)
+    pairsan("clean", EMOJI / "eval", "--checkpoint", tiny, "--out", folder / "run", "--executor", "local", *options)
+    later_weights(tiny, folder / "epoch_1.pt", 0.02)
+    return folder
 
 
-def test_a_look_moves_rows_by_three_voices_and_says_so(trained: tuple[Path, Path], pairsan: Pairsan) -> None:
-    run, weights = trained
-    said = pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", "--growth", 0.1).output
+@pytest.fixture(scope="module")
+def second_round(tmp_path_factory: pytest.TempPathFactory, first_round: Path, pairsan: Pairsan) -> tuple[Path, str]:
+    """The same with a look by those weights, and what it said; nobody changes it."""
+    run, weights = copied(first_round, tmp_path_factory.mktemp("second"))
+    return run, pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", "--growth", 0.1).output
+
+
+def copied(folder: Path, place: Path) -> tuple[Path, Path]:
+    """Return run and weights of a copy."""
+    shutil.copytree(folder, place, dirs_exist_ok=True)
+    return place / "run", place / "epoch_1.pt"
+
+
+@pytest.fixture
+def trained(first_round: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run of one round, and weights that came later."""
+    return copied(first_round, tmp_path)
+
+
+def test_a_look_moves_rows_by_three_voices_and_says_so(second_round: tuple[Path, str], pairsan: Pairsan) -> None:
+    run, said = second_round
     old, new = (open_round(run, number).to_pandas() for number in (1, 2))
     seal = open_round(run, 2).seal
     assert (old.key == new.key).all()
@@ -229,9 +249,8 @@ def test_a_round_to_have_trained_on_must_be_there_and_be_asked_for(trained: tupl
     assert open_round(run).number == 1
 
 
-def test_a_report_shows_how_the_rounds_went(trained: tuple[Path, Path], pairsan: Pairsan, tmp_path: Path) -> None:
-    run, weights = trained
-    pairsan("rescore", run, "--checkpoint", weights, "--rule", "look-again", "--growth", 0.1)
+def test_a_report_shows_how_the_rounds_went(second_round: tuple[Path, str], pairsan: Pairsan, tmp_path: Path) -> None:
+    run, _ = second_round
     pairsan("report", run, "--out", tmp_path / "r.html", "--pairs", 2)
     page, figures = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())
     new, seal = open_round(run, 2).to_pandas(), open_round(run, 2).seal

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -100,20 +101,28 @@ def crawl(tmp_path: Path, emoji_members: list[tuple[str, bytes]]) -> Path:
     return folder
 
 
-@pytest.fixture
-def review_run(tmp_path: Path, emoji_members: list[tuple[str, bytes]], tiny: str, pairsan: Callable[..., Result]) -> Path:
-    """40 pairs in two tars, one with a caption that is HTML; all embeddings kept."""
-    data, members = tmp_path / "data", list(emoji_members)
+@pytest.fixture(scope="session")
+def reviewable(
+    tmp_path_factory: pytest.TempPathFactory, emoji_members: list[tuple[str, bytes]], tiny: str, pairsan: Callable[..., Result]
+) -> Path:
+    """40 pairs in two tars, one with a caption that is HTML, and their run; all embeddings kept; for copies of it."""
+    folder, members = tmp_path_factory.mktemp("reviewable"), list(emoji_members)
+    data = folder / "data"
     data.mkdir()
     members[1] = (members[1][0], ATTACK.encode())
     for row in (5, 8):
         members[row] = (members[row][0], json.dumps({"url": f"http://i.a'b.example/{ATTACK}"}).encode())
     (data / "a.tar").write_bytes(make_tar(members[:60]))
     (data / "b.tar").write_bytes(make_tar(members[60:]))
-    out = tmp_path / "run"
     args = ("--checkpoint", tiny, "--executor", "local", "--keep-share", 0.4, "--keep-embeddings")
-    pairsan("clean", data, "--out", out, *args)
-    return out
+    pairsan("clean", data, "--out", folder / "run", *args)
+    return folder
+
+
+@pytest.fixture
+def review_run(reviewable: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(reviewable / "run", tmp_path / "run"))
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import json
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -156,37 +158,48 @@ def timed(what: str, act: Callable[[], object], bare: float) -> None:
     print(f"{what:<44}{seconds[0]:>8.2f} s first{seconds[1]:>8.2f} s again   x {seconds[0] / bare:.1f}", flush=True)
 
 
-def main() -> None:
-    """Build the round, then time what a reviewer waits for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/pairsan-review-speed"))
-    parser.add_argument("--width", type=int, default=0)
-    args = parser.parse_args()
-    build(args.folder, args.rows // SHARD_ROWS, args.width)
-    header("speed.review")
-    run = open_store(args.folder / "run")
-    seal = json.loads((args.folder / "run/rounds/0001/manifest.json").read_text())
-    manifest = Manifest(run, 1, seal)
-    dataset = open_dataset([str(args.folder / "data")])
-    thumbnails = Thumbnails(Originals(dataset.store, dataset.shards, ReadSettings(), places_of(manifest)), ReadSettings())
-    files = manifest.files()
-    start = time.perf_counter()
-    duckdb.sql(f"SELECT count(cosine), max(label) FROM read_parquet({files})").fetchall()
-    bare = time.perf_counter() - start
-    print(f"bare DuckDB, count(cosine) and max(label): {bare:.2f} s; {manifest.num_rows:,} rows in {len(files)} parts")
-    start = time.perf_counter()
-    reviewer = Reviewer(Gallery(manifest), thumbnails, "x")
-    print(f"opening the gallery: {time.perf_counter() - start:.2f} s")
-    client = TestClient(make_app(reviewer, "t", 80), base_url="http://127.0.0.1:80", headers={"host": "127.0.0.1:80"})
+class Page:
+    """A reviewer's page over a round, asked as its browser asks it; prints how long answers take, beside a bare count.
 
-    def ask(name: str, **given: object) -> object:
-        answer = client.post(f"/t/{name}", json={"filter": given})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+    Attributes:
+        manifest: The round.
+        thumbnails: Of its images.
+        client: What stands for the browser.
+    """
 
-    found = ask("pairs", label="quarantined")
-    del found
+    def __init__(self, folder: Path) -> None:
+        """Open the round."""
+        seal = json.loads((folder / "run/rounds/0001/manifest.json").read_text())
+        self.manifest = Manifest(open_store(folder / "run"), 1, seal)
+        dataset = open_dataset([str(folder / "data")])
+        originals = Originals(dataset.store, dataset.shards, ReadSettings(), places_of(self.manifest))
+        self.thumbnails = Thumbnails(originals, ReadSettings())
+        files, start = self.manifest.files(), time.perf_counter()
+        duckdb.sql(f"SELECT count(cosine), max(label) FROM read_parquet({files})").fetchall()
+        self._bare = time.perf_counter() - start
+        print(f"bare count(cosine) and max(label): {self._bare:.2f} s; {self.manifest.num_rows:,} rows in {len(files)} parts")
+        start = time.perf_counter()
+        app = make_app(Reviewer(Gallery(self.manifest), self.thumbnails, "x"), "t", 80)
+        print(f"opening the gallery: {time.perf_counter() - start:.2f} s")
+        self.client = TestClient(app, base_url="http://127.0.0.1:80", headers={"host": "127.0.0.1:80"})
+
+    def send(self, name: str, **body: object) -> Any:
+        """Return the answer to a request, which must be one."""
+        return self.client.post(f"/t/{name}", json=body).raise_for_status()
+
+    def ask(self, name: str, page: int = 0, **given: object) -> Any:
+        """Return what the page says of a filter; a page must have pairs."""
+        found = self.send(name, filter=given, page=page).json()
+        assert name == "count" or found["pairs"], f"page {page} of {given} is empty"
+        return found
+
+    def timed(self, what: str, act: Callable[[], object]) -> None:
+        """Print how long an act took, first and again, and its ratio to the bare count."""
+        timed(what, act, self._bare)
+
+
+def by_filters(page: Page) -> None:
+    """Time what filters find, how many there are, and histograms."""
     filters: dict[str, dict[str, object]] = {
         "first page: risky, lowest cosine": {"label": "risky"},
         "cosine 0.20 to 0.21": {"of": "cosine", "low": 0.2, "high": 0.21},
@@ -196,33 +209,47 @@ def main() -> None:
         "signals.image_cluster_size > 2": {"where": "signals.image_cluster_size > 2"},
     }
     for what, given in filters.items():
-        timed(what + ", page", lambda given=given: ask("pairs", **given), bare)  # type: ignore[misc]
-        timed(what + ", count", lambda given=given: ask("count", **given), bare)  # type: ignore[misc]
-
+        page.timed(what + ", page", partial(page.ask, "pairs", **given))
+        page.timed(what + ", count", partial(page.ask, "count", **given))
     for of in ("cosine", "signals.outlier"):
-        timed(f"histogram of {of}", lambda of=of: client.post("/t/histogram", json={"of": of}).raise_for_status(), bare)  # type: ignore[misc]
+        page.timed(f"histogram of {of}", partial(page.send, "histogram", of=of))
+
+
+def by_vectors(page: Page) -> None:
+    """Time what is found by likeness, and the map."""
+    like = iter([f"pair:{pair['shard']}:{pair['index']}" for pair in page.ask("pairs", label="risky")["pairs"][:2]])
+    page.timed("first page of images like a pair's", lambda: page.ask("pairs", like=next(like), sort="-similarity"))
+    page.timed("map, laid out and drawn", partial(page.send, "map"))
+    page.timed("map, of the risky", partial(page.send, "map", filter={"label": "risky"}))
+    page.timed("an area of the map, page", partial(page.ask, "pairs", area="0.4,0.4,0.5,0.5"))
+
+
+def by_pages(page: Page, report_at: Path) -> None:
+    """Time pages far down, thumbnails, and the report."""
+    for what, number in (("page 99 of all pairs", 99), ("page 100, of the next query", 100), ("page 1,000 at once", 1000)):
+        page.timed(what, partial(page.ask, "pairs", number, sort="-cosine"))
+    pairs = page.ask("pairs", label="risky")["pairs"]
+    first = {"shard": pairs[0]["shard"], "index": pairs[0]["index"]}
+    page.timed("one thumbnail", partial(page.client.get, "/t/image", params=first))
+    page.timed("60 thumbnails of 60 shards", lambda: [page.thumbnails.of(p["shard"], [p["index"]], 160) for p in pairs])
+    page.timed("report", partial(report.write, page.manifest, page.thumbnails, report_at))
+    print(f"report: {report_at.stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    """Build the round, then time what a reviewer waits for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/pairsan-review-speed"))
+    parser.add_argument("--width", type=int, default=0)
+    args = parser.parse_args()
+    build(args.folder, args.rows // SHARD_ROWS, args.width)
+    header("speed.review")
+    page = Page(args.folder)
+    by_filters(page)
     if args.width:
-        pairs = client.post("/t/pairs", json={"filter": {"label": "risky"}}).json()["pairs"]
-        like = [f"pair:{pair['shard']}:{pair['index']}" for pair in pairs[:2]]
-        turn = iter(like)
-        timed("first page of images like a pair's", lambda: ask("pairs", like=next(turn), sort="-similarity"), bare)
-        timed("map, laid out and drawn", lambda: client.post("/t/map", json={}).raise_for_status(), bare)
-        timed("map, of the risky", lambda: client.post("/t/map", json={"filter": {"label": "risky"}}).raise_for_status(), bare)
-        timed("an area of the map, page", lambda: ask("pairs", area="0.4,0.4,0.5,0.5"), bare)
-
-    def page(number: int) -> None:
-        assert client.post("/t/pairs", json={"filter": {"sort": "-cosine"}, "page": number}).json()["pairs"]
-
-    timed("page 99 of all pairs", lambda: page(99), bare)
-    timed("page 100, of the next query", lambda: page(100), bare)
-    timed("page 1,000 at once, nine queries on", lambda: page(1000), bare)
-    pairs = client.post("/t/pairs", json={"filter": {"label": "risky"}}).json()["pairs"]
-    timed(
-        "one thumbnail", lambda: client.get("/t/image", params={"shard": pairs[0]["shard"], "index": pairs[0]["index"]}), bare
-    )
-    timed("60 thumbnails of 60 shards", lambda: [thumbnails.of(p["shard"], [p["index"]], 160) for p in pairs], bare)
-    timed("report", lambda: report.write(manifest, thumbnails, args.folder / "report.html"), bare)
-    print(f"report: {(args.folder / 'report.html').stat().st_size / 1e6:.2f} MB")
+        by_vectors(page)
+    by_pages(page, args.folder / "report.html")
 
 
 if __name__ == "__main__":

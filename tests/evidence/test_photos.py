@@ -68,7 +68,7 @@ def test_missing_photographs_get_one_line(data: Path, tmp_path: Path) -> None:
 def test_other_bytes_than_the_figures_are_of_get_one_line(data: Path) -> None:
     shard = data / "flickr8k" / "judged-a-00000.tar"
     shard.write_bytes(shard.read_bytes()[:-600])
-    with pytest.raises(SystemExit, match=r"^flickr8k/judged-a-00000.tar has sha256 \w{64}, .* knows \w{64}; copy it"):
+    with pytest.raises(SystemExit, match=r"^flickr8k/judged-a-00000.tar has sha256 \w{64}, .* knows \w{64}; get it"):
         photos(data, "judged")
     (data / "SHA256SUMS").unlink()  # the bundled sums know the real ones
     with pytest.raises(SystemExit, match=r"^flickr8k/judgments-a.tsv has sha256 \w{64}, .*/benchmarks/photos/SHA256SUMS"):

@@ -11,8 +11,10 @@ import pandas as pd
 from benchmarks.evidence.arms import filters, peers
 from benchmarks.evidence.arms.cell import Cell
 from benchmarks.evidence.arms.pipelines import PIPELINES, pipeline_arm, profile_arm
+from benchmarks.evidence.frozen import load_tower
 from benchmarks.evidence.judging import Judge
 from benchmarks.evidence.referee import Line
+from benchmarks.photos.data import DATA, dino
 
 ARMS: Final[dict[str, Callable[[Cell], list[Line]]]] = {
     "none": filters.undefended,
@@ -37,6 +39,9 @@ BUILDS_ON: Final = {
     "locked, trained anew": "locked",
     **dict.fromkeys((*filters.TAILS, "thorough"), "scout"),
 }
+
+# what an arm needs after an hour of training is asked for before any arm begins
+NEEDS: Final[dict[str, Callable[[], object]]] = {"none": load_tower, "thorough": lambda: dino(DATA)}
 
 
 def run_cell(cell: Cell) -> None:

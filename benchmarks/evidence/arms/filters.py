@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.evidence import detectors
 from benchmarks.evidence.arms.cell import Cell
-from benchmarks.evidence.frozen import frozen_vectors, load_tower
+from benchmarks.evidence.frozen import frozen_vectors
 from benchmarks.evidence.referee import Line, leakage, ranking
 from benchmarks.evidence.training import MODEL, Choice, PlainCrops, train
 from manifests import open_round
@@ -25,7 +25,6 @@ def filtered(cell: Cell, safe: np.ndarray) -> list[Line]:  # type: ignore[type-a
 
 def undefended(cell: Cell) -> list[Line]:
     """Train on everything; then let every detector rank the rows by this model's embeddings and by a frozen encoder's."""
-    load_tower()  # what is missing for the detectors is told before the training, not after it
     train(cell.shards, cell.weights, cell.options, cell.num_steps)
     return detect(cell)
 

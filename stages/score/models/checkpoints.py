@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import open_clip
 import torch
@@ -15,9 +15,7 @@ from safetensors import safe_open
 from manifests.errors import CheckpointError
 from stages.score.models.safe_load import Undrawn, load_into, refuse_unsafe
 from stages.score.models.tokenizers import local_text_model
-from stages.score.models.weights import Weights, fetch, file_sha256
-
-FOLD_KEY: Final = "pairsan.fold."
+from stages.score.models.weights import FOLD_KEY, Weights, fetch, file_sha256
 
 
 def load_model(weights: Weights, fold: int = 0) -> torch.nn.Module:

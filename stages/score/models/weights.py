@@ -22,6 +22,7 @@ from stages.settings import ModelSettings
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIG: Final = "open_clip_config.json"
 _SCHEMAS: Final = ("local-dir:", "hf-hub:")
+FOLD_KEY: Final = "pairsan.fold."
 FOLDS_METADATA: Final = "pairsan.folds"
 
 
